@@ -1,0 +1,1 @@
+"""Projects that use muse-adapter."""

@@ -1,0 +1,1 @@
+"""A complete retrieval project around the head: corpus, training, evaluation, search."""

@@ -1,0 +1,156 @@
+"""Command line of the quickstart: `python -m examples.quickstart [search "words"] [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from examples.quickstart.compare import compare, markdown_table
+from examples.quickstart.demo import demo
+from examples.quickstart.material import load_material
+from examples.quickstart.search import search
+from examples.quickstart.settings import Settings
+
+EXAMPLE_QUERY = "a small red circle moves left above a large blue square"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.quickstart",
+        description="Train MUSE and mean pooling on a small corpus of real video files, evaluate "
+        "both on held-out clips, draw pictures; then search the clips by words.",
+    )
+    parser.add_argument("command", nargs="?", choices=["search"], help="search the trained clips")
+    parser.add_argument("words", nargs="?", help="what to search for, in quotes")
+    parser.add_argument("--folder", type=Path, default=Path("quickstart-output"),
+                        help="everything is kept here (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--compare", action="store_true", help="the full study: 8 heads, 3 seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--steps", type=int, default=800, help="training steps (default: 800)")
+    own = parser.add_argument_group("own material")
+    own.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of your videos")
+    own.add_argument("--captions", type=Path, metavar="CSV", help="CSV of their captions")
+    own.add_argument("--backbone", type=Path, metavar="FOLDER",
+                     help="folder of a pretrained Hugging Face CLIP")  # fmt: skip
+    own.add_argument("--train-backbone", action="store_true", help="let the CLIP learn too")
+    own.add_argument("--num-frames", type=int, metavar="T",
+                     help="frames of a clip (default: 8; 12 with --backbone)")  # fmt: skip
+    own.add_argument("--size", type=int, metavar="PIXELS",
+                     help="side of a frame (default: 32; that of the CLIP)")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that do not fit together."""
+    if options.command == "search" and not options.words:
+        raise ValueError(f'search expects words: search "{EXAMPLE_QUERY}"')
+    if (options.videos is None) != (options.captions is None):
+        raise ValueError("--videos and --captions belong together: give both or none")
+    if options.train_backbone and options.backbone is None:
+        raise ValueError("--train-backbone needs --backbone FOLDER")
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that the options ask for."""
+    if options.backbone is None:
+        return Settings(
+            seed=options.seed,
+            steps=options.steps,
+            num_frames=8 if options.num_frames is None else options.num_frames,
+            size=32 if options.size is None else options.size,
+        )
+    from examples.quickstart.pretrained import read_preprocessing
+
+    folder = str(options.backbone.resolve())
+    size, _, _ = read_preprocessing(folder)
+    if options.size not in (None, size):
+        raise ValueError(f"--size must be that of the backbone, {size}, got {options.size}")
+    return Settings(
+        seed=options.seed,
+        steps=options.steps,
+        lr=1e-4,  # the paper's, whose backbone is pretrained too
+        num_frames=12 if options.num_frames is None else options.num_frames,
+        size=size,
+        backbone=folder,
+        train_backbone=options.train_backbone,
+    )
+
+
+def run_search(options: argparse.Namespace) -> None:
+    """Print the best clips."""
+    hits, warnings = search(options.folder, options.words)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for rank, hit in enumerate(hits, start=1):
+        print(f"{rank}. {hit.score:6.3f}  {hit.caption}\n           {hit.path}")
+
+
+def run_training(options: argparse.Namespace) -> None:
+    """The default run or the study, and what they leave."""
+    began = time.perf_counter()
+    settings = settings_of(options)
+    material = load_material(
+        options.folder,
+        num_frames=settings.num_frames,
+        size=settings.size,
+        videos=options.videos,
+        captions=options.captions,
+        progress=not options.quiet,
+    )
+    sizes = ", ".join(f"{count} {name}" for name, count in material.sizes.items())
+    print(f"clips: {sizes}; {settings.num_frames} frames of {settings.size} pixels")
+    folder, progress = options.folder, not options.quiet
+    if options.compare:
+        summary = compare(settings, material, folder, device=options.device, progress=progress)
+        print(markdown_table(summary["summary"]))
+        print(f"results: {folder / 'compare.json'}, {folder / 'compare.md'}")
+        return
+    demo(settings, material, folder, device=options.device, progress=progress)
+    print(f"\nresults:  {folder / 'results.json'}")
+    print(f"pictures: {folder / 'contact_sheet.png'}, {folder / 'curves.png'}")
+    print(f"total time: {time.perf_counter() - began:.0f} s")
+    where = "" if folder == Path("quickstart-output") else f" --folder {shlex.quote(str(folder))}"
+    query = EXAMPLE_QUERY if material.rendered else material.parts["test"].clips[0].caption
+    print(f"search:   python -m examples.quickstart search {shlex.quote(query)}{where}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0, 2 after an error, 130 after an interrupt.
+    """
+    parser = build_parser()
+    # intermixed, so that options may stand between `search` and its words
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        check_options(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        if options.command == "search":
+            run_search(options)
+        else:
+            run_training(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The full study: every head, three seeds each, the same clips and steps for all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from examples.quickstart.evaluate import videos_of
+from examples.quickstart.files import write_bytes
+from examples.quickstart.heads import HEADS
+from examples.quickstart.material import Material
+from examples.quickstart.report import environment, write_json
+from examples.quickstart.runs import finished, run, scan_backend
+from examples.quickstart.settings import Settings
+
+LABELS = {
+    "muse": "**MUSE**",
+    "mean_pool": "mean pooling (meanP)",
+    "temporal_transformer": "temporal transformer (seqTransf)",
+    "mamba": "MUSE, one-directional Mamba",
+    "attention": "MUSE, attention",
+    "conv": "MUSE, convolution",
+    "frame_wise": "MUSE, frame-wise order",
+    "spatial_wise": "MUSE, spatial-wise order",
+}
+COLUMNS = (
+    ("T2V R@1", ("t2v", "R@1")),
+    ("R@5", ("t2v", "R@5")),
+    ("R@10", ("t2v", "R@10")),
+    ("MdR", ("t2v", "MdR")),
+    ("MnR", ("t2v", "MnR")),
+    ("V2T R@1", ("v2t", "R@1")),
+    ("order right, %", ("pair_preference",)),
+    ("training, s", ("train_seconds",)),
+)
+
+
+def compare(
+    settings: Settings,
+    material: Material,
+    folder: Path,
+    *,
+    heads: Sequence[str] = HEADS,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the study, or what of it is not done yet.
+
+    Args:
+        settings: of every run; head and seed are set for each.
+        material: the clips.
+        folder: gets `compare.json` and `compare.md`, written anew after each run.
+        heads: the heads.
+        seeds: the seeds.
+        device: where to train.
+        progress: whether to show progress bars.
+
+    Returns:
+        What was written to `compare.json`.
+    """
+    results: dict[str, list[dict[str, Any]]] = {head: [] for head in heads}
+    summary: dict[str, Any] = {}
+    for seed in seeds:
+        for head in heads:
+            this = replace(settings, head=head, seed=seed)
+            result = finished(this, material, folder)
+            if result is None:
+                _, result = run(this, material, folder, device=device, progress=progress)
+            else:
+                print(f"{head}, seed {seed}: done already")
+            results[head].append(result)
+            summary = {
+                "environment": environment(scan_backend(device)),
+                "clips": material.sizes,
+                "chance_r1": 100 / len(videos_of(material.parts["test"])[0]),
+                "summary": {name: summarise(runs) for name, runs in results.items() if runs},
+                "runs": [run for runs in results.values() for run in runs],
+            }
+            write_json(folder / "compare.json", summary)
+            write_bytes(folder / "compare.md", markdown_table(summary["summary"]).encode())
+    return summary
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread (sample standard deviation; None for one run) of each column."""
+    columns = {}
+    for name, keys in COLUMNS:
+        values = [_at(result, keys) for result in results]
+        if any(value is None for value in values):
+            continue
+        columns[name] = {
+            "mean": statistics.fmean(values),
+            "spread": statistics.stdev(values) if len(values) > 1 else None,
+        }
+    return {
+        "seeds": [result["seed"] for result in results],
+        "head_parameters": results[0]["parameters"]["head"],
+        "columns": columns,
+    }
+
+
+def markdown_table(summary: dict[str, dict[str, Any]]) -> str:
+    """The table of the README: mean ± spread over the seeds, one line per head."""
+    names = [name for name, _ in COLUMNS if all(name in row["columns"] for row in summary.values())]
+    lines = [
+        "| head | seeds | parameters | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for head, row in summary.items():
+        cells = [_cell(row["columns"][name]) for name in names]
+        start = f"| {LABELS[head]} | {len(row['seeds'])} | {row['head_parameters']:,} | "
+        lines.append(start + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _at(result: dict[str, Any], keys: Sequence[str]) -> Any:
+    for key in keys:
+        result = result[key]
+    return result
+
+
+def _cell(column: dict[str, float | None]) -> str:
+    if column["spread"] is None:
+        return f"{column['mean']:.1f}"
+    return f"{column['mean']:.1f} ± {column['spread']:.1f}"

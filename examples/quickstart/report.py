@@ -1,0 +1,79 @@
+"""Results on paper: the machine, JSON, the table."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.quickstart.files import write_bytes
+
+PACKAGES = ("muse-adapter", "torch", "einops", "numpy", "numba", "av", "transformers")
+DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(backend: str) -> dict[str, Any]:
+    """Machine, versions, date and command of the present process, for a results file.
+
+    Args:
+        backend: of the scan.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m examples.quickstart", *sys.argv[1:]]),
+        "processor": _processor(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "scan_backend": backend,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside and rename."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def result_table(results: dict[str, dict[str, Any]]) -> str:
+    """The table on screen: one line per head and direction.
+
+    Args:
+        results: what `evaluate` returned, by name of the head.
+    """
+    lines = [f"{'':24}{'':16}" + "".join(f"{measure:>8}" for measure in MEASURES)]
+    for key, direction in DIRECTIONS.items():
+        for name, result in results.items():
+            values = "".join(f"{result[key][measure]:8.1f}" for measure in MEASURES)
+            lines.append(f"{name:24}{direction:16}{values}")
+    preferred = {name: result["pair_preference"] for name, result in results.items()}
+    if all(value is not None for value in preferred.values()):
+        lines.append("right clip preferred over its time reversal (order ignored: 50 %):")
+        lines += [f"{name:24}{value:5.1f} %" for name, value in preferred.items()]
+    return "\n".join(lines)

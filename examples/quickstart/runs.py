@@ -1,0 +1,96 @@
+"""One run: train a head, evaluate it on the test part, keep its result as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from examples.quickstart.batches import TrainingSet
+from examples.quickstart.evaluate import captions_of, evaluate
+from examples.quickstart.material import Material
+from examples.quickstart.model import build_model, build_tokenizer
+from examples.quickstart.report import write_json
+from examples.quickstart.settings import Settings
+from examples.quickstart.train import Trained, build_optimizer, train, train_step
+from muse_adapter.ops.dispatch import choose
+
+
+def scan_backend(device: str) -> str:
+    """Name of the backend that the scan takes on a device."""
+    return choose(torch.device(device)).NAME
+
+
+def run_folder(folder: Path, settings: Settings, material: Material) -> Path:
+    """Where the checkpoint and the result of a run are kept."""
+    return folder / "runs" / settings.run_name(material.fingerprint)
+
+
+def run(
+    settings: Settings,
+    material: Material,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+) -> tuple[Trained, dict[str, Any]]:
+    """Train (or take up the checkpoint), evaluate on the test part, write `result.json`.
+
+    Returns:
+        The trained model and the result: what `evaluate` returns, with settings, number of
+        parameters, seconds of training and the curves.
+    """
+    place = run_folder(folder, settings, material)
+    trained = train(
+        settings,
+        material.parts["train"],
+        material.parts["validation"],
+        place / "checkpoint.pt",
+        device=device,
+        progress=progress,
+    )
+    result = {
+        "head": settings.head,
+        "seed": settings.seed,
+        **evaluate(trained.model, trained.tokenizer, material.parts["test"]),
+        "parameters": {
+            "head": _count(trained.model.video.head),
+            "all": _count(trained.model),
+        },
+        "train_seconds": round(trained.seconds, 1),
+        "scan_backend": scan_backend(device),
+        "settings": asdict(settings),
+        "losses": trained.losses,
+        "validation_r1": trained.validation,
+    }
+    write_json(place / "result.json", result)
+    return trained, result
+
+
+def finished(settings: Settings, material: Material, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that was already finished, or None."""
+    path = run_folder(folder, settings, material) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def seconds_per_step(settings: Settings, material: Material, device: str, steps: int = 3) -> float:
+    """Time of a training step of a throwaway model, the first step not counted."""
+    part = material.parts["train"]
+    tokenizer = build_tokenizer(settings, captions_of(part))
+    model = build_model(settings, tokenizer).to(device)
+    optimizer = build_optimizer(model, settings)
+    clips = TrainingSet.of(part, tokenizer)
+    train_step(model, optimizer, settings, 0, clips)
+    began = time.perf_counter()
+    for step in range(1, 1 + steps):
+        train_step(model, optimizer, settings, step, clips)
+    return (time.perf_counter() - began) / steps
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,181 @@
+"""What happens in a clip: scenes, their captions and their time reversal.
+
+A scene is a caption's meaning only; :mod:`examples.quickstart.drawing` decides where and how fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("circle", "square", "triangle")
+SIZES = ("small", "large")
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+DIRECTIONS = tuple(OPPOSITE)
+MIRRORED = {
+    "above": "below",
+    "below": "above",
+    "on the left of": "on the right of",
+    "on the right of": "on the left of",
+}
+RELATIONS = tuple(MIRRORED)
+QUERY = "a small red circle moves left above a large blue square"
+
+# Leg one and leg two of a two-step motion are at right angles: there and back again would be its
+# own reversal.
+TWO_STEPS = tuple(
+    (first, then)
+    for first in DIRECTIONS
+    for then in DIRECTIONS
+    if then not in (first, OPPOSITE[first])
+)
+# Shares of the kinds of motion, and of the scenes of one step that get a third object.
+KINDS = {"one step": 0.4, "two steps": 0.35, "both move": 0.25}
+BYSTANDER_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object: ``str`` gives "small red circle"."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The first object moves, in a relation to the second that holds in every frame.
+
+    Attributes:
+        first: the object that moves.
+        motion: the directions of its steps, one or two, each filling a part of the clip.
+        relation: where the first object is, seen from the second.
+        second: the other object.
+        second_motion: the direction of the second object, or None if it stands still.
+        bystander: a third object that stands still, if any.
+    """
+
+    first: Thing
+    motion: tuple[str, ...]
+    relation: str
+    second: Thing
+    second_motion: str | None = None
+    bystander: Thing | None = None
+
+    @property
+    def caption(self) -> str:
+        """The sentence that says exactly this."""
+        text = f"a {self.first} moves {' and then '.join(self.motion)} {self.relation}"
+        text += f" a {self.second}"
+        if self.second_motion:
+            text += f" that moves {self.second_motion}"
+        if self.bystander:
+            text += f" while a {self.bystander} stands still"
+        return text
+
+    def reversed(self) -> Scene:
+        """The scene of the same frames in reverse order: steps swapped, each one turned."""
+        return replace(
+            self,
+            motion=tuple(OPPOSITE[step] for step in self.motion[::-1]),
+            second_motion=self.second_motion and OPPOSITE[self.second_motion],
+        )
+
+    def meaning(self) -> frozenset[tuple[object, ...]]:
+        """Equal for two scenes if one caption is true of both.
+
+        Two moving objects can be told in either order, and a caption without the bystander is
+        true of the clip with it.
+        """
+        told = (self.first, self.motion, self.relation, self.second, self.second_motion)
+        if self.second_motion is None:
+            return frozenset({told})
+        other = (
+            self.second,
+            (self.second_motion,),
+            MIRRORED[self.relation],
+            self.first,
+            self.motion[0],
+        )
+        return frozenset({told, other})
+
+
+def parse_caption(caption: str) -> Scene:
+    """The scene of a caption without a second motion or a bystander, such as ``QUERY``."""
+    words = caption.split()
+    relation = " ".join(words[6:-4])
+    return Scene(Thing(*words[1:4]), (words[5],), relation, Thing(*words[-3:]))
+
+
+def sample_pairs(
+    count: int,
+    rng: np.random.Generator,
+    taken: set[frozenset[tuple[object, ...]]],
+    first: Scene | None = None,
+) -> list[tuple[Scene, Scene]]:
+    """Draw scenes with their reversals; no two of all of them mean the same.
+
+    With every scene comes its reversal, so left and right, and up and down, are equally frequent.
+
+    Args:
+        count: number of pairs.
+        rng: source of the draws.
+        taken: meanings that must not come again; the new ones are added to it.
+        first: a scene to begin with.
+
+    Returns:
+        ``count`` pairs (scene, its reversal).
+    """
+    pairs: list[tuple[Scene, Scene]] = []
+    while len(pairs) < count:
+        scene = first if first is not None and not pairs else _sample(rng)
+        meanings = {scene.meaning(), scene.reversed().meaning()}
+        if len(meanings) == 2 and not meanings & taken:
+            taken |= meanings
+            pairs.append((scene, scene.reversed()))
+        elif scene is first:
+            raise ValueError(f"the scene to begin with is taken: {scene.caption}")
+    return pairs
+
+
+def _sample(rng: np.random.Generator) -> Scene:
+    first, second = _things(rng)
+    relation = _choice(rng, RELATIONS)
+    kind = rng.choice(list(KINDS), p=list(KINDS.values()))
+    if kind == "two steps":
+        return Scene(first, _choice(rng, TWO_STEPS), relation, second)
+    motion = (_choice(rng, DIRECTIONS),)
+    if kind == "both move":
+        return Scene(first, motion, relation, second, _choice(rng, DIRECTIONS))
+    if rng.random() >= BYSTANDER_SHARE:
+        return Scene(first, motion, relation, second)
+    bystander = _thing(rng, "small")
+    while bystander in (first, second):
+        bystander = _thing(rng, "small")
+    return Scene(first, motion, relation, second, bystander=bystander)
+
+
+def _things(rng: np.random.Generator) -> tuple[Thing, Thing]:
+    """Two different objects, not both of them large: those would leave no room to move."""
+    while True:
+        first, second = _thing(rng), _thing(rng)
+        same = (first.colour, first.shape) == (second.colour, second.shape)
+        if not same and "small" in (first.size, second.size):
+            return first, second
+
+
+def _thing(rng: np.random.Generator, size: str | None = None) -> Thing:
+    return Thing(size or _choice(rng, SIZES), _choice(rng, COLOURS), _choice(rng, SHAPES))
+
+
+def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:
+    return values[int(rng.integers(len(values)))]

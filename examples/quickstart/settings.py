@@ -1,0 +1,80 @@
+"""Everything a training run depends on, in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from muse_adapter import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of one run; two runs with equal settings and clips give equal results.
+
+    Attributes:
+        head: name of the video head, one of `examples.quickstart.heads.HEADS`.
+        seed: seed of the weights, the order of the clips and the dropout.
+        steps: optimiser steps.
+        batch_size: clips in a batch.
+        lr: peak learning rate of everything but the head.
+        head_lr_scale: the head learns at this multiple of `lr`.
+        weight_decay: decoupled weight decay.
+        warmup: share of the steps in which the learning rate rises linearly; a cosine follows.
+        max_grad_norm: all gradients together are clipped to this norm.
+        width: width of the two towers and of the head. Unused with `backbone`.
+        depth: layers of the head.
+        vision_layers: layers of the image tower. Unused with `backbone`.
+        text_layers: layers of the text tower. Unused with `backbone`.
+        patch: side of a patch in pixels. Unused with `backbone`.
+        size: side of a frame in pixels.
+        num_frames: frames sampled from a clip.
+        backbone: folder of a pretrained Hugging Face CLIP, or None for towers from nothing.
+        train_backbone: whether the pretrained towers learn too.
+    """
+
+    head: str = "muse"
+    seed: int = 0
+    steps: int = 800
+    batch_size: int = 32
+    lr: float = 1e-3
+    head_lr_scale: float = 10.0
+    weight_decay: float = 0.2
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    width: int = 64
+    depth: int = 2
+    vision_layers: int = 2
+    text_layers: int = 2
+    patch: int = 8
+    size: int = 32
+    num_frames: int = 8
+    backbone: str | None = None
+    train_backbone: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "size", "num_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.backbone is None and self.size % self.patch:
+            raise ValueError(f"size must be a multiple of {self.patch}, got {self.size}")
+        if self.train_backbone and self.backbone is None:
+            raise ValueError("train_backbone needs a backbone; towers from nothing always learn")
+
+    def run_name(self, clips: str) -> str:
+        """Name of the folder of this run.
+
+        Args:
+            clips: fingerprint of the clips, see `fingerprint`.
+
+        Returns:
+            Head, seed and eight digits that change with any other setting, with the clips and
+            with the version of the package, so that no run is mistaken for another.
+        """
+        return f"{self.head}-seed{self.seed}-{fingerprint([asdict(self), clips, __version__])}"
+
+
+def fingerprint(value: object) -> str:
+    """Eight hexadecimal digits of the SHA-256 of `value` written as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

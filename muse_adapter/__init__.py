@@ -1,0 +1,21 @@
+"""Multi-scale Mamba video heads for text-video retrieval (MUSE, AAAI 2025), on any ViT's patch tokens."""
+
+from muse_adapter.backbones import VideoEncoder
+from muse_adapter.checkpoint import load_muse_state_dict
+from muse_adapter.config import PAPER_SETTINGS, MuseConfig, TrainingSettings
+from muse_adapter.metrics import retrieval_metrics
+from muse_adapter.model import MultiScaleMamba
+from muse_adapter.optim import param_groups
+from muse_adapter.version import VERSION as __version__
+
+__all__ = [
+    "PAPER_SETTINGS",
+    "MultiScaleMamba",
+    "MuseConfig",
+    "TrainingSettings",
+    "VideoEncoder",
+    "__version__",
+    "load_muse_state_dict",
+    "param_groups",
+    "retrieval_metrics",
+]

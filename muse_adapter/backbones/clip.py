@@ -1,0 +1,139 @@
+"""Patch tokens of CLIP as OpenAI, CLIP4Clip (and X-CLIP) and open_clip write it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from muse_adapter.backbones.timm_vit import grid_of_timm, is_timm_vit, timm_dtype
+from muse_adapter.backbones.tokens import Grid, PatchTokens, embedding_first
+
+
+def find_clip4clip(backbone: Any) -> PatchTokens | None:
+    """The CLIP inside CLIP4Clip, X-CLIP and forks: its tokens come normalised and projected."""
+    encode = getattr(backbone, "encode_image", None)
+    if not callable(encode) or "return_hidden" not in inspect.signature(encode).parameters:
+        return None
+    tower = getattr(backbone, "visual", None)
+    if not _is_clip_tower(tower) or tower.proj is None:
+        return None
+    _refuse_patches_over_time(tower)
+    return PatchTokens("CLIP4Clip CLIP", tower.proj.shape[1], 1, _read_clip4clip, _grid_of_conv1)
+
+
+def _read_clip4clip(backbone: Any, frames: Tensor) -> Tensor:
+    return backbone.encode_image(frames, return_hidden=True)[1]
+
+
+def find_openai_clip(backbone: Any) -> PatchTokens | None:
+    """OpenAI's CLIP or its ``visual``: the projection of the normalised output of every token."""
+    tower = _tower(backbone)
+    if not _is_clip_tower(tower) or hasattr(tower, "output_tokens"):
+        return None
+    _refuse_patches_over_time(tower)
+    return PatchTokens("OpenAI CLIP", _projected_width(tower), 1, _read_openai, _grid_of_conv1)
+
+
+def _read_openai(backbone: Any, frames: Tensor) -> Tensor:
+    tower = _tower(backbone)
+    output, _ = _run_and_capture(tower, frames)
+    return _project(tower, output.transpose(0, 1))  # its transformer keeps tokens first: (N, n, C)
+
+
+def find_open_clip(backbone: Any) -> PatchTokens | None:
+    """open_clip's own ViT, whether the class token or the mean of the patches is its embedding."""
+    tower = _tower(backbone)
+    if not _is_clip_tower(tower) or not hasattr(tower, "output_tokens"):
+        return None
+    if getattr(tower, "attn_pool", None) is not None:
+        raise ValueError(
+            "open_clip towers with an attentional pool (CoCa) put learned queries in the place of "
+            "the patch grid, so their patch tokens are not in the space of their embedding; say "
+            "which tokens you want with VideoEncoder(backbone, head, tokens=my_function)"
+        )
+    width = _projected_width(tower)
+    return PatchTokens("open_clip ViT", width, 1, _read_open_clip, _grid_of_conv1)
+
+
+def _read_open_clip(backbone: Any, frames: Tensor) -> Tensor:
+    tower = _tower(backbone)
+    output, result = _run_and_capture(tower, frames)
+    if not hasattr(tower.transformer, "batch_first"):  # before open_clip 2.28: (N, n, C)
+        output = output.transpose(0, 1)
+    tokens = _project(tower, output)
+    if getattr(tower, "pool_type", "tok") != "avg":
+        return tokens
+    embedding = result[0] if isinstance(result, tuple) else result
+    return embedding_first(embedding, tokens[:, 1:])
+
+
+def find_open_clip_timm(backbone: Any) -> PatchTokens | None:
+    """open_clip with a timm ViT as tower (SigLIP, EVA-02, PE, ViTamin): trunk, then projection."""
+    tower = _tower(backbone)
+    trunk, head = getattr(tower, "trunk", None), getattr(tower, "head", None)
+    if not isinstance(head, nn.Module) or not is_timm_vit(trunk):
+        return None
+    linears = [m for part in (trunk.head, head) for m in part.modules() if isinstance(m, nn.Linear)]
+    width = linears[-1].out_features if linears else trunk.num_features
+    return PatchTokens("open_clip timm ViT", width, 1, _read_open_clip_timm, _grid_of_trunk)
+
+
+def _read_open_clip_timm(backbone: Any, frames: Tensor) -> Tensor:
+    tower = _tower(backbone)
+    trunk = tower.trunk
+    features = trunk.forward_features(frames.to(timm_dtype(trunk)))
+    patches = trunk.fc_norm(features[:, trunk.num_prefix_tokens :])
+    return embedding_first(
+        tower.head(trunk.forward_head(features)), tower.head(trunk.head(trunk.head_drop(patches)))
+    )
+
+
+def _tower(backbone: Any) -> Any:
+    return getattr(backbone, "visual", backbone)
+
+
+def _is_clip_tower(tower: Any) -> bool:
+    names = ("conv1", "class_embedding", "transformer", "ln_post", "proj")
+    return isinstance(tower, nn.Module) and all(hasattr(tower, name) for name in names)
+
+
+def _refuse_patches_over_time(tower: Any) -> None:
+    if getattr(tower, "linear_patch", "2d") == "3d":
+        raise ValueError(
+            "this CLIP was built with linear_patch='3d': its patches reach over several frames, so "
+            "frames cannot be encoded one by one; build it with linear_patch='2d'"
+        )
+
+
+def _projected_width(tower: Any) -> int:
+    return tower.conv1.out_channels if tower.proj is None else tower.proj.shape[1]
+
+
+def _project(tower: Any, output: Tensor) -> Tensor:
+    tokens = tower.ln_post(output)
+    return tokens if tower.proj is None else tokens @ tower.proj
+
+
+def _run_and_capture(tower: Any, frames: Tensor) -> tuple[Tensor, Any]:
+    """Runs the tower as it is, returning its transformer's output and its own result.
+
+    A hook leaves the way from pixels to the transformer to the tower, whatever a fork made of it.
+    """
+    seen: list[Tensor] = []
+    handle = tower.transformer.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    try:
+        result = tower(frames.to(tower.conv1.weight.dtype))
+    finally:
+        handle.remove()
+    return seen[-1], result
+
+
+def _grid_of_conv1(backbone: Any, size: Grid) -> Grid:
+    patch = _tower(backbone).conv1.stride
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def _grid_of_trunk(backbone: Any, size: Grid) -> Grid:
+    return grid_of_timm(_tower(backbone).trunk, size)

@@ -1,0 +1,299 @@
+"""The configuration of the head, and the paper's training settings per data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from muse_adapter.version import VERSION
+
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+AGGREGATIONS = ("scale_wise", "frame_wise", "spatial_wise")
+MIXERS = ("bimamba", "mamba", "attention", "conv")
+INITS = ("identity", "release")
+ATTENTION_HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class MuseConfig:
+    """Everything that determines a head, as plain values; the defaults are the paper's.
+
+    Args:
+        dim: Width D of the head, of its input (see `in_dim`) and of the embedding.
+        in_dim: Width C of the incoming tokens. None or `dim`: they are taken as they are;
+            otherwise a learned projection from `in_dim` to `dim` comes first.
+        scales: Factors on the patch grid, out of 0.25, 0.5, 1, 2 and 4, in the order of the
+            sequence. The class token is always there beside them. Stored as a tuple of floats.
+        aggregation: Order of the sequence: "scale_wise", "frame_wise" or "spatial_wise".
+        depth: Number of residual mixer layers.
+        mixer: "bimamba", "mamba" (one direction), "attention" or "conv".
+        d_state: State size S of the mixer's scan.
+        d_conv: Number of taps of the mixer's convolution.
+        expand: Inner width E of the mixer, as a multiple of `dim`.
+        dropout: Rate in the last layer; the rates of the layers rise linearly from 0 to it.
+        num_prefix_tokens: Tokens of a frame before its patches. The first is the class token,
+            further ones (registers) are dropped; with 0 the mean of the patches takes its place.
+        init: "identity" (the head changes nothing at first) or "release" (what takes effect in
+            the official code).
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A field has an impossible value.
+    """
+
+    dim: int = 512
+    in_dim: int | None = None
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0)
+    aggregation: str = "scale_wise"
+    depth: int = 4
+    mixer: str = "bimamba"
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 1
+    dropout: float = 0.1
+    num_prefix_tokens: int = 1
+    init: str = "identity"
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "d_state", "d_conv", "expand"):
+            _check_int(name, getattr(self, name), minimum=1)
+        _check_int("num_prefix_tokens", self.num_prefix_tokens, minimum=0)
+        if self.in_dim is not None:
+            _check_int("in_dim", self.in_dim, minimum=1)
+        _check_name("aggregation", self.aggregation, AGGREGATIONS)
+        _check_name("mixer", self.mixer, MIXERS)
+        _check_name("init", self.init, INITS)
+        # The dataclass is frozen, and a list from JSON must become the tuple that can be hashed.
+        object.__setattr__(self, "scales", _checked_scales(self.scales))
+        object.__setattr__(self, "dropout", _checked_dropout(self.dropout))
+        self._check_dim_divides()
+
+    @classmethod
+    def from_sides(
+        cls, sides: Iterable[int | tuple[int, int]], grid: tuple[int, int], **fields: Any
+    ) -> MuseConfig:
+        """Makes a config from side lengths, as the paper gives them, in place of factors.
+
+        `MuseConfig.from_sides({1, 3, 7, 14}, grid=(7, 7))` has the scales (0.5, 1.0, 2.0).
+
+        Args:
+            sides: Side lengths of the maps: an int for a square map, a pair (height, width) for
+                another. 1 is the class token, which is there whether it is named or not. The scales
+                come in the order given; a set is sorted.
+            grid: Patch grid (H, W) of the backbone.
+            **fields: The other fields of the config.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: `fields` names scales too, or something is not an int.
+            ValueError: The grid does not allow a side (the message lists those it allows), or a
+                side is repeated.
+        """
+        if "scales" in fields:
+            raise TypeError("from_sides takes either sides or scales, got both")
+        if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+            raise TypeError(f"grid must be a pair (H, W), got {grid!r}")
+        for name, value in zip(("grid height", "grid width"), grid, strict=True):
+            _check_int(name, value, minimum=1)
+        resized = {_resized(grid, scale): scale for scale in SCALES}
+        allowed = {size: scale for size, scale in resized.items() if min(size) > 0}
+        wanted = [_as_map_size(side) for side in sides]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"sides must not repeat, got {list(map(_size_name, wanted))}")
+        if isinstance(sides, (set, frozenset)):
+            wanted.sort()
+        class_token = (1, 1)
+        unknown = [size for size in wanted if size != class_token and size not in allowed]
+        if unknown:
+            choices = ["1 (class token)"] + [
+                f"{_size_name(size)} (scale {scale:g})"
+                for size, scale in allowed.items()
+                if size != class_token
+            ]
+            raise ValueError(
+                f"sides {', '.join(map(_size_name, unknown))} do not exist on a "
+                f"{grid[0]}x{grid[1]} grid, which allows {', '.join(choices)}"
+            )
+        return cls(scales=tuple(allowed[s] for s in wanted if s != class_token), **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain JSON values, and the package's version as `version`."""
+        fields = dataclasses.asdict(self)
+        return {"version": VERSION, **fields, "scales": list(self.scales)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MuseConfig:
+        """Makes a config from what `to_dict` returned.
+
+        Args:
+            values: Every field, and `version`.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: `values` is not a mapping, or a field has the wrong type.
+            ValueError: Fields are unknown or absent, the version is absent, malformed or newer (in
+                its first two numbers) than this package, or a field has an impossible value.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"a config must be a mapping of fields, got {type(values).__name__}")
+        fields = dict(values)
+        # First of all: a newer version explains unknown fields better than a list of them does.
+        _check_version(fields.pop("version", None))
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(str(name) for name in fields if name not in known)
+        if unknown:
+            raise ValueError(f"unknown config fields {unknown}; known are {known}")
+        absent = [name for name in known if name not in fields]
+        if absent:
+            raise ValueError(f"the config lacks the fields {absent}")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """Returns `to_dict()` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> MuseConfig:
+        """Makes a config from the text that `to_json` returned; raises as `from_dict` does."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the config is not valid JSON: {error}") from error
+        return cls.from_dict(values)
+
+    def _check_dim_divides(self) -> None:
+        # Upscaling stages halve the width at every doubling of the grid.
+        for scale, divisor in ((2.0, 2), (4.0, 4)):
+            if scale in self.scales and self.dim % divisor:
+                raise ValueError(
+                    f"scale {scale:g} needs a dim divisible by {divisor}, got dim={self.dim}"
+                )
+        heads_fit = self.dim < ATTENTION_HEAD_DIM or self.dim % ATTENTION_HEAD_DIM == 0
+        if self.mixer == "attention" and not heads_fit:
+            raise ValueError(
+                f"mixer 'attention' has heads of {ATTENTION_HEAD_DIM} (one head below "
+                f"{ATTENTION_HEAD_DIM}), so dim must be smaller or a multiple, got dim={self.dim}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The paper's settings for one data set; None where no source at hand gives the value.
+
+    Args:
+        frames: Frames per video (T).
+        words: Words per caption.
+        lr: Learning rate of whatever is neither head nor backbone.
+        head_lr_scale: Factor on `lr` for the head.
+        backbone_lr_scale: Factor on `lr` for the backbone (`coef_lr` of CLIP4Clip).
+        weight_decay: Decay of the parameters that are decayed at all.
+        warmup: Part of all steps in which the learning rate rises linearly.
+        depth: Mixer layers of the head.
+        sides: Side lengths of the maps on ViT-B/32's 7x7 grid, see `MuseConfig.from_sides`.
+        batch_size: Videos per step, over all devices.
+        epochs: Passes over the data.
+    """
+
+    frames: int
+    words: int
+    lr: float = 1e-4
+    head_lr_scale: float = 10.0
+    backbone_lr_scale: float = 1e-3
+    weight_decay: float = 0.2
+    warmup: float = 0.1
+    depth: int = 4
+    sides: tuple[int, ...] = (1, 3, 7, 14)
+    batch_size: int | None = None
+    epochs: int | None = None
+
+
+# Batch size and epochs of MSR-VTT are those of the published training log, the only one there is.
+PAPER_SETTINGS: Mapping[str, TrainingSettings] = MappingProxyType(
+    {
+        "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
+        "didemo": TrainingSettings(frames=64, words=64),
+        "activitynet": TrainingSettings(frames=64, words=64),
+    }
+)
+
+
+def _check_int(name: str, value: object, *, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_name(field: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{field} must be a string, got {value!r}")
+    if value not in known:
+        raise ValueError(f"unknown {field} {value!r}; known are {', '.join(known)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _checked_scales(scales: object) -> tuple[float, ...]:
+    # A set has no order, and the order of the scales is the order of the sequence.
+    if not isinstance(scales, (tuple, list)) or not all(map(_is_number, scales)):
+        raise TypeError(f"scales must be a tuple or list of numbers, got {scales!r}")
+    values = tuple(map(float, scales))
+    if not values:
+        raise ValueError("scales must name at least one factor, got none")
+    unknown = [scale for scale in values if scale not in SCALES]
+    if unknown:
+        raise ValueError(f"unknown scales {unknown}; known are {list(SCALES)}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"scales must not repeat, got {list(values)}")
+    return values
+
+
+def _checked_dropout(dropout: object) -> float:
+    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    return float(dropout)
+
+
+def _check_version(version: object) -> None:
+    match = re.match(r"(\d+)\.(\d+)(\.|$)", version) if isinstance(version, str) else None
+    if match is None:
+        raise ValueError(
+            f"the config must name the version of muse-adapter that wrote it, such as {VERSION!r}, "
+            f"got {version!r}"
+        )
+    ours = tuple(map(int, VERSION.split(".")[:2]))
+    if (int(match[1]), int(match[2])) > ours:
+        raise ValueError(
+            f"the config was written by muse-adapter {version}, newer than this one ({VERSION}); "
+            "install that version or a later one"
+        )
+
+
+def _resized(grid: tuple[int, int], scale: float) -> tuple[int, int]:
+    # Pooling drops the last incomplete window, hence the floor.
+    return math.floor(grid[0] * scale), math.floor(grid[1] * scale)
+
+
+def _as_map_size(side: object) -> tuple[int, int]:
+    size = side if isinstance(side, tuple) and len(side) == 2 else (side, side)
+    for length in size:
+        _check_int("a side", length, minimum=1)
+    return size  # type: ignore[return-value]
+
+
+def _size_name(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

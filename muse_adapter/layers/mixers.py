@@ -1,0 +1,226 @@
+"""Token mixers: bidirectional Mamba, and what the paper compares it with (one direction, attention, convolution).
+
+A mixer has `mix`, which ends before its last linear map, and that map, `out_proj`, so that a layer
+may join it with its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from muse_adapter.layers.sequence import Readout
+from muse_adapter.ops import Direction, bidirectional_scan, short_convolution
+
+
+class Mixer(nn.Module):
+    """What a layer knows of its mixer."""
+
+    out_proj: nn.Linear
+
+    def mix(
+        self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Everything before `out_proj`; arguments as in `forward`."""
+        raise NotImplementedError
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Mix the tokens of each video.
+
+        Args:
+            tokens: (B, L, D).
+            lengths: (B,) valid tokens, standing in front; None: all. The rest influences none of them.
+            readout: the positions wanted; None: all.
+
+        Returns:
+            (B, L, D), or (B, T, D) at the wanted positions.
+        """
+        return self.out_proj(self.mix(tokens, lengths, readout))
+
+
+class GatedConvolution(Mixer):
+    """The bidirectional mixer without the scan: both convolutions, summed, gated by SiLU(z).
+
+    Args:
+        dim: width D.
+        d_conv: taps of the convolutions.
+        expand: inner width E as a multiple of D.
+        bidirectional: also convolve the reversed sequence.
+    """
+
+    def __init__(
+        self, dim: int, *, d_conv: int = 4, expand: int = 1, bidirectional: bool = True
+    ) -> None:
+        super().__init__()
+        inner = expand * dim
+        self.bidirectional = bidirectional
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        # Convolutions keep the names and shapes of `Conv1d`; the layout is the linear layers' (B, L, E).
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
+        if bidirectional:
+            self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def project(
+        self, tokens: Tensor, lengths: Tensor | None, readout: Readout | None
+    ) -> tuple[Tensor, Tensor]:
+        """The two halves of `in_proj`: x (B, L, E), zero behind the lengths, and z where it is wanted."""
+        weight_x, weight_z = self.in_proj.weight.chunk(2)
+        x = F.linear(tokens, weight_x)
+        z = F.linear(tokens if readout is None else readout.select(tokens), weight_z)
+        if lengths is not None:
+            positions = torch.arange(x.shape[1], device=x.device)
+            x = torch.where((positions < lengths.unsqueeze(1)).unsqueeze(-1), x, 0)
+        return x, z
+
+    def convolve(self, x: Tensor, *, reverse: bool = False) -> Tensor:
+        """SiLU of a direction's convolution, (B, L, E)."""
+        conv = self.conv1d_b if reverse else self.conv1d
+        assert conv.bias is not None
+        return F.silu(short_convolution(x, conv.weight, conv.bias, reverse=reverse))
+
+    def mix(
+        self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Convolve and gate; see `Mixer.forward`."""
+        x, z = self.project(tokens, lengths, readout)
+        y = self.convolve(x)
+        if self.bidirectional:
+            y = y + self.convolve(x, reverse=True)
+        return (y if readout is None else readout.select(y)) * F.silu(z)
+
+
+class BiMamba(GatedConvolution):
+    """Mamba over the sequence in both directions, input and output maps shared (Vim's "v2"; MUSE, section 3).
+
+    out_proj(scan(x) + reversed scan of reversed x), each times SiLU(z). Parameter names are those of
+    Vim's v2 Mamba; `_b` is the direction that reads the sequence backwards.
+
+    Args:
+        dim: width D.
+        d_state: state size S.
+        d_conv: taps of the short convolutions.
+        expand: inner width E as a multiple of D.
+        bidirectional: False: the forward direction only, which is Mamba itself.
+        divide_out: halve the sum of the two directions.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 1,
+        bidirectional: bool = True,
+        divide_out: bool = False,
+    ) -> None:
+        super().__init__(dim, d_conv=d_conv, expand=expand, bidirectional=bidirectional)
+        inner = expand * dim
+        self.dt_rank = math.ceil(dim / 16)
+        self.d_state = d_state
+        self.divide_out = divide_out
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        if bidirectional:
+            self.x_proj_b = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
+            self.dt_proj_b = nn.Linear(self.dt_rank, inner)
+            self.A_b_log = nn.Parameter(torch.empty(inner, d_state))
+            self.D_b = nn.Parameter(torch.empty(inner))
+        self.reset_scan()
+
+    @torch.no_grad()
+    def reset_scan(self) -> None:
+        """Give both directions Mamba's start: A = -(1, ..., S), D = 1, dt log-uniform in [0.001, 0.1].
+
+        Vim leaves the backward direction's dt at the default of a linear layer.
+        """
+        directions = [(self.A_log, self.D, self.dt_proj)]
+        if self.bidirectional:
+            directions.append((self.A_b_log, self.D_b, self.dt_proj_b))
+        for a_log, skip, dt_proj in directions:
+            a_log.copy_(
+                torch.arange(1, self.d_state + 1, dtype=torch.float32).log().expand_as(a_log)
+            )
+            skip.fill_(1)
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            dt = (
+                torch.empty_like(skip)
+                .uniform_(math.log(0.001), math.log(0.1))
+                .exp()
+                .clamp(min=1e-4)
+            )
+            dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that must not decay: they set time scales, not magnitudes."""
+        both = {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
+        return both
+
+    def mix(
+        self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Scan both directions and gate; see `Mixer.forward`."""
+        x, z = self.project(tokens, lengths, readout)
+        # Nothing behind the last wanted token reaches it in the forward direction.
+        forward = self._direction(x if readout is None else x[:, : readout.stop], reverse=False)
+        backward = self._direction(x, reverse=True) if self.bidirectional else None
+        positions = None if readout is None else readout.positions
+        y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
+        return y / 2 if self.divide_out and self.bidirectional else y
+
+    def _direction(self, x: Tensor, *, reverse: bool) -> Direction:
+        x_proj, dt_proj = (
+            (self.x_proj_b, self.dt_proj_b) if reverse else (self.x_proj, self.dt_proj)
+        )
+        a_log, skip = (self.A_b_log, self.D_b) if reverse else (self.A_log, self.D)
+        x = self.convolve(x, reverse=reverse)
+        low_rank, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        delta = F.linear(low_rank, dt_proj.weight)  # the bias is added in the scan, in float32
+        wide = torch.promote_types(a_log.dtype, torch.float32)
+        return Direction(x, delta, -torch.exp(a_log.to(wide)), B, C, skip, dt_proj.bias)
+
+
+class Attention(Mixer):
+    """Multi-head self-attention over the valid tokens, heads of 64 channels (one head below 64).
+
+    Args:
+        dim: width D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.heads = max(dim // 64, 1)
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def mix(
+        self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
+    ) -> Tensor:
+        """Attend; see `Mixer.forward`."""
+        dim = tokens.shape[-1]
+        weights, biases = (
+            self.in_proj.weight.split((dim, 2 * dim)),
+            self.in_proj.bias.split((dim, 2 * dim)),
+        )
+        query = F.linear(
+            tokens if readout is None else readout.select(tokens), weights[0], biases[0]
+        )
+        key, value = F.linear(tokens, weights[1], biases[1]).chunk(2, dim=-1)
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)
+        )  # (B, heads, tokens, D/heads)
+        keys = None
+        if lengths is not None:
+            # A video without a valid token attends to its first (overwritten) one: softmax of nothing is NaN.
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            keys = (positions < lengths.clamp(min=1).unsqueeze(1))[:, None, None]
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        return y.transpose(1, 2).flatten(2)

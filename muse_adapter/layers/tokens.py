@@ -1,0 +1,108 @@
+"""What comes in: patch tokens and frame masks, checked and brought into one shape."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+
+def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
+    """Bring tokens to (B, T, N, C).
+
+    Args:
+        tokens: (B, T, N, C), or (B*T, N, C) with `num_frames`.
+        num_frames: T, for three-dimensional tokens only.
+
+    Raises:
+        ValueError: another rank, an empty batch, or a `num_frames` that does not fit.
+        TypeError: tokens that are not of floating type.
+    """
+    if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
+        given = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens must be a tensor of floating type, got {given}")
+    shape = tuple(tokens.shape)
+    if tokens.dim() not in (3, 4):
+        raise ValueError(f"tokens must have shape (B, T, N, C) or (B*T, N, C), got {shape}")
+    if 0 in shape:
+        raise ValueError(f"tokens must have no size 0, got {shape}")
+    if tokens.dim() == 4:
+        if num_frames is not None and num_frames != shape[1]:
+            raise ValueError(
+                f"num_frames belongs to tokens of shape (B*T, N, C); (B, T, N, C) = {shape} says "
+                f"T = {shape[1]}, got num_frames={num_frames}"
+            )
+        return tokens
+    if num_frames is None:
+        raise ValueError(f"tokens of shape (B*T, N, C) = {shape} need num_frames=T")
+    if num_frames < 1 or shape[0] % num_frames:
+        raise ValueError(f"num_frames must divide B*T = {shape[0]}, got {num_frames}")
+    return tokens.unflatten(0, (-1, num_frames))
+
+
+def patch_grid(
+    num_tokens: int, num_prefix_tokens: int, grid: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The patch grid (H, W) of a frame with N = num_prefix_tokens + H*W tokens.
+
+    Raises:
+        ValueError: no patch token, a count that is no square where no grid is given, or another grid.
+    """
+    patches = num_tokens - num_prefix_tokens
+    if patches < 1:
+        raise ValueError(
+            f"expected {num_prefix_tokens} prefix tokens and at least one patch token a frame, "
+            f"got N = {num_tokens} tokens"
+        )
+    if grid is None:
+        side = math.isqrt(patches)
+        if side * side != patches:
+            raise ValueError(
+                f"N = {num_tokens} tokens are not {num_prefix_tokens} prefix tokens and a square grid "
+                f"({patches} patches); give grid=(H, W), or the right num_prefix_tokens in the config"
+            )
+        return side, side
+    height, width = grid
+    if height < 1 or width < 1 or height * width != patches:
+        raise ValueError(
+            f"grid=({height}, {width}) does not fit N = {num_tokens} tokens: {num_prefix_tokens} prefix "
+            f"tokens leave {patches} patches"
+        )
+    return height, width
+
+
+def as_frame_mask(
+    frame_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """Bring a mask to bool (B, T); None where all frames are known to be real.
+
+    Values are looked at only on the CPU in eager mode: elsewhere that would wait for the device or
+    break the graph.
+
+    Raises:
+        ValueError: another shape, other values than 0 and 1, or another device.
+    """
+    if frame_mask is None:
+        return None
+    if tuple(frame_mask.shape) != tuple(shape):
+        raise ValueError(
+            f"frame_mask must have shape (B, T) = {shape}, got {tuple(frame_mask.shape)}"
+        )
+    if frame_mask.device != device:
+        raise ValueError(
+            f"frame_mask must be on the device of the tokens, {device}, got {frame_mask.device}"
+        )
+    mask = frame_mask.to(torch.bool)
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return mask
+    if not torch.equal(mask.to(frame_mask.dtype), frame_mask):
+        odd = frame_mask[mask.to(frame_mask.dtype) != frame_mask].unique()[:5].tolist()
+        raise ValueError(f"frame_mask must hold only 0 and 1 (or False and True), got values {odd}")
+    if mask.all():
+        return None
+    empty = torch.nonzero(~mask.any(1)).flatten().tolist()
+    if empty:
+        warnings.warn(f"videos {empty} have no valid frame: their embedding is zero", stacklevel=4)
+    return mask

@@ -1,0 +1,133 @@
+"""Which backend runs the scan: argument, then `use_backend`, then MUSE_ADAPTER_BACKEND, then automatic.
+
+A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would fix
+it) and
+
+    scan(x, delta, A, B, C, D, delta_bias, *, delta_softplus, reverse, lengths) -> (y, last_state)
+
+    x, delta: (batch, L, E), any floating type and strides.
+    A: (E, S).
+    B, C: (batch, L, G, S), channel e belongs to group e // (E // G); or (1, 1, E, S), constant in time.
+    D, delta_bias: (E,) or None.
+    reverse: time runs from the last position to the first.
+    lengths: (batch,) integers or None. What stands at or behind a video's length is never read, gets
+        the output 0 and the gradient 0.
+    y: (batch, L, E), last_state: (batch, E, S), both in the type of the state: float64 for a float64
+        x, else float32. Differentiable in every tensor, through both outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+logger = logging.getLogger("muse_adapter")
+
+# In the order of the automatic choice: the first that can run on the device is taken.
+MODULES = {
+    "numba": "muse_adapter.ops.numba_cpu",
+    "torch": "muse_adapter.ops.recurrent",
+    "reference": "muse_adapter.ops.reference",
+}
+ENVIRONMENT = "MUSE_ADAPTER_BACKEND"
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+class BackendStatus(NamedTuple):
+    """What `backends()` says of one backend.
+
+    Attributes:
+        available: it can run on the device asked about.
+        reason: None, or why it cannot and what would fix it.
+    """
+
+    available: bool
+    reason: str | None
+
+
+def backends(device: torch.device | str | None = None) -> dict[str, BackendStatus]:
+    """Say for each backend whether it runs here.
+
+    Args:
+        device: where it is to run; None asks about this machine at large.
+
+    Returns:
+        Name -> `BackendStatus`, in the order of the automatic choice.
+    """
+    device = None if device is None else torch.device(device)
+    reasons = {name: _module(name).unavailable(device) for name in MODULES}
+    return {name: BackendStatus(reason is None, reason) for name, reason in reasons.items()}
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every scan inside the `with` block on one backend (an argument to a call still wins).
+
+    Backward passes follow their forward pass, wherever they are called.
+
+    Raises:
+        ValueError: the name is no backend's.
+        RuntimeError: the backend cannot run on this machine.
+    """
+    _require(name, None)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(device: torch.device, name: str | None = None) -> ModuleType:
+    """The backend's module for tensors on `device`; a choice by name is kept or refused, never changed.
+
+    Raises:
+        ValueError: the name is no backend's.
+        RuntimeError: the backend cannot run on `device`.
+    """
+    for source, wanted in (
+        ("backend argument", name),
+        ("use_backend", _chosen.get()),
+        (ENVIRONMENT, os.environ.get(ENVIRONMENT)),
+    ):
+        if wanted:
+            return _announced(wanted, source, _require(wanted, device))
+    for automatic in MODULES:
+        module = _module(automatic)
+        if module.unavailable(device) is None:
+            return _announced(automatic, f"automatic for {device.type}", module)
+    raise AssertionError("the reference backend runs everywhere")
+
+
+def _require(name: str, device: torch.device | None) -> ModuleType:
+    if name not in MODULES:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(sorted(MODULES))}")
+    module = _module(name)
+    reason = module.unavailable(device)
+    if reason is not None:
+        raise RuntimeError(f"the backend {name!r} was asked for by name but cannot run: {reason}")
+    return module
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(MODULES[name])
+
+
+_logged: set[tuple[str, str]] = set()
+
+
+def _announced(name: str, source: str, module: ModuleType) -> ModuleType:
+    if (name, source) not in _logged:
+        _logged.add((name, source))
+        logger.info("selective scan: backend %s (%s)", name, source)
+    return module

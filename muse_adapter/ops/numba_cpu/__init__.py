@@ -1,0 +1,98 @@
+"""The scan on CPU: kernels compiled by numba on first use, on a few threads of ours.
+
+Parallel over videos and blocks of channels, sequential in time. The forward pass keeps the state before
+every chunk of time, and the backward pass computes those inside a chunk anew, so that no tensor of
+shape (batch, L, E, S) exists.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+
+import torch
+from torch import Tensor
+
+NAME = "numba"
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Say why this backend cannot run.
+
+    Args:
+        device: where the tensors are; None asks about the machine.
+
+    Returns:
+        None if it can run, else the reason and what would fix it.
+    """
+    if device is not None and device.type != "cpu":
+        return f"runs on CPU tensors only, got {device}"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed: pip install 'muse-adapter[cpu]'"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "numba is told not to compile: unset NUMBA_DISABLE_JIT"
+    try:
+        import muse_adapter.ops.numba_cpu.function  # noqa: F401
+    except ImportError as error:
+        return f"numba does not load ({error}): pip install --upgrade 'muse-adapter[cpu]'"
+    return None
+
+
+def scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The selective scan, differentiable once in every tensor and through both outputs.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t from h = 0, and y_t = <C_t, h_t> + D x_t, with
+    dt = softplus(delta + delta_bias) or delta + delta_bias.
+
+    Args:
+        x, delta: (batch, L, E), any floating type.
+        A: (E, S).
+        B, C: (batch, L, G, S), channel e in group e // (E // G); batch and L may be 1 for what is the
+            same everywhere.
+        D, delta_bias: (E,) or None.
+        delta_softplus: pass the step sizes through softplus.
+        reverse: time runs from the last valid position to the first.
+        lengths: (batch,) valid positions of each video, or None. What stands behind them is not
+            read; its outputs and gradients are 0.
+
+    Returns:
+        y (batch, L, E) and the last state (batch, E, S): float64 for a float64 x, else float32.
+    """
+    from muse_adapter.ops.numba_cpu.function import Call, Scan, beside, run_forward
+
+    batch, length, channels = x.shape
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, delta, A, B, C = (tensor.to(dtype) for tensor in (x, delta, A, B, C))
+    D, bias = (
+        x.new_zeros(channels) if given is None else given.to(dtype).contiguous()
+        for given in (D, delta_bias)
+    )
+    if lengths is None:
+        lengths = torch.full((batch,), length)
+    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
+    groups = B.shape[2], C.shape[2]
+    if groups[0] != groups[1] and 1 not in groups:
+        # The kernels take one grouping; this is the coarsest that refines both.
+        common = math.lcm(*groups)
+        B, C = (gain.repeat_interleave(common // gain.shape[2], 2) for gain in (B, C))
+    call = Call(
+        *(beside(x), beside(delta), A.contiguous(), beside(B), beside(C), D, bias),
+        *(lengths, delta_softplus, reverse),
+    )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call[:7]):
+        y, last = Scan.apply(*call)
+        return y, last
+    return run_forward(call, None)

@@ -1,0 +1,61 @@
+"""A few threads of ours for kernels that let go of the interpreter's lock.
+
+Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer when
+two threads call at once, and two busy OpenMP processes starve each other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+_size = 0
+
+
+def _forget() -> None:
+    """In a forked child the threads are gone, and the lock may be held by one of them."""
+    global _lock, _executor, _size
+    _lock, _executor, _size = threading.Lock(), None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    global _executor, _size
+    with _lock:
+        if _executor is None or _size < count:
+            # The smaller pool finishes what it holds; its idle threads end when it is collected.
+            _executor = ThreadPoolExecutor(count, thread_name_prefix="muse-adapter-scan")
+            _size = count
+        return _executor
+
+
+def share(work: Callable[[int], None], threads: int) -> None:
+    """Call work(0) here and work(1), …, work(threads - 1) on other threads, and wait for them.
+
+    The calls divide the jobs among themselves as they go, so that a helper that starts late, because
+    the machine or the pool is busy, leaves its share to the others and is not waited for.
+
+    Args:
+        work: takes the worker's number; returns when no job is left.
+        threads: number of workers, at least 1.
+    """
+    if threads == 1:
+        work(0)
+        return
+    helpers = _helpers(threads - 1)
+    started = [helpers.submit(work, number) for number in range(1, threads)]
+    try:
+        work(0)
+    finally:
+        waited = [helper for helper in started if not helper.cancel()]
+        errors = [helper.exception() for helper in waited]
+    for error in errors:
+        if error is not None:
+            raise error

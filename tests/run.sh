@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs the fast tests, on a machine that has nothing but Python 3.10 or newer.
+#
+#   tests/run.sh                      all fast tests
+#   tests/run.sh -m slow              the slow ones
+#   tests/run.sh tests/test_scan.py   anything else pytest takes
+#
+# Makes .venv beside this folder if there is none, installs the checkout there with what the tests need,
+# under the versions of constraints.txt, and runs pytest. A second call installs only what has changed.
+#
+#   PYTHON    the interpreter that makes the environment (python3)
+#   VENV      the environment (.venv)
+#   WORKERS   processes that run tests (the number of processors, at most 4)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+cores=$("$python" -c 'import os; print(min(4, os.cpu_count() or 1))')
+workers=${WORKERS:-$cores}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "Python 3.10 or newer is needed, $python is $("$python" -V 2>&1). Name another: PYTHON=python3.11 tests/run.sh" >&2
+    exit 1
+}
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv "$venv" || {
+        echo "Cannot make $venv. On Debian and Ubuntu: apt install python3-venv" >&2
+        exit 1
+    }
+fi
+
+# pip hands constraints on to the build of our own wheel by these; which one counts depends on its version.
+export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# An installation is good for the requirements it was made from, and for this folder.
+stamp=$venv/tests-installed
+wanted=$(pwd; cat setup.cfg pyproject.toml constraints.txt | cksum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    "$venv/bin/python" -m pip install --quiet --editable '.[test]'
+    printf '%s\n' "$wanted" >"$stamp"
+fi
+
+# The caller's -m wins over ours: pytest takes the last one.
+exec "$venv/bin/python" -m pytest -n "$workers" -m 'not slow' "$@"
