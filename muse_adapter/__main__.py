@@ -33,6 +33,7 @@ PACKAGES = {
     "huggingface-hub": "hub",
     "av": "video",
     "matplotlib": "bench",
+    "tqdm": "bench",
     "transformers": "test",
 }
 

@@ -96,7 +96,7 @@ def _hit_chance(places: Tensor, tied: Tensor, right: Tensor) -> Tensor:
     for i in range(1, int(right.max()) + 1):
         factor = (tied - places + i).clamp(min=0) / (tied + i)
         missed = torch.where(i <= right, missed * factor, missed)
-    return 1 - missed.masked_fill(places > tied, 0.0)
+    return 1 - missed
 
 
 def _check_similarity(similarity: Tensor) -> None:

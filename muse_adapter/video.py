@@ -100,9 +100,7 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "reading videos needs PyAV: pip install 'muse-adapter[video]'"
-        ) from error
+        raise ImportError("reading videos needs PyAV: pip install 'muse-adapter[video]'") from error
     return av
 
 

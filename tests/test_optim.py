@@ -160,6 +160,17 @@ class Listing(nn.Module):
         return {"pos_embed", "block.weight", "dist_token"}
 
 
+class ListingTwin(Listing):
+    """Lists a shared parameter by the second of its names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin = self.block
+
+    def no_weight_decay(self) -> set[str]:
+        return {"twin.weight"}
+
+
 class Marked(nn.Module):
     """Marks a parameter as mamba-ssm does."""
 
@@ -208,6 +219,7 @@ class Bias2D(nn.Module):
             {"1.weight"},
             id="no_weight_decay() of a submodule",
         ),
+        pytest.param(ListingTwin, {"pos_embed"}, id="no_weight_decay() by a second name"),
         pytest.param(Marked, set(), id="_no_weight_decay"),
         pytest.param(ForeignScan, set(), id="scan of another package"),
         pytest.param(OtherD, {"D"}, id="a D that is no scan's"),

@@ -25,7 +25,7 @@ EXTRAS = {
     "mamba": {"mamba-ssm", "causal-conv1d"},
     "hub": {"safetensors", "numpy", "huggingface_hub"},
     "video": {"av", "numpy"},
-    "bench": {"matplotlib"},
+    "bench": {"matplotlib", "tqdm"},
 }
 CORE = {"torch>=2.4", "einops"}
 # Only on machines with a GPU, in the version that fits its torch or its compiler.

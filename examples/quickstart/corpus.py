@@ -17,10 +17,17 @@ from tqdm import tqdm
 from examples.quickstart.data import Clip, read_captions
 from examples.quickstart.drawing import draw_scene
 from examples.quickstart.files import ensure_folder, write_bytes
-from examples.quickstart.scenes import QUERY, Scene, parse_caption, sample_pairs
+from examples.quickstart.scenes import (
+    QUERY,
+    Meaning,
+    Scene,
+    parse_caption,
+    sample_casts,
+    sample_pairs,
+)
 
 FRAMES_PER_SECOND = 8
-VERSION = 2  # raise it when the drawing changes, so that old files are not taken for new ones
+VERSION = 3  # raise it when the drawing changes, so that old files are not taken for new ones
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,12 @@ def synthetic_corpus(
         if not all(clip.path.exists() for clip in pair.clips(folder))
     ]
     # Threads suffice: drawing and encoding spend their time outside the interpreter's lock.
-    with ThreadPoolExecutor(2) as pool, tqdm(
-        total=2 * len(missing), desc="render", unit="clip", disable=not progress or not missing
-    ) as bar:
+    with (
+        ThreadPoolExecutor(2) as pool,
+        tqdm(
+            total=2 * len(missing), desc="render", unit="clip", disable=not progress or not missing
+        ) as bar,
+    ):
         try:
             for _ in pool.map(partial(_render, av, folder), missing):
                 bar.update(2)
@@ -154,12 +164,13 @@ def _sample_parts(seed: int, sizes: dict[str, int]) -> dict[str, list[_Pair]]:
     for part, size in sizes.items():
         if size < 2 or size % 2:
             raise ValueError(f"{part} must be an even number of at least 2 clips, got {size}")
-    taken: set[frozenset[tuple[object, ...]]] = set()
+    query = parse_caption(QUERY)
+    casts = sample_casts(np.random.default_rng([seed, len(sizes)]), query)
+    taken: set[Meaning] = set()
     parts = {}
     for number, (part, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
-        first = parse_caption(QUERY) if part == "test" else None
-        scenes = sample_pairs(size // 2, rng, taken, first)
+        scenes = sample_pairs(size // 2, rng, casts, taken, query if part == "test" else None)
         parts[part] = [
             _Pair(part, index, pair, (seed, number, index)) for index, pair in enumerate(scenes)
         ]

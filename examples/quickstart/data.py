@@ -105,9 +105,7 @@ def read_captions(csv_path: Path, folder: Path) -> list[Clip]:
     return clips
 
 
-def split(
-    clips: Sequence[Clip], seed: int, *, held_out: float = 0.1
-) -> dict[str, list[Clip]]:
+def split(clips: Sequence[Clip], seed: int, *, held_out: float = 0.1) -> dict[str, list[Clip]]:
     """Split one's own material: no video and no caption belongs to two parts.
 
     Captions that differ in nothing but case and blanks count as equal. Videos that share a

@@ -99,7 +99,7 @@ def _is_true(relation: str, centres: np.ndarray, radii: np.ndarray) -> np.ndarra
     ahead = sign * (centres[:, 1] - centres[:, 0])  # (tries, frames, 2)
     reach = (radii[:, 0] + radii[:, 1])[:, None]
     holds = (ahead[..., axis] >= reach + GAP).all(axis=1)
-    # Somewhere on the way they must be level, else "on the left of" would be true of "above" as well.
+    # Somewhere on the way they are level, else "above" could be "on the left of" just as well.
     level = (np.abs(ahead[..., 1 - axis]) < reach - 2).any(axis=1)
     return holds & level
 
@@ -128,7 +128,9 @@ def _background(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """A dim grey with a slope of light and a few faint spots, the same in all frames."""
     pixel = (np.arange(SIDE) + 0.5) / SIDE
     x, y = pixel[None, :], pixel[:, None]
-    light = rng.uniform(55, 100) + rng.uniform(-22, 22) * (x - 0.5) + rng.uniform(-22, 22) * (y - 0.5)
+    light = (
+        rng.uniform(55, 100) + rng.uniform(-22, 22) * (x - 0.5) + rng.uniform(-22, 22) * (y - 0.5)
+    )
     for _ in range(4):
         left, top, width = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.05, 0.2)
         spot = np.exp(-((x - left) ** 2 + (y - top) ** 2) / (2 * width**2))

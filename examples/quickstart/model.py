@@ -47,6 +47,9 @@ class DualEncoder(nn.Module):
         frozen: names of the submodules that do not learn; they are not in `own_state`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         text: nn.Module,

@@ -66,7 +66,7 @@ def run(
         "scan_backend": scan_backend(device),
         "settings": asdict(settings),
         "losses": trained.losses,
-        "validation_r1": trained.validation,
+        "validation_r1": [list(point) for point in trained.validation],
     }
     write_json(place / "result.json", result)
     return trained, result

@@ -5,12 +5,15 @@ A scene is a caption's meaning only; :mod:`examples.quickstart.drawing` decides 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import product
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Meaning: TypeAlias = frozenset[tuple[object, ...]]
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
@@ -37,6 +40,9 @@ TWO_STEPS = tuple(
 # Shares of the kinds of motion, and of the scenes of one step that get a third object.
 KINDS = {"one step": 0.4, "two steps": 0.35, "both move": 0.25}
 BYSTANDER_SHARE = 0.25
+# Couples of objects in a corpus. So few that several scenes of a training batch show the same
+# objects: who wants to tell those apart has to watch how they move.
+NUM_CASTS = 72
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Scene:
             second_motion=self.second_motion and OPPOSITE[self.second_motion],
         )
 
-    def meaning(self) -> frozenset[tuple[object, ...]]:
+    def meaning(self) -> Meaning:
         """Equal for two scenes if one caption is true of both.
 
         Two moving objects can be told in either order, and a caption without the bystander is
@@ -116,10 +122,28 @@ def parse_caption(caption: str) -> Scene:
     return Scene(Thing(*words[1:4]), (words[5],), relation, Thing(*words[-3:]))
 
 
+def sample_casts(rng: np.random.Generator, first: Scene) -> list[tuple[Thing, Thing]]:
+    """Draw the couples (mover, other) of a corpus, the one of the scene ``first`` among them.
+
+    The two have different colours and are not both large, which would leave no room to move.
+    """
+    things = [Thing(*parts) for parts in product(SIZES, COLOURS, SHAPES)]
+    casts = [
+        (one, other)
+        for one, other in product(things, things)
+        if one.colour != other.colour and "small" in (one.size, other.size)
+    ]
+    wanted = (first.first, first.second)
+    casts.remove(wanted)
+    order = rng.permutation(len(casts))[: NUM_CASTS - 1]
+    return [wanted, *(casts[number] for number in order)]
+
+
 def sample_pairs(
     count: int,
     rng: np.random.Generator,
-    taken: set[frozenset[tuple[object, ...]]],
+    casts: Sequence[tuple[Thing, Thing]],
+    taken: set[Meaning],
     first: Scene | None = None,
 ) -> list[tuple[Scene, Scene]]:
     """Draw scenes with their reversals; no two of all of them mean the same.
@@ -129,26 +153,36 @@ def sample_pairs(
     Args:
         count: number of pairs.
         rng: source of the draws.
+        casts: the couples to choose from.
         taken: meanings that must not come again; the new ones are added to it.
         first: a scene to begin with.
 
     Returns:
         ``count`` pairs (scene, its reversal).
+
+    Raises:
+        ValueError: ``first`` is taken, or there are not that many scenes left.
     """
     pairs: list[tuple[Scene, Scene]] = []
+    failures = 0
     while len(pairs) < count:
-        scene = first if first is not None and not pairs else _sample(rng)
+        scene = first if first is not None and not pairs else _sample(rng, casts)
         meanings = {scene.meaning(), scene.reversed().meaning()}
-        if len(meanings) == 2 and not meanings & taken:
+        if not meanings & taken:
             taken |= meanings
             pairs.append((scene, scene.reversed()))
+            failures = 0
         elif scene is first:
             raise ValueError(f"the scene to begin with is taken: {scene.caption}")
+        else:
+            failures += 1
+            if failures == 1000:
+                raise ValueError(f"found {len(pairs)} of {count} pairs; there are hardly any more")
     return pairs
 
 
-def _sample(rng: np.random.Generator) -> Scene:
-    first, second = _things(rng)
+def _sample(rng: np.random.Generator, casts: Sequence[tuple[Thing, Thing]]) -> Scene:
+    first, second = _choice(rng, casts)
     relation = _choice(rng, RELATIONS)
     kind = rng.choice(list(KINDS), p=list(KINDS.values()))
     if kind == "two steps":
@@ -158,24 +192,10 @@ def _sample(rng: np.random.Generator) -> Scene:
         return Scene(first, motion, relation, second, _choice(rng, DIRECTIONS))
     if rng.random() >= BYSTANDER_SHARE:
         return Scene(first, motion, relation, second)
-    bystander = _thing(rng, "small")
-    while bystander in (first, second):
-        bystander = _thing(rng, "small")
+    colours = [c for c in COLOURS if c not in (first.colour, second.colour)]
+    bystander = Thing("small", _choice(rng, colours), _choice(rng, SHAPES))
     return Scene(first, motion, relation, second, bystander=bystander)
 
 
-def _things(rng: np.random.Generator) -> tuple[Thing, Thing]:
-    """Two different objects, not both of them large: those would leave no room to move."""
-    while True:
-        first, second = _thing(rng), _thing(rng)
-        same = (first.colour, first.shape) == (second.colour, second.shape)
-        if not same and "small" in (first.size, second.size):
-            return first, second
-
-
-def _thing(rng: np.random.Generator, size: str | None = None) -> Thing:
-    return Thing(size or _choice(rng, SIZES), _choice(rng, COLOURS), _choice(rng, SHAPES))
-
-
-def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:
+def _choice(rng: np.random.Generator, values: Sequence[T]) -> T:
     return values[int(rng.integers(len(values)))]

@@ -16,7 +16,7 @@ def find_clip4clip(backbone: Any) -> PatchTokens | None:
     encode = getattr(backbone, "encode_image", None)
     if not callable(encode) or "return_hidden" not in inspect.signature(encode).parameters:
         return None
-    tower = getattr(backbone, "visual", None)
+    tower: Any = getattr(backbone, "visual", None)
     if not _is_clip_tower(tower) or tower.proj is None:
         return None
     _refuse_patches_over_time(tower)
@@ -72,7 +72,8 @@ def _read_open_clip(backbone: Any, frames: Tensor) -> Tensor:
 def find_open_clip_timm(backbone: Any) -> PatchTokens | None:
     """open_clip with a timm ViT as tower (SigLIP, EVA-02, PE, ViTamin): trunk, then projection."""
     tower = _tower(backbone)
-    trunk, head = getattr(tower, "trunk", None), getattr(tower, "head", None)
+    trunk: Any = getattr(tower, "trunk", None)
+    head = getattr(tower, "head", None)
     if not isinstance(head, nn.Module) or not is_timm_vit(trunk):
         return None
     linears = [m for part in (trunk.head, head) for m in part.modules() if isinstance(m, nn.Linear)]

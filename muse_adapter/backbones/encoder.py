@@ -91,10 +91,10 @@ class VideoEncoder(nn.Module):
         if hasattr(backbone, "set_grad_checkpointing"):
             backbone.set_grad_checkpointing(enable)
         elif getattr(backbone, "supports_gradient_checkpointing", False):
-            if enable:
-                backbone.gradient_checkpointing_enable()
-            else:
-                backbone.gradient_checkpointing_disable()
+            # Late transformers 5 warn of the old name, earlier ones do not have the new one.
+            new = hasattr(backbone, "activation_checkpointing_enable")
+            kind = "activation" if new else "gradient"
+            getattr(backbone, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
 
     def forward(
         self,

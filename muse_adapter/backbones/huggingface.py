@@ -35,7 +35,7 @@ def find_hf_clip(backbone: Any) -> PatchTokens | None:
 def _read_clip(backbone: Any, frames: Tensor) -> Tensor:
     vision = _vision(backbone)
     # `last_hidden_state` of CLIP stands before the norm, unlike that of its neighbours below.
-    return vision.post_layernorm(_run(vision, frames).last_hidden_state)
+    return vision.post_layernorm(vision(pixel_values=frames)[0])
 
 
 def _read_projected_clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ def find_hf_siglip(backbone: Any) -> PatchTokens | None:
     They have no class token; the embedding of their attention pool comes first in its place.
     """
     vision = _vision(backbone)
-    if not _has(vision, "embeddings", "post_layernorm", "config"):
+    if not _has(vision, "embeddings", "post_layernorm", "use_head", "config"):
         return None
     if hasattr(vision.embeddings, "class_embedding") or hasattr(vision, "pre_layrnorm"):
         return None
-    prefix = int(getattr(vision, "use_head", hasattr(vision, "head")))
     width = vision.config.hidden_size
+    prefix = int(vision.use_head)
     return PatchTokens("Hugging Face SigLIP", width, prefix, _read_siglip, _grid_of)
 
 
@@ -62,10 +62,8 @@ def _read_siglip(backbone: Any, frames: Tensor) -> Tensor:
     if isinstance(vision.embeddings.patch_embedding, nn.Linear):
         result = _run_patchified(vision, frames)
     else:
-        result = _run(vision, frames)
-    if result.pooler_output is None:
-        return result.last_hidden_state
-    return embedding_first(result.pooler_output, result.last_hidden_state)
+        result = vision(pixel_values=frames)
+    return embedding_first(result[1], result[0]) if vision.use_head else result[0]
 
 
 def _run_patchified(vision: Any, frames: Tensor) -> Any:
@@ -76,12 +74,9 @@ def _run_patchified(vision: Any, frames: Tensor) -> Any:
     patches = frames.unflatten(3, (width, patch)).unflatten(2, (height, patch))
     patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (n, HW, patch*patch*3)
     n, device = len(frames), frames.device
-    return _run(
-        vision,
-        patches,
-        pixel_attention_mask=torch.ones(n, height * width, dtype=torch.long, device=device),
-        spatial_shapes=torch.tensor([[height, width]], device=device).expand(n, 2),
-    )
+    mask = torch.ones(n, height * width, dtype=torch.long, device=device)
+    shapes = torch.tensor([[height, width]], device=device).expand(n, 2)
+    return vision(patches, mask, shapes)  # transformers 4 and 5 name the mask differently
 
 
 def find_hf_vit(backbone: Any) -> PatchTokens | None:
@@ -103,7 +98,7 @@ def find_hf_vit(backbone: Any) -> PatchTokens | None:
 
 
 def _read_vit(backbone: Any, frames: Tensor) -> Tensor:
-    return _run(backbone, frames).last_hidden_state
+    return backbone(pixel_values=frames)[0]
 
 
 def _vision(backbone: Any) -> Any:
@@ -113,10 +108,6 @@ def _vision(backbone: Any) -> Any:
 
 def _has(module: Any, *names: str) -> bool:
     return isinstance(module, nn.Module) and all(hasattr(module, name) for name in names)
-
-
-def _run(vision: Any, frames: Tensor, **inputs: Tensor) -> Any:
-    return vision(pixel_values=frames, return_dict=True, **inputs)
 
 
 def _grid_of(backbone: Any, size: Grid) -> Grid:

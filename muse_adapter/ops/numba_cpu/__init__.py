@@ -8,7 +8,6 @@ shape (batch, L, E, S) exists.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 
 import torch
@@ -71,28 +70,14 @@ def scan(
     Returns:
         y (batch, L, E) and the last state (batch, E, S): float64 for a float64 x, else float32.
     """
-    from muse_adapter.ops.numba_cpu.function import Call, Scan, beside, run_forward
+    from muse_adapter.ops.numba_cpu.function import Scan, prepare, run_forward
 
-    batch, length, channels = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x, delta, A, B, C = (tensor.to(dtype) for tensor in (x, delta, A, B, C))
-    D, bias = (
-        x.new_zeros(channels) if given is None else given.to(dtype).contiguous()
-        for given in (D, delta_bias)
-    )
-    if lengths is None:
-        lengths = torch.full((batch,), length)
-    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
-    groups = B.shape[2], C.shape[2]
-    if groups[0] != groups[1] and 1 not in groups:
-        # The kernels take one grouping; this is the coarsest that refines both.
-        common = math.lcm(*groups)
-        B, C = (gain.repeat_interleave(common // gain.shape[2], 2) for gain in (B, C))
-    call = Call(
-        *(beside(x), beside(delta), A.contiguous(), beside(B), beside(C), D, bias),
-        *(lengths, delta_softplus, reverse),
-    )
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call[:7]):
+    call = prepare(x, delta, A, B, C, D, delta_bias, lengths, delta_softplus, reverse)
+    wanted = any(isinstance(part, Tensor) and part.requires_grad for part in call)
+    if torch.is_grad_enabled() and wanted:
         y, last = Scan.apply(*call)
-        return y, last
-    return run_forward(call, None)
+    else:
+        y, last = run_forward(call, None)
+    channels = x.shape[2]
+    # Back from blocks, and without the channels that fill the last block.
+    return y[..., :channels], last.transpose(2, 3).flatten(1, 2)[:, :channels]

@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from muse_adapter.ops.numba_cpu.blocks import (
-    add_lanes,
+    add_gains,
     gain,
-    gains,
     kernel,
-    load_part,
-    load_rates,
-    next_job,
+    next_number,
     softplus_and_slope,
-    store_part,
 )
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
     advance,
     exp2,
+    fetch,
+    inline,
     load,
     pointer,
     splat,
@@ -29,19 +27,16 @@ from muse_adapter.ops.numba_cpu.simd import (
 LN2 = 1.0 / LOG2E
 
 
-def backward_work(states: int, chunk: int, blocks: int) -> int:
-    """How many numbers of working memory a thread needs, with at most `blocks` in a job."""
-    size = states * WIDTH
-    own = (4 * chunk + 3) * size + (2 * chunk + 1) * WIDTH
-    return own + blocks * (3 * size + 2 * WIDTH)
+@inline
+def work_size(states: int, chunk: int) -> int:
+    """How many numbers of working memory `backward` needs for each thread."""
+    return ((4 * chunk + 1) * states + 2 * chunk + 2 * WIDTH) * WIDTH
 
 
 @kernel
 def backward(
-    counter: int,
-    work: int,
+    counters: int,
     unit: float,
-    plan: Any,
     sizes: Any,
     flags: Any,
     x_view: Any,
@@ -50,7 +45,7 @@ def backward(
     c_view: Any,
     weights: Any,
     dy_view: Any,
-    saved: Any,
+    given: Any,
     outputs: Any,
     db_view: Any,
     dc_view: Any,
@@ -60,159 +55,131 @@ def backward(
     The states inside a chunk are computed anew from the one before it.
 
     Args:
-        work: address of `backward_work` numbers of this thread's own.
+        counters: addresses of the numbers of the next job, and of the next thread.
         dy_view: the gradient of y (batch, L, E), like x_view.
-        saved: addresses of the states before each chunk and of the gradient of the last state
-            (batch, E, S), or 0 for none.
-        outputs: addresses of dx and ddelta (batch, L, E), dA (batch, E, S), dD and dbias (batch, E).
-        db_view, dc_view: zeros to add to: address, strides of part, batch, time and group.
-        counter, unit, plan, sizes, flags, x_view, delta_view, b_view, c_view, weights: as forward.
+        given: addresses of the states before each chunk, and of `work_size` numbers for each
+            thread.
+        outputs: addresses of dx and ddelta (batch, L, E), drates (batch, blocks, S, WIDTH), dD and dbias
+            (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the last state's gradient.
+        db_view, dc_view: zeros to add to: address, strides of part, batch, time, group and state.
+        unit, sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
     """
-    batch, length, channels, states, chunk = sizes
+    batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
-    jobs, blocks = pointer(plan[0], 1), pointer(plan[1], 1)
     x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
     b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
-    A, D, bias = pointer(weights[0], unit), pointer(weights[1], unit), pointer(weights[2], unit)
+    D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
     lengths = pointer(weights[3], 1)
-    dy, kept, dlast = pointer(dy_view[0], unit), pointer(saved[0], unit), pointer(saved[1], unit)
-    dx, ddelta = pointer(outputs[0], unit), pointer(outputs[1], unit)
-    dA, dD, dbias = pointer(outputs[2], unit), pointer(outputs[3], unit), pointer(outputs[4], unit)
-    db, dc = pointer(db_view[0], unit), pointer(dc_view[0], unit)
-    chunks = (length + chunk - 1) // chunk
-    size = states * WIDTH
+    dy, dx, ddelta = pointer(dy_view[0], unit), pointer(outputs[0], unit), pointer(outputs[1], unit)
+    dD, dbias = pointer(outputs[3], unit), pointer(outputs[4], unit)
+    channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
-    # What is kept for one chunk; h[0] is the state before it.
-    h = pointer(work, unit)
+    # What a thread holds of a chunk; h[0] is the state before it.
+    h = advance(pointer(given[1], unit), next_number(counters + 8) * work_size(states, chunk))
     decays = advance(h, (chunk + 1) * size)
     lanes_db = advance(decays, chunk * size)
-    lanes_dc = advance(lanes_db, chunk * size)
-    own_b = advance(lanes_dc, chunk * size)
-    own_c = advance(own_b, size)
-    steps = advance(own_c, size)
+    lanes_dc = advance(lanes_db, chunk * size + WIDTH * WIDTH)
+    steps = advance(lanes_dc, chunk * size + WIDTH * WIDTH)
     slopes = advance(steps, chunk * WIDTH)
-    scratch = advance(slopes, chunk * WIDTH)
-    # What each block of the job carries from chunk to chunk: rates, dh, dA, dD, dbias.
-    carried = advance(scratch, WIDTH)
-    stride = 3 * size + 2 * WIDTH
 
     while True:
-        job = next_job(counter)
-        if job >= batch * plan[2]:
+        number = next_number(counters)
+        video, first = number // (blocks // longest), number % (blocks // longest) * longest
+        if video >= batch:
             return
-        video, job = job // plan[2], job % plan[2] * 4
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
-        first, end = jobs[job], jobs[job + 1]
-        for block in range(first, end):
-            channel, lanes = blocks[2 * block], blocks[2 * block + 1]
-            rates = advance(carried, (block - first) * stride)
-            dh, sums = advance(rates, size), advance(rates, 2 * size)
-            load_rates(A, rates, channel, lanes, states)
-            for i in range(2 * states + 2):
-                store(dh, i * WIDTH, zero)
-            if saved[1]:
-                for lane in range(lanes):
-                    at = (video * channels + channel + lane) * states
-                    for s in range(states):
-                        dh[s * WIDTH + lane] = dlast[at + s]
-
-        for number in range((valid + chunk - 1) // chunk - 1, -1, -1):
-            begin = number * chunk
+        for block in range(first, first + longest):
+            at = video * blocks + block
+            store(dD, at * WIDTH, zero)
+            store(dbias, at * WIDTH, zero)
+            for s in range(states):
+                store(pointer(outputs[2], unit), at * size + s * WIDTH, zero)
+        for part in range((valid + chunk - 1) // chunk - 1, -1, -1):
+            begin = part * chunk
             count = min(chunk, valid - begin)
-            for block in range(first, end):
-                channel, lanes = blocks[2 * block], blocks[2 * block + 1]
-                rates = advance(carried, (block - first) * stride)
-                dh, sums = advance(rates, size), advance(rates, 2 * size)
-                skip = load_part(D, channel, lanes, scratch)
-                shift = load_part(bias, channel, lanes, scratch)
+            for block in range(first, first + longest):
+                at = video * blocks + block
+                channel = block * WIDTH
+                rates = advance(pointer(weights[0], unit), block * size)
+                kept = advance(pointer(given[0], unit), (at * chunks + part) * size)
+                drates = advance(pointer(outputs[2], unit), at * size)
+                dstate = advance(pointer(outputs[5], unit), at * size)
+                skip, shift = load(D, channel), load(bias, channel)
+                to_x = video * x_view[1] + channel
+                to_delta = video * delta_view[1] + channel
+                to_dy = video * dy_view[1] + channel
+                to_dx = video * length * channels + channel
+                to_b = video * b_view[1] + block // b_view[5] * b_view[3]
+                to_c = video * c_view[1] + block // c_view[5] * c_view[3]
 
-                at = ((video * plan[3] + block) * chunks + number) * size
                 for s in range(states):
-                    store(h, s * WIDTH, load(kept, at + s * WIDTH))
+                    store(h, s * WIDTH, load(kept, s * WIDTH))
                 for t in range(count):
                     position = start + (begin + t) * step
-                    at = video * x_view[1] + position * x_view[2] + channel
-                    inputs = load_part(x, at, lanes, scratch)
-                    at = video * delta_view[1] + position * delta_view[2] + channel
-                    dt = load_part(delta, at, lanes, scratch) + shift
+                    inputs = load(x, to_x + position * x_view[2])
+                    dt = load(delta, to_delta + position * delta_view[2]) + shift
                     slope = splat(unit)
                     if softplus:
                         dt, slope = softplus_and_slope(dt)
                     store(steps, t * WIDTH, dt)
                     store(slopes, t * WIDTH, slope)
-                    row = video * b_view[1] + position * b_view[2]
-                    row_b = gains(b, row, b_view, channel, lanes, states, own_b)
+                    row_b = to_b + position * b_view[2]
                     driven = dt * inputs
                     for s in range(states):
                         now = t * size + s * WIDTH
                         decay = exp2(dt * load(rates, s * WIDTH))
                         store(decays, now, decay)
-                        state = decay * load(h, now)
-                        state = state + driven * gain(b, row_b, b_view, own_b, s)
+                        state = decay * load(h, now) + driven * gain(b, row_b, b_view, s)
                         store(h, now + size, state)
+                    fetch(dy, to_dy + position * dy_view[2])
+                    fetch(dx, to_dx + position * channels)
+                    fetch(ddelta, to_dx + position * channels)
 
-                sum_d, sum_bias = load(sums, size), load(sums, size + WIDTH)
+                # The rows to send for are the next block's, or those of the chunk before this one.
+                aside, back = (WIDTH, 0) if block - first < longest - 1 else (0, -chunk * step)
+                sum_d, sum_bias = load(dD, at * WIDTH), load(dbias, at * WIDTH)
                 for t in range(count - 1, -1, -1):
                     position = start + (begin + t) * step
-                    at = video * x_view[1] + position * x_view[2] + channel
-                    inputs = load_part(x, at, lanes, scratch)
-                    at = video * dy_view[1] + position * dy_view[2] + channel
-                    above = load_part(dy, at, lanes, scratch)
-                    row = video * b_view[1] + position * b_view[2]
-                    row_b = gains(b, row, b_view, channel, lanes, states, own_b)
-                    row = video * c_view[1] + position * c_view[2]
-                    row_c = gains(c, row, c_view, channel, lanes, states, own_c)
+                    inputs = load(x, to_x + position * x_view[2])
+                    above = load(dy, to_dy + position * dy_view[2])
+                    row_b = to_b + position * b_view[2]
+                    row_c = to_c + position * c_view[2]
                     dt = load(steps, t * WIDTH)
                     driven = dt * inputs
-                    d_driven = zero
-                    d_exponent = zero
+                    d_driven, d_exponent = zero, zero
                     for s in range(states):
-                        at = s * WIDTH
-                        now = t * size + at
-                        d_state = load(dh, at) + above * gain(c, row_c, c_view, own_c, s)
-                        d_driven = d_driven + d_state * gain(b, row_b, b_view, own_b, s)
-                        to_b, to_c = d_state * driven, above * load(h, now + size)
+                        now = t * size + s * WIDTH
+                        d_state = load(dstate, s * WIDTH) + above * gain(c, row_c, c_view, s)
+                        d_driven = d_driven + d_state * gain(b, row_b, b_view, s)
+                        d_b, d_c = d_state * driven, above * load(h, now + size)
                         if block != first:
-                            to_b = to_b + load(lanes_db, now)
-                            to_c = to_c + load(lanes_dc, now)
-                        store(lanes_db, now, to_b)
-                        store(lanes_dc, now, to_c)
+                            d_b = d_b + load(lanes_db, now)
+                            d_c = d_c + load(lanes_dc, now)
+                        store(lanes_db, now, d_b)
+                        store(lanes_dc, now, d_c)
                         d_state = d_state * load(decays, now)
-                        store(dh, at, d_state)
-                        d_rate = d_state * load(h, now)
-                        d_exponent = d_exponent + d_rate * load(rates, at)
-                        store(sums, at, load(sums, at) + d_rate * dt)
+                        store(dstate, s * WIDTH, d_state)
+                        d_decay = d_state * load(h, now)
+                        d_exponent = d_exponent + d_decay * load(rates, s * WIDTH)
+                        store(drates, s * WIDTH, load(drates, s * WIDTH) + d_decay * dt)
                     d_step = d_driven * inputs + d_exponent * LN2
                     d_step = d_step * load(slopes, t * WIDTH)
                     sum_d = sum_d + above * inputs
                     sum_bias = sum_bias + d_step
-                    at = (video * length + position) * channels + channel
-                    store_part(ddelta, at, d_step, lanes, scratch)
-                    store_part(dx, at, d_driven * dt + skip * above, lanes, scratch)
-                store(sums, size, sum_d)
-                store(sums, size + WIDTH, sum_bias)
-
-            channel, lanes = blocks[2 * first], blocks[2 * first + 1]
-            for t in range(count):
-                position = start + (begin + t) * step
-                source = advance(lanes_db, t * size)
-                row = jobs[job + 2] * db_view[1] + video * db_view[2] + position * db_view[3]
-                add_lanes(source, db, row, db_view[4], b_view, channel, lanes, states)
-                source = advance(lanes_dc, t * size)
-                row = jobs[job + 3] * dc_view[1] + video * dc_view[2] + position * dc_view[3]
-                add_lanes(source, dc, row, dc_view[4], c_view, channel, lanes, states)
-
-        for block in range(first, end):
-            channel, lanes = blocks[2 * block], blocks[2 * block + 1]
-            sums = advance(carried, (block - first) * stride + 2 * size)
+                    store(ddelta, to_dx + position * channels, d_step)
+                    store(dx, to_dx + position * channels, d_driven * dt + skip * above)
+                    later = position + back
+                    fetch(x, to_x + aside + later * x_view[2])
+                    fetch(delta, to_delta + aside + later * delta_view[2])
+                store(dD, at * WIDTH, sum_d)
+                store(dbias, at * WIDTH, sum_bias)
+            job = (video, first, longest)
+            span = (start + begin * step, step, count)
+            add_gains(lanes_db, unit, db_view, b_view, job, span, states)
+            add_gains(lanes_dc, unit, dc_view, c_view, job, span, states)
+        for block in range(first, first + longest):
+            at = video * length * channels + block * WIDTH
             for position in range(valid, length):
-                at = (video * length + position) * channels + channel
-                store_part(dx, at, zero, lanes, scratch)
-                store_part(ddelta, at, zero, lanes, scratch)
-            for lane in range(lanes):
-                at = video * channels + channel + lane
-                for s in range(states):
-                    dA[at * states + s] = sums[s * WIDTH + lane]
-                dD[at] = sums[size + lane]
-                dbias[at] = sums[size + WIDTH + lane]
+                store(dx, at + position * channels, zero)
+                store(ddelta, at + position * channels, zero)

@@ -1,12 +1,13 @@
-"""What both kernels of the scan share: how they are compiled, how they read a block of channels.
+"""What both kernels of the scan share: how they are compiled, and how they read B and C.
 
-A job is one video and a run of blocks; a block is up to WIDTH neighbouring channels. Threads take jobs
-from a common counter. What several jobs add to (the gradients of B and C) has a part for each of them,
-so that no sum depends on who came first.
+A block is WIDTH neighbouring channels; a job is one video and a run of blocks of one group. Threads take
+jobs from a common counter. What several jobs add to (the gradients of B and C) has a part for each of
+them, so that no sum depends on who came first.
 
-Tensors with a time axis come as tuples of integers: address, then strides in elements; channels (of x,
-delta, y and their gradients) and states (of B and C) lie beside each other. The others are contiguous
-and come as addresses. A pass over time reads position t, or length - 1 - t where time is reversed.
+Tensors with a time axis come as tuples of integers: address, then strides in elements; their channels
+lie beside each other. The others are contiguous and come as addresses; what belongs to a channel and a
+state is cut into blocks, (E // WIDTH, S, WIDTH). Time runs over the positions 0, …, valid - 1 of a
+video, or back from valid - 1 to 0.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from muse_adapter.ops.numba_cpu.simd import (
     load,
     log1p,
     magnitude,
+    pointer,
     splat,
     store,
-    total,
+    totals,
     where_above,
 )
 
 
-def kernel(function: Callable[..., None]) -> Any:
+def kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compile on first use, without the interpreter's lock, and keep the machine code on disk."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -55,15 +57,15 @@ def kernel(function: Callable[..., None]) -> Any:
         try:
             compiled(*arguments)
         except OSError:
-            # The machine code could not be written, but is there; the kernel itself has not run.
+            # The machine code is there but could not be written; the kernel itself has not run.
             compiled(*arguments)
 
     return run
 
 
 @intrinsic
-def next_job(context: Any, counter: Any) -> Any:
-    """The number at the address `counter`, which every call raises by 1."""
+def next_number(context: Any, counter: Any) -> Any:
+    """The number at the address `counter`; every call, from any thread, raises it by 1."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
@@ -83,69 +85,39 @@ def softplus_and_slope(v: Any) -> Any:
 
 
 @inline
-def load_part(source: Any, index: int, lanes: int, scratch: Any) -> Any:
-    """The first `lanes` numbers from source[index] on, then zeros."""
-    if lanes == WIDTH:
-        return load(source, index)
-    for lane in range(WIDTH):
-        scratch[lane] = source[index + lane] if lane < lanes else 0.0
-    return load(scratch, 0)
+def gain(source: Any, row: int, view: Any, s: int) -> Any:
+    """B or C of state s for the channels of the block whose values begin at `row`."""
+    return load(source, row + s * view[4]) if view[6] else splat(source[row + s * view[4]])
 
 
 @inline
-def store_part(target: Any, index: int, value: Any, lanes: int, scratch: Any) -> None:
-    """Write the first `lanes` numbers of `value` from target[index] on."""
-    if lanes == WIDTH:
-        store(target, index, value)
-    else:
-        store(scratch, 0, value)
-        for lane in range(lanes):
-            target[index + lane] = scratch[lane]
+def add_gains(source: Any, unit: float, to: Any, view: Any, job: Any, steps: Any, states: int) -> None:
+    """Add what a chunk has gathered for the gradient of B or C.
 
-
-@inline
-def load_rates(A: Any, rates: Any, channel: int, lanes: int, states: int) -> None:
-    """rates[s, lane] = A log2(e), so that exp(dt A) = 2**(dt rate)."""
-    for s in range(states):
-        for lane in range(WIDTH):
-            rate = A[(channel + lane) * states + s] * LOG2E if lane < lanes else 0.0
-            rates[s * WIDTH + lane] = rate
-
-
-@inline
-def gains(
-    source: Any, row: int, view: Any, channel: int, lanes: int, states: int, own: Any
-) -> int:
-    """Find the states of B or C that a block uses at a row.
-
-    Returns:
-        Where they stand in `source`, for a block inside one group. For a block of several groups
-        `own[s, lane]` is filled from each lane's group instead.
+    Args:
+        source: source[t, s, lane], with room for WIDTH vectors behind the last.
+        unit: 1 in the type of the state.
+        to: address of the gradient, strides of part, batch, time, group and state (1 unless view[6]).
+        view: of B or C itself.
+        job: video, first block, blocks in a job.
+        steps: position of the first step, direction of time, number of steps.
+        states: S.
     """
-    if view[5]:
-        for lane in range(WIDTH):
-            group = row + (channel + min(lane, lanes - 1)) // view[4] * view[3]
+    video, first, longest = job
+    position, step, count = steps
+    target = pointer(to[0], unit)
+    row = first % view[5] // longest * to[1] + video * to[2] + first // view[5] * to[4]
+    row += position * to[3]
+    if view[6]:
+        for t in range(count):
             for s in range(states):
-                own[s * WIDTH + lane] = source[group + s]
-    return row + channel // view[4] * view[3]
-
-
-@inline
-def gain(source: Any, row: int, view: Any, own: Any, s: int) -> Any:
-    """B or C of state s for each lane, after `gains`."""
-    return load(own, s * WIDTH) if view[5] else splat(source[row + s])
-
-
-@inline
-def add_lanes(
-    source: Any, target: Any, row: int, stride: int, view: Any, channel: int, lanes: int, states: int
-) -> None:
-    """Add source[s, lane] to target[group, s], over the lanes of each group."""
-    for s in range(states):
-        if view[5]:
-            for lane in range(lanes):
-                group = (channel + lane) // view[4]
-                target[row + group * stride + s] += source[s * WIDTH + lane]
-        else:
-            group = channel // view[4]
-            target[row + group * stride + s] += total(load(source, s * WIDTH))
+                at = row + t * step * to[3] + s * to[5]
+                store(target, at, load(target, at) + load(source, (t * states + s) * WIDTH))
+    else:
+        # The sums over the lanes take the place of vectors that have been read.
+        for i in range(0, count * states, WIDTH):
+            store(source, i, totals(source, i * WIDTH))
+        for t in range(count):
+            at = row + t * step * to[3]
+            for s in range(states):
+                target[at + s] += source[t * states + s]

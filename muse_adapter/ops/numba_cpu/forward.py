@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import (
-    gain,
-    gains,
-    kernel,
-    load_part,
-    load_rates,
-    next_job,
-    softplus_and_slope,
-    store_part,
+from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number, softplus_and_slope
+from muse_adapter.ops.numba_cpu.simd import (
+    WIDTH,
+    advance,
+    exp2,
+    fetch,
+    load,
+    pointer,
+    splat,
+    store,
 )
-from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, exp2, load, pointer, splat, store
 
-
-def forward_work(states: int) -> int:
-    """How many numbers of working memory a thread needs."""
-    return (4 * states + 1) * WIDTH
+AHEAD = 8  # rows from the one that is computed to the one that is sent for
 
 
 @kernel
 def forward(
-    counter: int,
-    work: int,
+    counters: int,
     unit: float,
-    plan: Any,
     sizes: Any,
     flags: Any,
     x_view: Any,
@@ -40,80 +35,71 @@ def forward(
     """Run the jobs that are left: outputs, last states, and the states that the way back starts from.
 
     Args:
-        counter: address of the number of the next job.
-        work: address of `forward_work` numbers of this thread's own.
+        counters: address of the number of the next job.
         unit: 1 in the type of the state.
-        plan: addresses of the jobs (first block, last block + 1, part of dB, part of dC) and of the
-            blocks (first channel, channels), then how many of each a video has.
-        sizes: batch, L, E, S, chunk.
+        sizes: batch, L, blocks, S, steps in a chunk, blocks in a job.
         flags: softplus, reverse.
         x_view, delta_view: address and strides of batch and time.
-        b_view, c_view: address, strides of batch, time and group, channels in a group, and 1 if a
-            block has channels of several groups.
-        weights: addresses of A (E, S), D (E,), bias (E,), and of the lengths (batch,), int64.
-        outputs: addresses of y (batch, L, E), last (batch, E, S), and the states before each chunk
-            (batch, blocks, chunks, S, WIDTH), or 0 where these are not wanted.
+        b_view, c_view: address, strides of batch, time, group and state, then blocks in a group, and
+            1 if every channel has its own values (a group is then a block, its channels lie beside
+            each other).
+        weights: addresses of the rates A log2(e) (blocks, S, WIDTH), of D (E,) and the bias (E,), and
+            of the lengths (batch,), int64.
+        outputs: addresses of y (batch, L, E), the last states (batch, blocks, S, WIDTH), and the
+            states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none.
     """
-    batch, length, channels, states, chunk = sizes
+    batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
-    jobs, blocks = pointer(plan[0], 1), pointer(plan[1], 1)
     x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
     b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
-    A, D, bias = pointer(weights[0], unit), pointer(weights[1], unit), pointer(weights[2], unit)
+    D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
     lengths = pointer(weights[3], 1)
-    y, last = pointer(outputs[0], unit), pointer(outputs[1], unit)
-    kept = pointer(outputs[2], unit)
-    chunks = (length + chunk - 1) // chunk
-    size = states * WIDTH
+    y = pointer(outputs[0], unit)
+    channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
-    h = pointer(work, unit)
-    rates, own_b, own_c = advance(h, size), advance(h, 2 * size), advance(h, 3 * size)
-    scratch = advance(h, 4 * size)
 
     while True:
-        job = next_job(counter)
-        if job >= batch * plan[2]:
+        job = next_number(counters)
+        video, first = job // (blocks // longest), job % (blocks // longest) * longest
+        if video >= batch:
             return
-        video, job = job // plan[2], job % plan[2] * 4
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
-        for block in range(jobs[job], jobs[job + 1]):
-            channel, lanes = blocks[2 * block], blocks[2 * block + 1]
-            load_rates(A, rates, channel, lanes, states)
-            skip = load_part(D, channel, lanes, scratch)
-            shift = load_part(bias, channel, lanes, scratch)
+        for block in range(first, first + longest):
+            channel = block * WIDTH
+            rates = advance(pointer(weights[0], unit), block * size)
+            h = advance(pointer(outputs[1], unit), (video * blocks + block) * size)
+            kept = advance(pointer(outputs[2], unit), (video * blocks + block) * chunks * size)
+            skip, shift = load(D, channel), load(bias, channel)
+            to_x = video * x_view[1] + channel
+            to_delta = video * delta_view[1] + channel
+            to_b = video * b_view[1] + block // b_view[5] * b_view[3]
+            to_c = video * c_view[1] + block // c_view[5] * c_view[3]
+            to_y = video * length * channels + channel
             for s in range(states):
                 store(h, s * WIDTH, zero)
             for t in range(valid):
-                position = start + t * step
                 if outputs[2] and t % chunk == 0:
-                    at = ((video * plan[3] + block) * chunks + t // chunk) * size
                     for s in range(states):
-                        store(kept, at + s * WIDTH, load(h, s * WIDTH))
-                at = video * x_view[1] + position * x_view[2] + channel
-                inputs = load_part(x, at, lanes, scratch)
-                at = video * delta_view[1] + position * delta_view[2] + channel
-                dt = load_part(delta, at, lanes, scratch) + shift
+                        store(kept, t // chunk * size + s * WIDTH, load(h, s * WIDTH))
+                position = start + t * step
+                inputs = load(x, to_x + position * x_view[2])
+                dt = load(delta, to_delta + position * delta_view[2]) + shift
                 if softplus:
                     dt, _ = softplus_and_slope(dt)
-                row = video * b_view[1] + position * b_view[2]
-                row_b = gains(b, row, b_view, channel, lanes, states, own_b)
-                row = video * c_view[1] + position * c_view[2]
-                row_c = gains(c, row, c_view, channel, lanes, states, own_c)
+                row_b = to_b + position * b_view[2]
+                row_c = to_c + position * c_view[2]
                 driven = dt * inputs
                 result = skip * inputs
                 for s in range(states):
-                    at = s * WIDTH
-                    state = exp2(dt * load(rates, at)) * load(h, at)
-                    state = state + driven * gain(b, row_b, b_view, own_b, s)
-                    store(h, at, state)
-                    result = result + state * gain(c, row_c, c_view, own_c, s)
-                at = (video * length + position) * channels + channel
-                store_part(y, at, result, lanes, scratch)
+                    state = exp2(dt * load(rates, s * WIDTH)) * load(h, s * WIDTH)
+                    state = state + driven * gain(b, row_b, b_view, s)
+                    store(h, s * WIDTH, state)
+                    result = result + state * gain(c, row_c, c_view, s)
+                store(y, to_y + position * channels, result)
+                later = position + AHEAD * step
+                fetch(x, to_x + later * x_view[2])
+                fetch(delta, to_delta + later * delta_view[2])
+                fetch(y, to_y + later * channels)
             for position in range(valid, length):
-                at = (video * length + position) * channels + channel
-                store_part(y, at, zero, lanes, scratch)
-            for lane in range(lanes):
-                at = (video * channels + channel + lane) * states
-                for s in range(states):
-                    last[at + s] = h[s * WIDTH + lane]
+                store(y, to_y + position * channels, zero)

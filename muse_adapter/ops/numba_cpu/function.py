@@ -1,158 +1,143 @@
-"""The scan as a function of tensors: working memory, threads, gradients around the kernels."""
+"""The kernels as a function of tensors: shapes they can read, threads, memory, gradients."""
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from muse_adapter.ops.numba_cpu.backward import backward, backward_work
-from muse_adapter.ops.numba_cpu.forward import forward, forward_work
+from muse_adapter.ops.numba_cpu.backward import backward, work_size
+from muse_adapter.ops.numba_cpu.forward import forward
 from muse_adapter.ops.numba_cpu.pool import share
-from muse_adapter.ops.numba_cpu.simd import WIDTH
+from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
-CHUNK = 16  # steps from one kept state to the next; the way back holds a chunk in the L1 cache
-ENOUGH = 1 << 18  # below so many states in all, a second thread is not worth its start
-
-
-class Plan(NamedTuple):
-    """How the channels are cut into blocks and the blocks into jobs.
-
-    Attributes:
-        jobs: rows of first block, last block + 1, part of dB, part of dC.
-        blocks: rows of first channel, channels.
-        longest: the most blocks that a job has.
-        parts: how many jobs add to the same group of B, and of C.
-        mixed: whether a block has channels of several groups of B, and of C.
-    """
-
-    jobs: Tensor
-    blocks: Tensor
-    longest: int
-    parts: tuple[int, int]
-    mixed: tuple[bool, bool]
-
-
-@functools.lru_cache(maxsize=64)
-def plan(channels: int, sizes: tuple[int, int], longest: int) -> Plan:
-    """Cut the channels so that a block lies in one group, or holds whole groups.
-
-    Args:
-        channels: E.
-        sizes: channels in a group of B, and of C. Unless they are equal, one of them is E.
-        longest: the most blocks in a job.
-    """
-    mixed = tuple(size <= WIDTH // 2 and size < channels for size in sizes)
-    segment, span = min(sizes), WIDTH
-    if any(mixed):
-        # Several groups in a register: one block a job, so that each group belongs to one job.
-        segment, span, longest = channels, WIDTH // min(sizes) * min(sizes), 1
-    blocks, jobs = [], []
-    used: dict[tuple[int, int], int] = {}
-    for begin in range(0, channels, segment):
-        end = begin + segment
-        first = len(blocks)
-        blocks += [(c, min(span, end - c)) for c in range(begin, end, span)]
-        for block in range(first, len(blocks), longest):
-            job = [block, min(block + longest, len(blocks))]
-            for which, size in enumerate(sizes):
-                key = (which, blocks[block][0] // size)
-                job.append(0 if mixed[which] else used.get(key, 0))
-                used[key] = used.get(key, 0) + 1
-            jobs.append(job)
-    parts = tuple(1 + max(job[2 + which] for job in jobs) for which in (0, 1))
-    return Plan(torch.tensor(jobs), torch.tensor(blocks), longest, parts, mixed)
+CHUNK = 16  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
+ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
 class Call(NamedTuple):
-    """One scan, its tensors as the kernels read them: one dtype, channels and states side by side.
+    """One scan as the kernels read it. All tensors but `lengths` are float32 or float64.
 
     Attributes:
-        x, delta: (batch, L, E).
-        A: (E, S).
-        B, C: (batch or 1, L or 1, G, S).
+        x, delta: (batch, L, E), channels beside each other, E a multiple of WIDTH.
+        rates: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
+        B, C: (batch or 1, L or 1, G, S) where a group is whole blocks, otherwise with a value for
+            every channel, (batch or 1, L or 1, S, E), channels beside each other.
         D, bias: (E,).
         lengths: (batch,), int64, at most L.
+        own: whether every channel has its own values of B, and of C.
         softplus, reverse: as in `scan`.
     """
 
     x: Tensor
     delta: Tensor
-    A: Tensor
+    rates: Tensor
     B: Tensor
     C: Tensor
     D: Tensor
     bias: Tensor
     lengths: Tensor
+    own: tuple[bool, bool]
     softplus: bool
     reverse: bool
 
-    def plan(self) -> Plan:
-        """Jobs long enough to share sums over channels, short enough to give every core some."""
-        batch, _, channels = self.x.shape
-        longest = max(1, min(4, batch * channels // (16 * WIDTH)))
-        return plan(channels, (channels // self.B.shape[2], channels // self.C.shape[2]), longest)
+    def group_blocks(self) -> tuple[int, int]:
+        """How many blocks share their values of B, and of C."""
+        blocks = len(self.rates)
+        b, c = (
+            1 if own else blocks // gain.shape[2]
+            for own, gain in zip(self.own, (self.B, self.C), strict=True)
+        )
+        return b, c
 
-    def states(self) -> Tensor:
-        """Memory for the state before every chunk."""
+    def longest(self) -> int:
+        """Blocks in a job: enough to share sums over channels, so few that every core has jobs.
+
+        It depends on shapes alone, and with it the order of all sums.
+        """
+        limit = max(1, min(4, len(self.x) * len(self.rates) // 16))
+        return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks()))
+
+    def run(self, kernel: Any, *arguments: tuple[int, ...], threads: int) -> None:
+        """Run a kernel on all jobs."""
         batch, length, _ = self.x.shape
-        chunks = -(-length // CHUNK)
-        return self.x.new_empty(batch, len(self.plan().blocks), chunks, self.A.shape[1], WIDTH)
-
-    def run(self, kernel: Any, numbers: int, *arguments: tuple[int, ...]) -> None:
-        """Run a kernel on all jobs, each thread with `numbers` numbers of working memory."""
-        (batch, length, channels), states = self.x.shape, self.A.shape[1]
-        cut = self.plan()
-        jobs = batch * len(cut.jobs)
-        threads = min(torch.get_num_threads(), jobs)
-        if self.x.numel() * states < ENOUGH:
-            threads = 1
-        work = self.x.new_empty(max(threads, 1), numbers)
-        counter = torch.zeros(1, dtype=torch.int64)
+        blocks, states, _ = self.rates.shape
+        counters = torch.zeros(2, dtype=torch.int64)
+        unit = np.float64(1) if self.x.dtype == torch.float64 else np.float32(1)
+        views = []
+        for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks(), strict=True):
+            address, *strides = view(gain)
+            strides[2:] = (WIDTH, strides[2]) if own else strides[2:]
+            views.append((address, *strides, group, int(own)))
         common = (
-            np.float64(1) if self.x.dtype == torch.float64 else np.float32(1),
-            (cut.jobs.data_ptr(), cut.blocks.data_ptr(), len(cut.jobs), len(cut.blocks)),
-            (batch, length, channels, states, CHUNK),
+            (batch, length, blocks, states, CHUNK, self.longest()),
             (int(self.softplus), int(self.reverse)),
             view(self.x)[:3],
             view(self.delta)[:3],
-            *(
-                (*view(gain)[:4], channels // gain.shape[2], int(mixed))
-                for gain, mixed in zip((self.B, self.C), cut.mixed, strict=True)
-            ),
-            addresses(self.A, self.D, self.bias, self.lengths),
+            *views,
+            addresses(self.rates, self.D, self.bias, self.lengths),
         )
+        share(lambda: kernel(counters.data_ptr(), unit, *common, *arguments), threads)
 
-        def worker(number: int) -> None:
-            kernel(counter.data_ptr(), work[number].data_ptr(), *common, *arguments)
+    def threads(self) -> int:
+        """How many threads share the work."""
+        states = self.x.numel() * self.rates.shape[1]
+        return torch.get_num_threads() if states >= ENOUGH else 1
 
-        share(worker, max(threads, 1))
 
+def prepare(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> Call:
+    """Bring the arguments of `scan` into the shapes of a `Call`, by differentiable steps."""
+    batch, length, channels = x.shape
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    spare = -channels % WIDTH
 
-def view(tensor: Tensor) -> tuple[int, ...]:
-    """Address and strides, 0 where a size of 1 stands for all."""
-    strides = (
-        0 if size == 1 else stride
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    def padded(tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            return torch.zeros(channels + spare, dtype=dtype)
+        tensor = tensor.to(dtype)
+        return beside(F.pad(tensor, (0, spare)) if spare else tensor)
+
+    def gains(gain: Tensor) -> tuple[Tensor, bool]:
+        group = channels // gain.shape[2]
+        if group == channels or group % WIDTH == 0:
+            return beside(gain.to(dtype)), False
+        return padded(gain.transpose(2, 3).repeat_interleave(group, 3)), True
+
+    rates = padded(A.t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
+    (B, own_b), (C, own_c) = gains(B), gains(C)
+    if lengths is None:
+        lengths = torch.full((batch,), length)
+    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
+    return Call(
+        *(padded(x), padded(delta), rates, B, C, padded(D), padded(delta_bias), lengths),
+        *((own_b, own_c), softplus, reverse),
     )
-    return (tensor.data_ptr(), *strides)
-
-
-def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Addresses of contiguous tensors, 0 for None."""
-    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 def run_forward(call: Call, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Outputs (batch, L, E) and last states (batch, E, S); `kept` receives the chunks' states."""
-    y = torch.empty_like(call.x, memory_format=torch.contiguous_format)
-    last = call.x.new_empty(call.x.shape[0], *call.A.shape)
-    call.run(forward, forward_work(call.A.shape[1]), addresses(y, last, kept))
+    """Outputs (batch, L, E) and last states (batch, E / WIDTH, S, WIDTH).
+
+    Args:
+        kept: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk; or None.
+    """
+    y = call.x.new_empty(call.x.shape)
+    last = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
+    call.run(forward, addresses(y, last, kept), threads=call.threads())
     return y, last
 
 
@@ -162,9 +147,11 @@ class Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         call = Call(*inputs)
-        kept = call.states()
+        chunks = -(-call.x.shape[1] // CHUNK)
+        blocks, *block = call.rates.shape
+        kept = call.x.new_empty(call.x.shape[0], blocks, chunks, *block)
         ctx.save_for_backward(*inputs[:8], kept)
-        ctx.flags = inputs[8:]
+        ctx.options = inputs[8:]
         ctx.set_materialize_grads(False)
         return run_forward(call, kept)
 
@@ -172,36 +159,52 @@ class Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, kept = ctx.saved_tensors
-        call = Call(*tensors, *ctx.flags)
-        x, cut = call.x, call.plan()
-        batch, length, channels = x.shape
-        if dy is None:
-            dy = x.new_zeros(1, 1, channels).expand(x.shape)
-        dy = beside(dy)
-        dlast = None if dlast is None else dlast.contiguous()
+        call = Call(*tensors, *ctx.options)
+        x, batch, threads = call.x, call.x.shape[0], call.threads()
+        dy = x.new_zeros(x.shape[2]).expand(x.shape) if dy is None else beside(dy)
+        dstate = x.new_zeros(batch, *call.rates.shape)
+        if dlast is not None:
+            dstate.copy_(dlast)  # the kernel writes over it
         dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
-        dA, dD, dbias = (
-            x.new_empty(batch, *tensor.shape) for tensor in (call.A, call.D, call.bias)
+        drates, dD, dbias = (
+            x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
         )
-        gains = [
-            x.new_zeros(parts, batch, *gain.shape[1:])
-            for parts, gain in zip(cut.parts, (call.B, call.C), strict=True)
-        ]
+        dgains, views = [], []
+        for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks(), strict=True):
+            dgain = x.new_zeros(group // call.longest(), batch, *gain.shape[1:])
+            *strides, by_group, by_state = view(dgain)
+            strides += (WIDTH, by_group) if own else (by_group, by_state)
+            dgains.append(dgain)
+            views.append(tuple(strides))
+        work = x.new_empty(threads, work_size(call.rates.shape[1], CHUNK))
         call.run(
             backward,
-            backward_work(call.A.shape[1], CHUNK, cut.longest),
             view(dy)[:3],
-            addresses(kept, dlast),
-            addresses(dx, ddelta, dA, dD, dbias),
-            *((part.data_ptr(), *(part.stride()[:2]), *view(part[0])[2:4]) for part in gains),
+            addresses(kept, work),
+            addresses(dx, ddelta, drates, dD, dbias, dstate),
+            *views,
+            threads=threads,
         )
         dB, dC = (
-            part.sum(0).sum_to_size(gain.shape)
-            for part, gain in zip(gains, (call.B, call.C), strict=True)
+            dgain.sum(0).sum_to_size(gain.shape)
+            for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
         )
-        return dx, ddelta, dA.sum(0), dB, dC, dD.sum(0), dbias.sum(0), None, None, None
+        # The kernel differentiates 2**(dt rate) as if it were exp.
+        drate = drates.sum(0) / LOG2E
+        return dx, ddelta, drate, dB, dC, dD.sum(0), dbias.sum(0), *([None] * 4)
+
+
+def view(tensor: Tensor) -> tuple[int, ...]:
+    """Address and strides, 0 where a size of 1 stands for all."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return (tensor.data_ptr(), *(0 if size == 1 else stride for size, stride in pairs))
+
+
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Addresses of contiguous tensors, 0 for None."""
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 def beside(tensor: Tensor) -> Tensor:
-    """The tensor itself if the numbers of its last dimension stand beside each other, else a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor itself if the numbers of its last dimension lie beside each other, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

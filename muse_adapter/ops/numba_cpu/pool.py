@@ -36,23 +36,21 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _executor
 
 
-def share(work: Callable[[int], None], threads: int) -> None:
-    """Call work(0) here and work(1), …, work(threads - 1) on other threads, and wait for them.
-
-    The calls divide the jobs among themselves as they go, so that a helper that starts late, because
-    the machine or the pool is busy, leaves its share to the others and is not waited for.
+def share(work: Callable[[], None], threads: int) -> None:
+    """Call `work` here and at the same time on other threads, and wait until all have returned.
 
     Args:
-        work: takes the worker's number; returns when no job is left.
-        threads: number of workers, at least 1.
+        work: does jobs until none is left. The calls divide the jobs as they go, so that a helper that
+            would start late, because the machine or the pool is busy, is called off.
+        threads: at most so many calls, at least 1.
     """
     if threads == 1:
-        work(0)
+        work()
         return
     helpers = _helpers(threads - 1)
-    started = [helpers.submit(work, number) for number in range(1, threads)]
+    started = [helpers.submit(work) for _ in range(threads - 1)]
     try:
-        work(0)
+        work()
     finally:
         waited = [helper for helper in started if not helper.cancel()]
         errors = [helper.exception() for helper in waited]

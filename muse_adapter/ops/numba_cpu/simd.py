@@ -154,6 +154,26 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def fetch(context: Any, source: Any, index: Any) -> Any:
+    """Bring the memory at source[index] near; it need not exist.
+
+    Rows of a tensor lie too far apart for the processor to see which one comes next.
+    """
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        element = context.get_value_type(source.dtype)
+        place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (place.type,), kind)
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64), lowered
+
+
+@intrinsic
 def splat(context: Any, value: Any) -> Any:
     """The scalar `value` in every lane."""
 
@@ -164,23 +184,33 @@ def splat(context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def total(context: Any, value: Any) -> Any:
-    """Sum over the lanes, by halves, in a fixed order."""
+def totals(context: Any, source: Any, index: Any) -> Any:
+    """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector.
+
+    Halves are added to halves, for pairs of vectors at once, so the order is fixed.
+    """
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        (value,) = arguments
-        width = WIDTH
-        while width > 1:
-            width //= 2
-            mask = ir.VectorType(ir.IntType(32), width)
-            low = builder.shuffle_vector(value, value, ir.Constant(mask, list(range(width))))
-            high = builder.shuffle_vector(
-                value, value, ir.Constant(mask, list(range(width, 2 * width)))
-            )
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.IntType(32)(0))
+        place, vector, align = _vector_pointer(context, builder, signature, arguments)
+        values = []
+        for row in range(WIDTH):
+            there = builder.gep(place, [ir.IntType(64)(row)], source_etype=vector)
+            values.append(builder.load(there, align=align, typ=vector))
+        part = WIDTH  # lanes that belong to one of the vectors
+        while part > 1:
+            picked = [lane for lane in range(2 * WIDTH) if lane % part < part // 2]
+            masks = [
+                ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [lane + half for lane in picked])
+                for half in (0, part // 2)
+            ]
+            values = [
+                builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
+                for left, right in zip(values[::2], values[1::2], strict=True)
+            ]
+            part //= 2
+        return values[0]
 
-    return value.dtype(value), lowered
+    return Lanes(source.dtype)(source, types.int64), lowered
 
 
 @intrinsic

@@ -1,0 +1,218 @@
+"""What the head costs on this machine, as ratios: backends of the scan, each saving, peak memory.
+
+    python -m benchmarks.head                 # the table, a few minutes on two cores
+    python -m benchmarks.head --memory        # also 65,920 tokens in a fresh process
+    python -m benchmarks.head --json FILE
+
+A ratio is printed only after the alternatives agreed with each other in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.measure import in_turn, machine
+from muse_adapter import MultiScaleMamba
+from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.layers.sequence import Readout
+from muse_adapter.ops import backends, selective_scan, short_convolution
+
+FRAMES, TOKENS, DIM, STATES = 12, 50, 512, 16
+LENGTH = FRAMES * 255  # class token, 3x3, 7x7 and 14x14 of each frame
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of the scan")
+    parser.add_argument("--dim", type=int, default=DIM)
+    parser.add_argument("--memory", action="store_true", help="also measure peak memory at 65,920 tokens")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+
+    about = machine()
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    rows: list[Row] = []
+    for measure in (scans, pair_loop, last_layer, merged_maps, shared_projection):
+        for row in measure(options):
+            print(f"{row['what']:<72} {row['ratio']:6.2f}x   ({row['slow_s']:.4f} s, {row['fast_s']:.4f} s)")
+            rows.append(row)
+    figures = {"machine": about, "ratios": rows}
+    if options.memory:
+        figures["memory"] = peak_memory()
+        print(f"training step, {figures['memory']['tokens']} tokens: {figures['memory']['peak_gib']:.2f} GiB")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def scans(options: argparse.Namespace) -> list[Row]:
+    """Every backend that runs here against the reference: one direction, forward, and with backward."""
+    arguments = _scan_arguments(options.dim, options.length)
+    names = [name for name, status in backends("cpu").items() if status.available]
+    outcomes = {name: _scan_step(arguments, name) for name in names}
+    for name in names:
+        for got, expected in zip(outcomes[name], outcomes["reference"], strict=True):
+            _agree(got, expected, f"backend {name}")
+    rows = []
+    with torch.no_grad():
+        forward = in_turn(
+            {name: lambda name=name: _scan(arguments, name) for name in names}, options.repeats
+        )
+    training = in_turn(
+        {name: lambda name=name: _scan_step(arguments, name) for name in names}, options.repeats
+    )
+    for kind, timings in (("forward", forward), ("forward and backward", training)):
+        for name in names:
+            if name != "reference":
+                what = f"scan, L={options.length}, {kind}: {name} against reference"
+                rows.append(_row(what, timings, slow="reference", fast=name))
+    return rows
+
+
+def pair_loop(options: argparse.Namespace) -> list[Row]:
+    """Evaluation: the head once per video batch against once per pair of text and video batch."""
+    head = _head(options.dim)
+    text_batches, video_batches = 4, [torch.randn(2, 2, TOKENS, options.dim) for _ in range(4)]
+    texts = [F.normalize(torch.randn(2, options.dim), dim=-1) for _ in range(text_batches)]
+
+    def pairs() -> Tensor:
+        return torch.cat([torch.cat([text @ head(video).T for video in video_batches], 1) for text in texts])
+
+    def once() -> Tensor:
+        videos = torch.cat([head(video) for video in video_batches])
+        return torch.cat([text @ videos.T for text in texts])
+
+    what = f"evaluation, {text_batches} x {len(video_batches)} batches: once per video against once per pair"
+    return [_compare(what, pairs, once, options)]
+
+
+def last_layer(options: argparse.Namespace) -> list[Row]:
+    """The last layer for the class tokens only, against the whole of it."""
+    layer = _head(options.dim).layers[-1]
+    x = torch.randn(1, options.length, options.dim)
+    readout = Readout(torch.arange(FRAMES).expand(1, -1), FRAMES)
+    return [
+        _compare(
+            "last layer: only what is read out against everything",
+            lambda: readout.select(layer(x)),
+            lambda: layer(x, None, readout),
+            options,
+        )
+    ]
+
+
+def merged_maps(options: argparse.Namespace) -> list[Row]:
+    """Inference: output projection and FC as one map, against one after the other."""
+    layer = _head(options.dim).layers[0]
+    mixed = torch.randn(1, options.length, options.dim)
+    return [
+        _compare(
+            "output maps at inference: merged against one after the other",
+            lambda: layer.fc(layer.mixer.out_proj(mixed)),
+            lambda: F.linear(mixed, *layer._merged_output()),
+            options,
+        )
+    ]
+
+
+def shared_projection(options: argparse.Namespace) -> list[Row]:
+    """The mixer with one input projection and nothing flipped, against two projections and flips."""
+    mixer = BiMamba(options.dim).eval()
+    x = torch.randn(1, options.length, options.dim)
+
+    def direction(tokens: Tensor, suffix: str) -> Tensor:
+        inner, z = F.linear(tokens, mixer.in_proj.weight).chunk(2, dim=-1)
+        conv = getattr(mixer, f"conv1d{suffix}")
+        inner = F.silu(short_convolution(inner, conv.weight, conv.bias))
+        r, B, C = getattr(mixer, f"x_proj{suffix}")(inner).split((mixer.dt_rank, STATES, STATES), -1)
+        dt_proj = getattr(mixer, f"dt_proj{suffix}")
+        A = -torch.exp(mixer.A_b_log if suffix else mixer.A_log)
+        skip = mixer.D_b if suffix else mixer.D
+        delta = F.linear(r, dt_proj.weight)
+        turned = (t.transpose(1, 2) for t in (inner, delta, B, C, z))
+        inner, delta, B, C, z = turned
+        y = selective_scan(inner, delta, A, B, C, skip, z, dt_proj.bias, True)
+        return y.transpose(1, 2)
+
+    def flipped() -> Tensor:
+        return mixer.out_proj(direction(x, "") + direction(x.flip(1), "_b").flip(1))
+
+    return [
+        _compare(
+            "mixer: one input projection, no flips against two projections and flips",
+            flipped,
+            lambda: mixer(x),
+            options,
+        )
+    ]
+
+
+def peak_memory() -> dict[str, Any]:
+    """Forward and backward with gradient checkpointing at 65,920 tokens, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.peak_memory"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _head(dim: int) -> MultiScaleMamba:
+    return MultiScaleMamba(dim=dim, init="release").eval()  # "identity" would hide the mixers
+
+
+def _scan_arguments(channels: int, length: int) -> list[Tensor]:
+    u, delta = torch.randn(2, 1, channels, length)
+    A = -torch.arange(1.0, STATES + 1).expand(channels, -1).clone()
+    B, C = torch.randn(2, 1, STATES, length)
+    tensors = [u, delta - 2, A, B, C, torch.ones(channels), torch.randn(1, channels, length)]
+    return [tensor.requires_grad_() for tensor in (*tensors, torch.zeros(channels))]
+
+
+def _scan(arguments: list[Tensor], backend: str) -> Tensor:
+    y = selective_scan(*arguments, delta_softplus=True, backend=backend)
+    assert isinstance(y, Tensor)
+    return y
+
+
+def _scan_step(arguments: list[Tensor], backend: str) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(_scan(arguments, backend).square().sum(), arguments)
+
+
+def _compare(
+    what: str, slow: Callable[[], Tensor], fast: Callable[[], Tensor], options: argparse.Namespace
+) -> Row:
+    with torch.no_grad():
+        _agree(fast(), slow(), what)
+        return _row(what, in_turn({"slow": slow, "fast": fast}, options.repeats), slow="slow", fast="fast")
+
+
+def _agree(got: Tensor, expected: Tensor, what: str) -> None:
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
+    if not error < 1e-4:
+        raise SystemExit(f"{what}: the results differ by {error:.1e}, so no time is given")
+
+
+def _row(what: str, timings: dict[str, Any], *, slow: str, fast: str) -> Row:
+    return {
+        "what": what,
+        "ratio": timings[slow].median / timings[fast].median,
+        "slow_s": timings[slow].median,
+        "slow_spread_s": timings[slow].spread,
+        "fast_s": timings[fast].median,
+        "fast_spread_s": timings[fast].spread,
+    }
+
+
+if __name__ == "__main__":
+    main()

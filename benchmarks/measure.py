@@ -1,0 +1,65 @@
+"""How the benchmarks measure: alternatives in turn within one run, medians, and ratios between them."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from muse_adapter import __version__
+
+
+class Timing(NamedTuple):
+    """Seconds of one alternative: the median, and the distance of the quartiles."""
+
+    median: float
+    spread: float
+
+
+def in_turn(alternatives: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Time the alternatives one after the other, `repeats` rounds, so that noise meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for run in alternatives.values():
+        run()  # warm-up: compilation, allocation, caches
+    for _ in range(repeats):
+        for name, run in alternatives.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(values) for name, values in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What a figure must be read with: machine, versions, threads, date and command."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "muse_adapter": __version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
+    }
+
+
+def _timing(values: list[float]) -> Timing:
+    if len(values) < 2:
+        return Timing(values[0], 0.0)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, high - low)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,297 @@
+"""The contract of the scan: every backend against `reference`, on outputs and all gradients."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from muse_adapter import ops
+from muse_adapter.ops import Direction, bidirectional_scan, selective_scan, use_backend
+from muse_adapter.ops import dispatch
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+FAST = [name for name in dispatch.MODULES if name != "reference"]
+fast_backends = pytest.mark.parametrize("backend", FAST, indirect=True)
+
+# Against the reference in float64 only the order of sums differs; in float32 each sum of S * L terms
+# rounds at 6e-8, and gradients sum over the whole sequence.
+BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
+
+
+def draw(batch, channels, length, states, dtype, *, B="variable", C="variable", without=()):
+    """Random arguments of `selective_scan`, all wanting gradients."""
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    shapes = {
+        "constant": (channels, states),
+        "variable": (batch, states, length),
+        "grouped": (batch, 2, states, length),
+    }
+    arguments = {
+        "u": normal(batch, channels, length),
+        "delta": normal(batch, channels, length),
+        "A": -normal(channels, states).abs() * 2,
+        "B": normal(*shapes[B]),
+        "C": normal(*shapes[C]),
+        "D": normal(channels),
+        "z": normal(batch, channels, length),
+        "delta_bias": normal(channels),
+    }
+    return {k: None if k in without else v.requires_grad_() for k, v in arguments.items()}
+
+
+def results(arguments, cotangents, **options):
+    """Output, last state and every gradient."""
+    y, state = selective_scan(**arguments, return_last_state=True, **options)
+    loss = (y * cotangents[0]).sum() + (state * cotangents[1]).sum()
+    inputs = {name: tensor for name, tensor in arguments.items() if tensor is not None}
+    gradients = torch.autograd.grad(loss, list(inputs.values()))
+    return {"y": y, "state": state, **{f"grad {k}": g for k, g in zip(inputs, gradients, strict=True)}}
+
+
+def compare(got, expected, bound):
+    for name, value in expected.items():
+        error = (got[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-30)
+        assert error <= bound, f"{name} is off by {error:.1e}"  # NaN fails too
+
+
+@fast_backends
+@pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("length", [1, 2, 15, 63, 257, 1000])
+def test_lengths_and_directions(backend, length, reverse, dtype):
+    arguments = draw(2, 6, length, 4, dtype)
+    cotangents = (torch.randn(2, 6, length, dtype=dtype), torch.randn(2, 6, 4, dtype=dtype))
+    options = {"delta_softplus": True, "reverse": reverse}
+    got = results(arguments, cotangents, **options, backend=backend)
+    compare(got, results(arguments, cotangents, **options, backend="reference"), BOUND[dtype])
+
+
+@pytest.mark.slow
+@fast_backends
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_papers_length(backend, reverse):
+    arguments = draw(1, 16, 3060, 16, torch.float64)
+    cotangents = (torch.randn(1, 16, 3060).double(), torch.randn(1, 16, 16).double())
+    options = {"delta_softplus": True, "reverse": reverse}
+    got = results(arguments, cotangents, **options, backend=backend)
+    compare(got, results(arguments, cotangents, **options, backend="reference"), 1e-11)
+
+
+@fast_backends
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("B", "C"),
+    [("grouped", "grouped"), ("constant", "constant"), ("constant", "variable"), ("variable", "grouped")],
+)  # fmt: skip
+def test_grouped_and_constant_matrices(backend, B, C, reverse):
+    arguments = draw(2, 6, 19, 4, torch.float64, B=B, C=C)
+    cotangents = (torch.randn(2, 6, 19).double(), torch.randn(2, 6, 4).double())
+    options = {"delta_softplus": True, "reverse": reverse}
+    got = results(arguments, cotangents, **options, backend=backend)
+    compare(got, results(arguments, cotangents, **options, backend="reference"), 1e-11)
+
+
+@fast_backends
+@pytest.mark.parametrize("softplus", [False, True], ids=["as given", "softplus"])
+@pytest.mark.parametrize(
+    "without", [(), ("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")], ids=str
+)
+def test_optional_arguments(backend, without, softplus):
+    arguments = draw(2, 5, 33, 3, torch.float64, without=without)
+    if not softplus:
+        with torch.no_grad():
+            arguments["delta"].abs_()
+            if arguments["delta_bias"] is not None:
+                arguments["delta_bias"].abs_()
+    cotangents = (torch.randn(2, 5, 33).double(), torch.randn(2, 5, 3).double())
+    got = results(arguments, cotangents, delta_softplus=softplus, backend=backend)
+    expected = results(arguments, cotangents, delta_softplus=softplus, backend="reference")
+    compare(got, expected, 1e-11)
+
+
+def test_the_reference_is_the_formula(backend):
+    """Two steps written out, for every backend."""
+    u, delta = torch.tensor([[[2.0, 3.0]]]).double(), torch.tensor([[[0.5, 0.25]]]).double()
+    A, B, C = (torch.tensor(v).double() for v in ([[-1.0]], [[[4.0, 5.0]]], [[[6.0, 7.0]]]))
+    h0 = 0.5 * 4 * 2
+    h1 = torch.tensor(-0.25).double().exp() * h0 + 0.25 * 5 * 3
+    y, state = selective_scan(u, delta, A, B, C, return_last_state=True, backend=backend)
+    assert torch.allclose(y, torch.stack([torch.tensor(6.0 * h0), 7 * h1]).reshape(1, 1, 2), rtol=1e-14)
+    assert torch.allclose(state, h1.reshape(1, 1, 1), rtol=1e-14)
+
+
+def test_reverse_is_the_flipped_scan(backend):
+    arguments = draw(2, 4, 21, 3, torch.float64, B="grouped")
+    y, state = selective_scan(**arguments, return_last_state=True, reverse=True, backend=backend)
+    in_time = ("u", "delta", "B", "C", "z")
+    flipped = {k: v.flip(-1) if k in in_time else v for k, v in arguments.items()}
+    expected, end = selective_scan(**flipped, return_last_state=True, backend=backend)
+    assert torch.allclose(y, expected.flip(-1), rtol=1e-12, atol=1e-13)
+    assert torch.allclose(state, end, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_types(backend, dtype):
+    arguments = {k: v.detach() for k, v in draw(1, 4, 9, 3, torch.float32).items()}
+    given = {k: v.to(dtype) if k in ("u", "delta", "B", "C", "z") else v for k, v in arguments.items()}
+    y, state = selective_scan(**given, delta_softplus=True, return_last_state=True, backend=backend)
+    assert y.dtype == dtype
+    assert state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # Rounding the inputs is all that half precision costs: the state is float32.
+    wide = {k: v.double() for k, v in given.items()}
+    expected = selective_scan(**wide, delta_softplus=True, backend="reference")
+    assert torch.allclose(y.double(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-6, atol=1e-6)
+
+
+def test_autocast_does_not_reach_into_the_scan(backend):
+    arguments = draw(1, 4, 9, 3, torch.float32)
+    cotangents = (torch.randn(1, 4, 9), torch.randn(1, 4, 3))
+    expected = results(arguments, cotangents, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = results(arguments, cotangents, backend=backend)  # the backward pass, too, runs inside
+    compare(got, expected, 1e-6)
+
+
+def test_gradients_by_finite_differences(backend):
+    arguments = draw(2, 4, 5, 2, torch.float64, B="grouped", C="constant")
+
+    def scan(*values):
+        given = dict(zip(arguments, values, strict=True))
+        return selective_scan(**given, delta_softplus=True, return_last_state=True, backend=backend)
+
+    assert torch.autograd.gradcheck(scan, tuple(arguments.values()))
+
+
+def directions(length, dtype=torch.float64):
+    def one(cut=length):
+        a = draw(3, 6, length, 4, dtype)
+        time_first = {k: a[k].detach().transpose(1, 2)[:, :cut].clone() for k in ("u", "delta", "B", "C")}
+        values = [time_first["u"], time_first["delta"], a["A"], time_first["B"], time_first["C"]]
+        return Direction(*(v.detach().requires_grad_() for v in (*values, a["D"], a["delta_bias"])))
+
+    return one
+
+
+def one_by_one(forward, backward, z, lengths, positions):
+    """`bidirectional_scan` by its words: each video alone, cut to its length, flipped in time."""
+    rows = []
+    for index, length in enumerate(lengths.tolist()):
+        total = torch.zeros(z.shape[0:0] + (forward.x.shape[2], backward.x.shape[1]), dtype=z.dtype)
+        for direction, flip in ((forward, False), (backward, True)):
+            x, delta, A, B, C, D, bias = direction
+            cut = min(length, x.shape[1])
+            if cut == 0:
+                continue
+            order = slice(None)
+            row = [v[index : index + 1, :cut].transpose(1, 2) for v in (x, delta, B, C)]
+            row = [v.flip(-1) if flip else v[..., order] for v in row]
+            y = selective_scan(
+                row[0], row[1], A, row[2], row[3], D, delta_bias=bias, delta_softplus=True,
+                backend="reference",
+            )  # fmt: skip
+            y = (y.flip(-1) if flip else y)[0]
+            total = total + F.pad(y, (0, total.shape[1] - cut))
+        rows.append(total.T)
+    y = torch.stack(rows)
+    y = torch.stack([row[index] for row, index in zip(y, positions, strict=True)])
+    return y * F.silu(z)
+
+
+@pytest.mark.parametrize("cut", [21, 7], ids=["whole", "forward cut"])
+def test_both_directions_with_lengths_and_positions(backend, cut):
+    one = directions(21)
+    forward, backward = one(cut), one()
+    lengths = torch.tensor([21, 0, 9])
+    positions = torch.tensor([[0, 3, 6], [1, 2, 0], [6, 0, 5]])
+    z = torch.randn(3, 3, 6, dtype=torch.float64, requires_grad=True)
+    # What stands behind a video's length is never read, not even to be multiplied by zero.
+    behind = torch.arange(21) >= lengths.unsqueeze(1)
+    spoilt = [
+        Direction(*(
+            v.detach().masked_fill(behind[:, : v.shape[1], None], float("nan")).requires_grad_()
+            if v.dim() == 3 else v
+            for v in direction
+        ))
+        for direction in (forward, backward)
+    ]  # fmt: skip
+    got = bidirectional_scan(*spoilt, z, lengths=lengths, positions=positions, backend=backend)
+    expected = one_by_one(forward, backward, z, lengths, positions)
+    assert (got - expected).abs().max() < 1e-12
+    wanted = [v for direction in spoilt for v in direction]
+    originals = [v for direction in (forward, backward) for v in direction]
+    cotangent = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad((got * cotangent).sum(), [*wanted, z]),
+        torch.autograd.grad((expected * cotangent).sum(), [*originals, z]),
+        strict=True,
+    ):
+        assert (a - b).abs().max() < 1e-11
+
+
+def test_nan_stays_in_its_video(backend):
+    arguments = {k: v.detach() for k, v in draw(3, 4, 17, 3, torch.float32).items()}
+    clean = selective_scan(**arguments, delta_softplus=True, backend=backend)
+    arguments["u"] = arguments["u"].clone()
+    arguments["u"][1, :, 5] = float("nan")
+    y = selective_scan(**arguments, delta_softplus=True, backend=backend)
+    assert torch.equal(y[[0, 2]], clean[[0, 2]])
+    assert torch.equal(y[1, :, :5], clean[1, :, :5]) and y[1, :, 5:].isnan().all()
+
+
+def test_the_torch_backend_keeps_no_state_of_every_token():
+    """The largest tensor alive in forward and backward is a chunk's, not (batch, L, E, S)."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
+            return out
+
+    arguments = draw(1, 64, 4000, 16, torch.float32)
+    with Largest() as largest:
+        y = selective_scan(**arguments, delta_softplus=True, backend="torch")
+        y.sum().backward()
+    assert largest.elements < 4000 * 64 * 16 / 4
+
+
+def test_choice_of_the_backend(monkeypatch, caplog):
+    arguments = {k: v.detach() for k, v in draw(1, 2, 3, 2, torch.float32).items()}
+    called = []
+    for name in dispatch.MODULES:
+        module = dispatch._module(name)
+        original = module.scan
+        monkeypatch.setattr(
+            module, "scan", lambda *a, _name=name, _f=original, **k: called.append(_name) or _f(*a, **k)
+        )
+    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    automatic = next(name for name, status in ops.backends("cpu").items() if status.available)
+    selective_scan(**arguments)
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "torch")
+    dispatch._logged.clear()
+    with caplog.at_level(logging.INFO, "muse_adapter"):
+        selective_scan(**arguments)
+        selective_scan(**arguments)
+    assert caplog.text.count("backend torch (MUSE_ADAPTER_BACKEND)") == 1
+    with use_backend("reference"):
+        selective_scan(**arguments)
+        selective_scan(**arguments, backend="torch")
+    selective_scan(**arguments)
+    assert called == [automatic, "torch", "torch", "reference", "torch", "torch"]
+
+
+def test_backends_says_why_one_is_missing():
+    assert ops.backends()["reference"] == (True, None)
+    on_gpu = ops.backends("cuda")["numba"]
+    assert not on_gpu.available and on_gpu.reason
