@@ -21,6 +21,7 @@ EVERY_FORM = pytest.mark.parametrize(
 
 def awake(**fields) -> MultiScaleMamba:
     """A float64 head in evaluation mode whose every parameter matters: no zero maps, no unit norms."""
+    torch.manual_seed(0)
     head = MultiScaleMamba(**{"dim": 8, "depth": 2, **fields}).double().eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -173,7 +174,7 @@ def test_flat_tokens_and_other_grids():
 def test_registers_are_dropped():
     tokens = videos(prefix=5)
     kept = torch.cat([tokens[:, :, :1], tokens[:, :, 5:]], dim=2)
-    assert torch.equal(awake(num_prefix_tokens=5)(tokens), awake()(kept))
+    assert relative(awake(num_prefix_tokens=5)(tokens), awake()(kept)) < 1e-14
 
 
 @EVERY_FORM
@@ -318,11 +319,11 @@ def test_mixer_gradients_by_finite_differences(options):
     mixer = BiMamba(4, d_state=2, d_conv=3, **options).double()
     x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
     lengths = torch.tensor([5, 3])
-    assert torch.autograd.gradcheck(mixer, (x,))
+    assert torch.autograd.gradcheck(mixer, (x,), fast_mode=True)
     parameters = tuple(mixer.parameters())
 
     def of_parameters(*values):
         names = dict(zip(dict(mixer.named_parameters()), values, strict=True))
         return torch.func.functional_call(mixer, names, (x.detach(), lengths))[:, :3]
 
-    assert torch.autograd.gradcheck(of_parameters, parameters)
+    assert torch.autograd.gradcheck(of_parameters, parameters, fast_mode=True)

@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from examples.quickstart.data import Clip
 from examples.quickstart.files import ensure_folder, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Result = tuple[Clip, float, Tensor, Tensor]
 Row = tuple[str, str, Sequence[Result]]
@@ -56,9 +60,8 @@ def contact_sheet(path: Path, rows: Sequence[Row]) -> None:
         line, column = divmod(number, columns)
         left = column / columns + 0.1 / size[0]
         top = 1 - line / lines
-        figure.text(
-            left, top - 0.3 / size[1], f"“{query}”", fontsize=11, weight="bold", va="center"
-        )
+        title = textwrap.fill(f"“{query}”", 76, max_lines=2, placeholder=" …”")
+        figure.text(left, top - 0.3 / size[1], title, fontsize=10.5, weight="bold", va="center")
         for rank, result in enumerate(results, start=1):
             bottom = top - (0.55 + rank * STRIP_HEIGHT) / size[1]
             strip = (left, bottom, STRIP_WIDTH / size[0], (STRIP_HEIGHT - 0.06) / size[1])
@@ -69,7 +72,7 @@ def contact_sheet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _draw_strip(
-    figure: object,
+    figure: Figure,
     strip: tuple[float, float, float, float],
     rank: int,
     result: Result,
@@ -77,7 +80,7 @@ def _draw_strip(
     hit: bool,
 ) -> None:
     clip, score, frames, mask = result
-    axes = figure.add_axes(strip)  # type: ignore[attr-defined]
+    axes = figure.add_axes(strip)
     axes.imshow(strip_of(frames, mask).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_anchor("W")
     axes.axis("off")

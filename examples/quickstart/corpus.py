@@ -95,7 +95,7 @@ def synthetic_corpus(
         for pair in pairs_of_part
         if not all(clip.path.exists() for clip in pair.clips(folder))
     ]
-    # Threads suffice: drawing and encoding spend their time outside the interpreter's lock.
+    # Threads, not processes: nothing has to be importable anew in a caller's script.
     with (
         ThreadPoolExecutor(2) as pool,
         tqdm(

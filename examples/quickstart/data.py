@@ -126,7 +126,7 @@ def split(clips: Sequence[Clip], seed: int, *, held_out: float = 0.1) -> dict[st
     random.Random(seed).shuffle(groups)
     quota = max(1, round(held_out * sum(map(len, groups))))
     parts: dict[str, list[Path]] = {"test": [], "validation": [], "train": []}
-    # The smallest last in training would starve it; so the two held-out parts take what fits.
+    # The held-out parts take groups only as far as they fit, so a large one goes to training.
     for group in groups:
         fits = [p for p in ("test", "validation") if len(parts[p]) + len(group) <= quota]
         parts[fits[0] if fits else "train"] += group
@@ -172,30 +172,30 @@ def load_part(
         raise ValueError("there are no clips to read")
     paths = list(dict.fromkeys(clip.path for clip in clips))
     if cache is None:
-        content = _decode(paths, num_frames, size, progress)
+        decoded = _decode(paths, num_frames, size, progress)
     else:
         file = Path(cache) / f"frames-{_fingerprint(paths, num_frames, size)}.pt"
         if file.exists():
-            content = torch.load(file, weights_only=True)
+            decoded = _Decoded(**torch.load(file, weights_only=True))
         else:
             ensure_folder(file.parent)
-            content = _decode(paths, num_frames, size, progress)
+            decoded = _decode(paths, num_frames, size, progress)
             buffer = io.BytesIO()
-            torch.save(content, buffer)
+            torch.save(vars(decoded), buffer)
             write_bytes(file, buffer.getvalue())
 
-    row_of = {paths[number]: row for row, number in enumerate(content["readable"])}
-    reasons = content["reasons"]
+    row_of = {paths[number]: row for row, number in enumerate(decoded.readable)}
     if not row_of:
-        raise ValueError(f"none of {len(paths)} videos can be read: {_some(reasons)}")
-    if reasons:
+        raise ValueError(f"none of {len(paths)} videos can be read: {_some(decoded.reasons)}")
+    if decoded.reasons:
         warnings.warn(
-            f"{len(reasons)} of {len(paths)} videos are left out: {'; '.join(reasons)}",
+            f"{len(decoded.reasons)} of {len(paths)} videos are left out: "
+            f"{'; '.join(decoded.reasons)}",
             stacklevel=2,
         )
     kept = [clip for clip in clips if clip.path in row_of]
     rows = torch.tensor([row_of[clip.path] for clip in kept])
-    return Part(kept, content["frames"][rows], content["mask"][rows])
+    return Part(kept, decoded.frames[rows], decoded.mask[rows])
 
 
 def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -263,9 +263,24 @@ def _linked_videos(clips: Sequence[Clip]) -> list[list[Path]]:
     return groups
 
 
-def _decode(
-    paths: Sequence[Path], num_frames: int, size: int, progress: bool
-) -> dict[str, Tensor | list[int] | list[str]]:
+@dataclass(frozen=True)
+class _Decoded:
+    """What of some videos could be decoded.
+
+    Attributes:
+        frames: ``(r, T, 3, size, size)``, uint8, of the r readable ones.
+        mask: ``(r, T)``, bool.
+        readable: number of the video, for each of the r.
+        reasons: a sentence for each of the others.
+    """
+
+    frames: Tensor
+    mask: Tensor
+    readable: list[int]
+    reasons: list[str]
+
+
+def _decode(paths: Sequence[Path], num_frames: int, size: int, progress: bool) -> _Decoded:
     frames = torch.zeros(len(paths), num_frames, 3, size, size, dtype=torch.uint8)
     mask = torch.zeros(len(paths), num_frames, dtype=torch.bool)
     readable: list[int] = []
@@ -291,12 +306,7 @@ def _decode(
             pool.shutdown(cancel_futures=True)
             raise
     n = len(readable)
-    return {
-        "frames": frames[:n].clone(),
-        "mask": mask[:n].clone(),
-        "readable": readable,
-        "reasons": reasons,
-    }
+    return _Decoded(frames[:n].clone(), mask[:n].clone(), readable, reasons)
 
 
 def _fingerprint(paths: Sequence[Path], num_frames: int, size: int) -> str:

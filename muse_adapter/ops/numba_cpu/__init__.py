@@ -1,8 +1,8 @@
 """The scan on CPU: kernels compiled by numba on first use, on a few threads of ours.
 
-Parallel over videos and blocks of channels, sequential in time. The forward pass keeps the state before
-every chunk of time, and the backward pass computes those inside a chunk anew, so that no tensor of
-shape (batch, L, E, S) exists.
+Parallel over videos and blocks of channels, sequential in time. The forward pass keeps the state
+before every chunk of time, and the backward pass computes those inside a chunk anew, so that no
+tensor of shape (batch, L, E, S) exists.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def scan(
     Args:
         x, delta: (batch, L, E), any floating type.
         A: (E, S).
-        B, C: (batch, L, G, S), channel e in group e // (E // G); batch and L may be 1 for what is the
-            same everywhere.
+        B, C: (batch, L, G, S), channel e in group e // (E // G); batch and L may be 1 for what is
+            the same everywhere.
         D, delta_bias: (E,) or None.
         delta_softplus: pass the step sizes through softplus.
         reverse: time runs from the last valid position to the first.
@@ -78,6 +78,8 @@ def scan(
         y, last = Scan.apply(*call)
     else:
         y, last = run_forward(call, None)
+    last = last.transpose(2, 3).flatten(1, 2)  # (batch, E, S), from blocks
     channels = x.shape[2]
-    # Back from blocks, and without the channels that fill the last block.
-    return y[..., :channels], last.transpose(2, 3).flatten(1, 2)[:, :channels]
+    if y.shape[2] > channels:
+        y, last = y[..., :channels], last[:, :channels]
+    return y, last

@@ -9,13 +9,12 @@ from muse_adapter.ops.numba_cpu.blocks import (
     gain,
     kernel,
     next_number,
-    softplus_and_slope,
 )
+from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
     advance,
-    exp2,
     fetch,
     inline,
     load,
@@ -59,8 +58,9 @@ def backward(
         dy_view: the gradient of y (batch, L, E), like x_view.
         given: addresses of the states before each chunk, and of `work_size` numbers for each
             thread.
-        outputs: addresses of dx and ddelta (batch, L, E), drates (batch, blocks, S, WIDTH), dD and dbias
-            (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the last state's gradient.
+        outputs: addresses of dx and ddelta (batch, L, E), drates (batch, blocks, S, WIDTH), dD and
+            dbias (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the gradient of the
+            last state.
         db_view, dc_view: zeros to add to: address, strides of part, batch, time, group and state.
         unit, sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
     """

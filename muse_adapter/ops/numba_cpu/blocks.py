@@ -1,13 +1,13 @@
 """What both kernels of the scan share: how they are compiled, and how they read B and C.
 
-A block is WIDTH neighbouring channels; a job is one video and a run of blocks of one group. Threads take
-jobs from a common counter. What several jobs add to (the gradients of B and C) has a part for each of
-them, so that no sum depends on who came first.
+A block is WIDTH neighbouring channels; a job is one video and a run of blocks of one group. Threads
+take jobs from a common counter. What several jobs add to (the gradients of B and C) has a part for
+each of them, so that no sum depends on who came first.
 
-Tensors with a time axis come as tuples of integers: address, then strides in elements; their channels
-lie beside each other. The others are contiguous and come as addresses; what belongs to a channel and a
-state is cut into blocks, (E // WIDTH, S, WIDTH). Time runs over the positions 0, …, valid - 1 of a
-video, or back from valid - 1 to 0.
+Tensors with a time axis come as tuples of integers: address, then strides in elements; their
+channels lie beside each other. The others are contiguous and come as addresses; what belongs to a
+channel and a state is cut into blocks, (E // WIDTH, S, WIDTH). Time runs over the positions 0, ...,
+valid - 1 of a video, or back from valid - 1 to 0.
 """
 
 from __future__ import annotations
@@ -23,30 +23,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from muse_adapter.ops.numba_cpu.simd import (
-    LOG2E,
-    WIDTH,
-    exp2,
-    inline,
-    load,
-    log1p,
-    magnitude,
-    pointer,
-    splat,
-    store,
-    totals,
-    where_above,
-)
+from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, pointer, splat, store, totals
 
 
 def kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compile on first use, without the interpreter's lock, and keep the machine code on disk."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
-        # Numba sees that a cached kernel is stale by the time of the kernel's own file; the name
-        # carries what goes into it from elsewhere.
-        here = Path(__file__)
-        source = here.read_bytes() + here.with_name("simd.py").read_bytes()
+        # Numba tells a stale kernel by the time of the file that it stands in; the name of the
+        # kernel carries what comes from the others.
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        source = b"".join(file.read_bytes() for file in files)
         function.__qualname__ += f"_{zlib.crc32(source):08x}"
         compiled = numba.njit(cache=True, **options)(function)
     except (OSError, RuntimeError):  # no source to stamp, or nowhere to write: compile every time
@@ -54,10 +41,13 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*arguments: Any) -> None:
+        nonlocal compiled
         try:
             compiled(*arguments)
         except OSError:
-            # The machine code is there but could not be written; the kernel itself has not run.
+            # The cache could not be read or written (a full disk, another user's files). The kernel
+            # itself touches no files and has not run.
+            compiled = numba.njit(**options)(function)
             compiled(*arguments)
 
     return run
@@ -75,29 +65,22 @@ def next_number(context: Any, counter: Any) -> Any:
 
 
 @inline
-def softplus_and_slope(v: Any) -> Any:
-    """log(1 + exp(v)) and its derivative; above 20 they are v and 1, as in torch."""
-    u = exp2(magnitude(v) * -LOG2E)
-    one = u * 0.0 + 1.0
-    value = where_above(v, 0.0, v, u * 0.0) + log1p(u)
-    slope = where_above(v, 0.0, one, u) / (u + 1.0)
-    return where_above(v, 20.0, v, value), where_above(v, 20.0, one, slope)
-
-
-@inline
 def gain(source: Any, row: int, view: Any, s: int) -> Any:
     """B or C of state s for the channels of the block whose values begin at `row`."""
     return load(source, row + s * view[4]) if view[6] else splat(source[row + s * view[4]])
 
 
 @inline
-def add_gains(source: Any, unit: float, to: Any, view: Any, job: Any, steps: Any, states: int) -> None:
+def add_gains(
+    source: Any, unit: float, to: Any, view: Any, job: Any, steps: Any, states: int
+) -> None:
     """Add what a chunk has gathered for the gradient of B or C.
 
     Args:
         source: source[t, s, lane], with room for WIDTH vectors behind the last.
         unit: 1 in the type of the state.
-        to: address of the gradient, strides of part, batch, time, group and state (1 unless view[6]).
+        to: address of the gradient, strides of part, batch, time, group and state (1 where a group
+            shares its values).
         view: of B or C itself.
         job: video, first block, blocks in a job.
         steps: position of the first step, direction of time, number of steps.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number, softplus_and_slope
+from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number
+from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     WIDTH,
     advance,
-    exp2,
     fetch,
     load,
     pointer,
@@ -32,7 +32,7 @@ def forward(
     weights: Any,
     outputs: Any,
 ) -> None:
-    """Run the jobs that are left: outputs, last states, and the states that the way back starts from.
+    """Run the jobs that are left: outputs, last states, and the states for the backward pass.
 
     Args:
         counters: address of the number of the next job.
@@ -40,11 +40,11 @@ def forward(
         sizes: batch, L, blocks, S, steps in a chunk, blocks in a job.
         flags: softplus, reverse.
         x_view, delta_view: address and strides of batch and time.
-        b_view, c_view: address, strides of batch, time, group and state, then blocks in a group, and
-            1 if every channel has its own values (a group is then a block, its channels lie beside
-            each other).
-        weights: addresses of the rates A log2(e) (blocks, S, WIDTH), of D (E,) and the bias (E,), and
-            of the lengths (batch,), int64.
+        b_view, c_view: address, strides of batch, time, group and state, then blocks in a group,
+            and 1 if every channel has its own values (a group is then a block, its channels lie
+            beside each other).
+        weights: addresses of the rates A log2(e) (blocks, S, WIDTH), of D (E,) and the bias (E,),
+            and of the lengths (batch,), int64.
         outputs: addresses of y (batch, L, E), the last states (batch, blocks, S, WIDTH), and the
             states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none.
     """
@@ -78,28 +78,29 @@ def forward(
             to_y = video * length * channels + channel
             for s in range(states):
                 store(h, s * WIDTH, zero)
-            for t in range(valid):
-                if outputs[2] and t % chunk == 0:
+            for begin in range(0, valid, chunk):
+                if outputs[2]:
                     for s in range(states):
-                        store(kept, t // chunk * size + s * WIDTH, load(h, s * WIDTH))
-                position = start + t * step
-                inputs = load(x, to_x + position * x_view[2])
-                dt = load(delta, to_delta + position * delta_view[2]) + shift
-                if softplus:
-                    dt, _ = softplus_and_slope(dt)
-                row_b = to_b + position * b_view[2]
-                row_c = to_c + position * c_view[2]
-                driven = dt * inputs
-                result = skip * inputs
-                for s in range(states):
-                    state = exp2(dt * load(rates, s * WIDTH)) * load(h, s * WIDTH)
-                    state = state + driven * gain(b, row_b, b_view, s)
-                    store(h, s * WIDTH, state)
-                    result = result + state * gain(c, row_c, c_view, s)
-                store(y, to_y + position * channels, result)
-                later = position + AHEAD * step
-                fetch(x, to_x + later * x_view[2])
-                fetch(delta, to_delta + later * delta_view[2])
-                fetch(y, to_y + later * channels)
+                        store(kept, begin // chunk * size + s * WIDTH, load(h, s * WIDTH))
+                for t in range(begin, min(begin + chunk, valid)):
+                    position = start + t * step
+                    inputs = load(x, to_x + position * x_view[2])
+                    dt = load(delta, to_delta + position * delta_view[2]) + shift
+                    if softplus:
+                        dt, _ = softplus_and_slope(dt)
+                    row_b = to_b + position * b_view[2]
+                    row_c = to_c + position * c_view[2]
+                    driven = dt * inputs
+                    result = skip * inputs
+                    for s in range(states):
+                        state = exp2(dt * load(rates, s * WIDTH)) * load(h, s * WIDTH)
+                        state = state + driven * gain(b, row_b, b_view, s)
+                        store(h, s * WIDTH, state)
+                        result = result + state * gain(c, row_c, c_view, s)
+                    store(y, to_y + position * channels, result)
+                    later = position + AHEAD * step
+                    fetch(x, to_x + later * x_view[2])
+                    fetch(delta, to_delta + later * delta_view[2])
+                    fetch(y, to_y + later * channels)
             for position in range(valid, length):
                 store(y, to_y + position * channels, zero)

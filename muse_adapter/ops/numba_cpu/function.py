@@ -15,7 +15,9 @@ from muse_adapter.ops.numba_cpu.forward import forward
 from muse_adapter.ops.numba_cpu.pool import share
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
-CHUNK = 16  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
+CHUNK = (
+    32  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
+)
 ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
@@ -85,8 +87,9 @@ class Call(NamedTuple):
 
     def threads(self) -> int:
         """How many threads share the work."""
-        states = self.x.numel() * self.rates.shape[1]
-        return torch.get_num_threads() if states >= ENOUGH else 1
+        jobs = len(self.x) * len(self.rates) // self.longest()
+        enough = self.x.numel() * self.rates.shape[1] >= ENOUGH
+        return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
 def prepare(
@@ -161,8 +164,8 @@ class Scan(torch.autograd.Function):
         *tensors, kept = ctx.saved_tensors
         call = Call(*tensors, *ctx.options)
         x, batch, threads = call.x, call.x.shape[0], call.threads()
-        dy = x.new_zeros(x.shape[2]).expand(x.shape) if dy is None else beside(dy)
-        dstate = x.new_zeros(batch, *call.rates.shape)
+        dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else beside(dy)
+        dstate = zeros(x, batch, *call.rates.shape)
         if dlast is not None:
             dstate.copy_(dlast)  # the kernel writes over it
         dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
@@ -171,7 +174,7 @@ class Scan(torch.autograd.Function):
         )
         dgains, views = [], []
         for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks(), strict=True):
-            dgain = x.new_zeros(group // call.longest(), batch, *gain.shape[1:])
+            dgain = zeros(x, group // call.longest(), batch, *gain.shape[1:])
             *strides, by_group, by_state = view(dgain)
             strides += (WIDTH, by_group) if own else (by_group, by_state)
             dgains.append(dgain)
@@ -186,12 +189,28 @@ class Scan(torch.autograd.Function):
             threads=threads,
         )
         dB, dC = (
-            dgain.sum(0).sum_to_size(gain.shape)
+            summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
             for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
         )
         # The kernel differentiates 2**(dt rate) as if it were exp.
-        drate = drates.sum(0) / LOG2E
-        return dx, ddelta, drate, dB, dC, dD.sum(0), dbias.sum(0), *([None] * 4)
+        drate = summed(drates) / LOG2E
+        return dx, ddelta, drate, dB, dC, summed(dD), summed(dbias), *([None] * 4)
+
+
+# By numpy, both: torch would wake its OpenMP threads, and those of two busy processes starve each
+# other, for far longer than the sum takes.
+
+
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """Zeros in the type of `like`."""
+    tensor = like.new_empty(shape)
+    tensor.numpy().fill(0)
+    return tensor
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Sum over the first dimension, one after the other."""
+    return tensor[0] if len(tensor) == 1 else torch.from_numpy(tensor.numpy().sum(0))
 
 
 def view(tensor: Tensor) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """A few threads of ours for kernels that let go of the interpreter's lock.
 
-Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer when
-two threads call at once, and two busy OpenMP processes starve each other.
+Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer
+when two threads call at once, and two busy OpenMP processes starve each other.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def share(work: Callable[[], None], threads: int) -> None:
     """Call `work` here and at the same time on other threads, and wait until all have returned.
 
     Args:
-        work: does jobs until none is left. The calls divide the jobs as they go, so that a helper that
-            would start late, because the machine or the pool is busy, is called off.
+        work: does jobs until none is left. The calls divide the jobs as they go, so that a helper
+            that would start late, because the machine or the pool is busy, is called off.
         threads: at most so many calls, at least 1.
     """
     if threads == 1:

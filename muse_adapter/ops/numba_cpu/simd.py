@@ -43,7 +43,8 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(element, WIDTH))
 
 
-def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
+def constant(vector: ir.VectorType, value: float) -> ir.Constant:
+    """The number in every lane."""
     return ir.Constant(vector, [float(value)] * WIDTH)
 
 
@@ -57,7 +58,8 @@ def _broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     )
 
 
-def _call(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
+def call_intrinsic(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
+    """LLVM's own function of that name, from vectors to a vector."""
     vector = arguments[0].type
     element = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
     kind = ir.FunctionType(vector, [vector] * len(arguments))
@@ -218,7 +220,7 @@ def magnitude(context: Any, value: Any) -> Any:
     """Absolute value."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        return _call(builder, "fabs", *arguments)
+        return call_intrinsic(builder, "fabs", *arguments)
 
     return value(value), lowered
 
@@ -233,68 +235,3 @@ def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any
         return builder.select(test, arguments[2], arguments[3])
 
     return value(value, bound, value, value), lowered
-
-
-# Minimax polynomial of 2**f on |f| <= 1/2 in the relative error, which is 1.6e-7 in float32 (float32's
-# spacing is 1.2e-7). The constant is exactly 1, so that the error vanishes where a state hardly
-# decays and would otherwise add it up over thousands of steps.
-_EXP2 = (
-    1.0,
-    0.6931470036506653,
-    0.24022242426872253,
-    0.05550733581185341,
-    0.009671512991189957,
-    0.001326472731307149,
-)
-_ROUND = 1.5 * 2.0**23 + 127.0  # added to |n| < 2**22 it leaves round(n) + 127 in the low bits
-
-
-@intrinsic
-def exp2(context: Any, value: Any) -> Any:
-    """2**value: the C library's for float64, a polynomial with an error of about 1 ulp for float32.
-
-    In float32 results below 2**-126.5 are 0, results from 2**127.5 on infinite.
-    """
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        (x,) = arguments
-        vector = x.type
-        if isinstance(vector.element, ir.DoubleType):
-            return _call(builder, "exp2", x)
-        integers = ir.VectorType(ir.IntType(32), WIDTH)
-        # The comparisons are false for NaN, so that NaN passes.
-        low, high = _constant(vector, -127.0), _constant(vector, 128.0)
-        x = builder.select(builder.fcmp_ordered(">", low, x), low, x)
-        x = builder.select(builder.fcmp_ordered("<", high, x), high, x)
-        shifted = builder.fadd(x, _constant(vector, _ROUND))
-        fraction = builder.fsub(x, builder.fsub(shifted, _constant(vector, _ROUND)))
-        power = _constant(vector, _EXP2[-1])
-        for coefficient in _EXP2[-2::-1]:
-            power = _call(builder, "fmuladd", power, fraction, _constant(vector, coefficient))
-        bits = builder.bitcast(shifted, integers)
-        scale = builder.shl(bits, ir.Constant(integers, [23] * WIDTH))
-        return builder.fmul(power, builder.bitcast(scale, vector))
-
-    return value(value), lowered
-
-
-@intrinsic
-def log1p(context: Any, value: Any) -> Any:
-    """log(1 + value) for 0 <= value <= 1, with a relative error at the level of rounding.
-
-    It is 2 artanh(s) with s = value / (2 + value) <= 1/3: a power series in s * s <= 1/9.
-    """
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        (u,) = arguments
-        vector = u.type
-        terms = 16 if isinstance(vector.element, ir.DoubleType) else 7
-        s = builder.fdiv(u, builder.fadd(u, _constant(vector, 2.0)))
-        square = builder.fmul(s, s)
-        series = _constant(vector, 2.0 / (2 * terms + 1))
-        for k in range(terms - 1, -1, -1):
-            term = _constant(vector, 2.0 / (2 * k + 1))
-            series = _call(builder, "fmuladd", series, square, term)
-        return builder.fmul(s, series)
-
-    return value(value), lowered

@@ -1,0 +1,563 @@
+"""The numba backend against a loop over time in float64, and where threads and caches go wrong."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import muse_adapter.ops.numba_cpu as backend
+
+if backend.unavailable() is not None:
+    pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+NAMES = ("x", "delta", "A", "B", "C", "D", "bias")
+# Of max|got - expected| / max|expected|: the same formulas in another order of sums; and rounding
+# at 6e-8 in sums over all steps and states.
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-5}
+dtypes = pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+def naive(x, delta, A, B, C, D, bias, *, delta_softplus, reverse, lengths):
+    """The definition, one video and one step after the other, in float64."""
+    batch, length, channels = x.shape
+    x, delta, A, B, C = (tensor.double() for tensor in (x, delta, A, B, C))
+    B, C = (
+        gain.repeat_interleave(channels // gain.shape[2], 2).expand(batch, length, -1, -1)
+        for gain in (B, C)
+    )
+    delta = delta if bias is None else delta + bias.double()
+    dt = F.softplus(delta) if delta_softplus else delta
+    outputs, states = [], []
+    for video in range(batch):
+        valid = length if lengths is None else int(lengths[video])
+        steps = zip(*(tensor[video, :valid].unbind() for tensor in (x, dt, B, C)), strict=True)
+        h = A * 0
+        rows = []
+        for x_t, dt_t, B_t, C_t in reversed(list(steps)) if reverse else steps:
+            h = torch.exp(dt_t[:, None] * A) * h + (dt_t * x_t)[:, None] * B_t
+            rows.append((h * C_t).sum(1))
+        if reverse:
+            rows.reverse()
+        rows += [A.new_zeros(channels)] * (length - valid)
+        y = torch.stack(rows)
+        if D is not None:
+            real = torch.arange(length)[:, None] < valid
+            y = y + torch.where(real, x[video] * D.double(), 0.0)
+        outputs.append(y)
+        states.append(h)
+    return torch.stack(outputs), torch.stack(states)
+
+
+def draw(dtype, batch, length, channels, states, *, b=1, c=1, without=(), seed=0):
+    """Random arguments. b, c: groups of B and C; or "constant", "video" (constant over time)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    def gain(kind):
+        shapes = {"constant": (1, 1, channels, states), "video": (batch, 1, 1, states)}
+        return normal(*shapes.get(kind, (batch, length, kind, states)))
+
+    tensors = (
+        normal(batch, length, channels),
+        normal(batch, length, channels) - 1,
+        -normal(channels, states).abs() * 2,
+        gain(b),
+        gain(c),
+        None if "D" in without else normal(channels),
+        None if "bias" in without else normal(channels),
+    )
+    return [None if tensor is None else tensor.requires_grad_() for tensor in tensors]
+
+
+def gradients(function, arguments, cotangents, **options):
+    """Outputs and all gradients, by name; the cotangents are (dy, dstate), None for unused."""
+    outputs = function(*arguments, **options)
+    used = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
+    wanted = {n: t for n, t in zip(NAMES, arguments, strict=True) if t is not None}
+    results, weights = zip(*used, strict=True)
+    given = torch.autograd.grad(
+        results, list(wanted.values()), weights, allow_unused=True, materialize_grads=True
+    )
+    return dict(
+        zip(["y", "state", *(f"grad {n}" for n in wanted)], [*outputs, *given], strict=True)
+    )
+
+
+def options(reverse=False, lengths=None, softplus=True):
+    return {"delta_softplus": softplus, "reverse": reverse, "lengths": lengths}
+
+
+def cotangents_of(dtype, batch, length, channels, states):
+    return (
+        torch.randn(batch, length, channels, dtype=dtype),
+        torch.randn(batch, channels, states, dtype=dtype),
+    )
+
+
+def agree(got, expected, bound):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name].shape == value.shape, name
+        error = (got[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-30)
+        assert error <= bound, f"{name} is off by {error:.1e}, allowed {bound:.0e}"  # NaN fails too
+
+
+def identical(got, expected):
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), f"{name} differs"
+
+
+# batch, length, channels, states, then what is special
+CASES = {
+    "one step, one channel, one state": (1, 1, 1, 1, {}),
+    "two steps": (2, 2, 16, 16, {}),
+    "channels below a block": (2, 15, 3, 4, {}),
+    "one whole block": (1, 63, 16, 5, {}),
+    "blocks and a rest": (2, 63, 37, 16, {}),
+    "several blocks in a job": (8, 33, 64, 16, {}),
+    "longer than a few chunks": (1, 257, 37, 3, {}),
+    "long": (1, 1000, 16, 2, {}),
+    "empty and partial videos": (4, 63, 37, 4, {"lengths": [0, 63, 1, 32]}),
+    "only empty videos": (2, 5, 3, 4, {"lengths": [0, 0]}),
+    "chunk borders": (4, 65, 16, 2, {"lengths": [31, 32, 33, 64]}),
+    "no D": (2, 15, 37, 4, {"without": ("D",)}),
+    "no bias": (2, 15, 37, 4, {"without": ("bias",)}),
+    "no softplus": (2, 15, 37, 4, {"softplus": False, "without": ("D", "bias")}),
+    "B in groups of whole blocks": (2, 17, 64, 4, {"b": 2, "c": 2}),
+    "B in groups of three blocks": (8, 17, 192, 3, {"b": 4, "c": 2}),
+    "groups smaller than a block": (2, 17, 64, 4, {"b": 16, "c": 16}),
+    "groups across blocks": (2, 17, 37 * 2, 4, {"b": 2, "c": 2}),
+    "every channel its own B and C": (2, 17, 37, 4, {"b": 37, "c": 37}),
+    "other groups for C": (2, 17, 24, 4, {"b": 3, "c": 8}),
+    "B shared, C of each channel": (2, 17, 64, 4, {"b": 1, "c": 64}),
+    "B constant": (2, 40, 37, 4, {"b": "constant"}),
+    "C constant": (2, 40, 64, 4, {"c": "constant", "lengths": [40, 7]}),
+    "B and C constant": (2, 40, 16, 4, {"b": "constant", "c": "constant"}),
+    "B constant in each video": (3, 40, 37, 4, {"b": "video", "c": "video"}),
+}
+
+
+@dtypes
+@directions
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_agrees_with_the_loop(case, reverse, dtype):
+    *shape, special = case
+    how = {key: special[key] for key in ("b", "c", "without") if key in special}
+    arguments = draw(dtype, *shape, **how)
+    if not special.get("softplus", True):
+        arguments[1] = arguments[1].detach().abs().requires_grad_()  # states grow if dt is negative
+    cotangents = cotangents_of(dtype, *shape)
+    lengths = special.get("lengths")
+    lengths = None if lengths is None else torch.tensor(lengths)
+    given = options(reverse, lengths, special.get("softplus", True))
+    got = gradients(backend.scan, arguments, cotangents, **given)
+    expected = gradients(naive, arguments, cotangents, **given)
+    assert got["y"].dtype == got["state"].dtype == dtype
+    agree(got, expected, BOUND[dtype])
+
+
+@pytest.mark.parametrize("used", ["y", "state"])
+def test_one_output_used(used):
+    shape = (2, 40, 37, 4)
+    arguments = draw(torch.float64, *shape)
+    which = ["y", "state"].index(used)
+    cotangent = cotangents_of(torch.float64, *shape)[which]
+    results = []
+    for function in (backend.scan, naive):
+        output = function(*arguments, **options())[which]
+        # The state depends neither on C nor on D, which the loop then has no gradient for.
+        given = torch.autograd.grad(
+            output, arguments, cotangent, allow_unused=True, materialize_grads=True
+        )
+        results.append(dict(zip(NAMES, given, strict=True)))
+    agree(*results, 1e-12)
+
+
+@directions
+def test_other_memory_layouts(reverse):
+    """Transposed, cut, expanded and flipped arguments, and a cotangent that is one number."""
+    x, delta, A, B, C, D, bias = draw(torch.float64, 2, 40, 37, 4)
+    odd = (
+        x.detach().transpose(1, 2).contiguous().transpose(1, 2),
+        torch.cat([delta, delta], 2).detach()[..., :37],
+        A.detach().t().contiguous().t(),
+        B.detach()[:, :1].expand(-1, 40, 37, -1),
+        torch.cat([C, C], 3).detach()[..., ::2],
+        D.detach().flip(0)[::1],
+        torch.stack([bias, bias], 1).detach()[:, 0],
+    )
+    odd = [tensor.requires_grad_() for tensor in odd]
+    plain = [tensor.detach().clone().contiguous().requires_grad_() for tensor in odd]
+    lengths = torch.tensor([[40, 0], [13, 0]], dtype=torch.int32)[:, 0]
+    cotangents = (torch.ones(()).double().expand(2, 40, 37), torch.ones(()).expand(2, 37, 4))
+    got = gradients(backend.scan, odd, cotangents, **options(reverse, lengths))
+    agree(got, gradients(naive, plain, cotangents, **options(reverse, lengths)), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32(dtype):
+    arguments = draw(dtype, 2, 40, 37, 4)
+    cotangents = cotangents_of(torch.float32, 2, 40, 37, 4)
+    got = gradients(backend.scan, arguments, cotangents, **options())
+    assert got["y"].dtype == got["state"].dtype == torch.float32
+    assert all(got[f"grad {name}"].dtype == dtype for name in NAMES)
+    expected = gradients(naive, arguments, cotangents, **options())
+    agree({"y": got["y"]}, {"y": expected["y"]}, 1e-5)
+    identical({"x": got["grad x"].isfinite()}, {"x": torch.ones(2, 40, 37, dtype=torch.bool)})
+
+
+def test_no_gradient_wanted():
+    arguments = draw(torch.float64, 2, 40, 37, 4)
+    with torch.no_grad():
+        y, state = backend.scan(*arguments, **options())
+    assert not y.requires_grad and not state.requires_grad
+    expected, _ = backend.scan(*arguments, **options())
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("only", range(7), ids=NAMES)
+def test_gradient_of_one_argument(only):
+    arguments = draw(torch.float64, 1, 20, 16, 4)
+    dy = torch.randn(1, 20, 16, dtype=torch.float64)
+    expected = torch.autograd.grad(naive(*arguments, **options())[0], arguments[only], dy)[0]
+    alone = [tensor.detach() for tensor in arguments]
+    alone[only].requires_grad_()
+    backend.scan(*alone, **options())[0].backward(dy)
+    agree({"grad": alone[only].grad}, {"grad": expected}, 1e-12)
+    assert all(tensor.grad is None for i, tensor in enumerate(alone) if i != only)
+
+
+@directions
+def test_gradcheck(reverse):
+    arguments = draw(torch.float64, 2, 5, 3, 2)
+    lengths = torch.tensor([5, 3])
+    assert torch.autograd.gradcheck(
+        lambda *tensors: backend.scan(*tensors, **options(reverse, lengths)), arguments
+    )
+
+
+def test_a_second_derivative_is_refused():
+    arguments = draw(torch.float64, 1, 5, 3, 2)
+    y, _ = backend.scan(*arguments, **options())
+    (dx,) = torch.autograd.grad(y.sum(), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(dx.sum(), arguments[1])
+
+
+@directions
+def test_float32_over_sixteen_thousand_steps(reverse):
+    """States that live for thousands of steps add up their rounding."""
+    arguments = draw(torch.float32, 1, 16000, 16, 4)
+    with torch.no_grad():
+        arguments[1].sub_(4)
+        arguments[2].copy_(-torch.linspace(0.1, 16, 64).view(16, 4))
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, 1, 16000, 16, 4)
+    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
+    agree(got, gradients(backend.scan, exact, cotangents, **options(reverse)), 1e-5)
+
+
+def two_steps(x, delta, A):
+    """y of two steps for many channels with one state and B = C = 1. x, delta: (2, E); A: (E,)."""
+    ones = torch.ones(1, 2, 1, 1, dtype=x.dtype)
+    arguments = (x[None], delta[None], A[:, None], ones, ones, None, None)
+    return backend.scan(*arguments, **options(softplus=False))[0][0]
+
+
+@dtypes
+def test_exponential_over_its_range(dtype):
+    """With dt = 1, then A, the state of the second step is exp(exponent)."""
+    exponent = torch.linspace(-110, 95, 40001, dtype=dtype)
+    x, dt = torch.ones(2, 40001, dtype=dtype), torch.ones(2, 40001, dtype=dtype)
+    x[1] = 0
+    got, expected = two_steps(x, dt, exponent)[1], exponent.double().exp()
+    eps = torch.finfo(dtype).eps
+    # In float32 results near the smallest normal number are flushed, and those at the largest are
+    # infinite half a binade early.
+    normal = (expected > 1e-37) & (expected < 1.5e38) if dtype == torch.float32 else expected > 0
+    error = (got.double() / expected - 1).abs()[normal]
+    # The exponent itself is rounded once in base 2.
+    assert (error <= eps * (2 + exponent.double().abs()[normal])).all()
+    if dtype == torch.float32:
+        assert (got[exponent < -88] == 0).all()
+        assert got[exponent > 89].isinf().all()
+        assert ((got[~normal] < 2e-37) | (got[~normal] > 1e38)).all()
+
+
+@dtypes
+def test_exponential_at_its_ends(dtype):
+    infinity, nan = float("inf"), float("nan")
+    exponent = torch.tensor([-infinity, -1e30, -1e4, 0.0, -0.0, 1e4, 1e30, infinity, nan])
+    payload = torch.tensor([0x7FC00001, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
+    exponent = torch.cat([exponent, payload]).to(dtype)
+    x, dt = torch.ones(2, 12, dtype=dtype), torch.ones(2, 12, dtype=dtype)
+    x[1] = 0
+    got = two_steps(x, dt, exponent)[1]
+    assert got[:8].tolist() == [0, 0, 0, 1, 1, infinity, infinity, infinity]
+    assert got[8:].isnan().all()
+
+
+@dtypes
+def test_softplus_is_torchs(dtype):
+    """y = softplus(delta) for one step with x = B = C = 1; its slope is the gradient of delta."""
+    delta = torch.linspace(-80, 60, 14001, dtype=dtype)
+    special = torch.tensor([20.0, 20.000001, 19.999999, -1e30, 1e30, float("inf"), float("-inf")])
+    delta = torch.cat([delta, special.to(dtype)]).requires_grad_()
+    channels = len(delta)
+    ones = torch.ones(1, 1, 1, 1, dtype=dtype)
+    A = -torch.ones(channels, 1, dtype=dtype)
+    x = torch.ones(1, 1, channels, dtype=dtype)
+    y, _ = backend.scan(x, delta[None, None], A, ones, ones, None, None, **options())
+    (slope,) = torch.autograd.grad(y.sum(), delta)
+    exact = delta.detach().double().requires_grad_()
+    expected = F.softplus(exact)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
+    eps = torch.finfo(dtype).eps
+    for got, want in ((y[0, 0], expected), (slope, expected_slope)):
+        size = torch.finfo(dtype).tiny + eps * (4 + exact.clamp(-100, 100).abs()) * want.abs()
+        near = (got.double() - want).abs() <= size
+        assert (near | (got == want)).all()
+
+
+@dtypes
+@directions
+def test_nan_stays_in_its_video_and_channel(reverse, dtype):
+    shape = (3, 70, 37, 4)
+    clean = draw(dtype, *shape)
+    cotangents = (torch.randn(3, 70, 37, dtype=dtype), None)
+    expected = gradients(backend.scan, clean, cotangents, **options(reverse))
+    dirty = [tensor.detach().clone().requires_grad_() for tensor in clean]
+    with torch.no_grad():
+        dirty[0][1, 35, 5] = float("nan")
+        dirty[1][1, 50, 20] = float("nan")
+        dirty[3][2, 20] = float("nan")
+    got = gradients(backend.scan, dirty, cotangents, **options(reverse))
+    for name in ("y", "state", "grad x", "grad delta", "grad B", "grad C"):
+        assert torch.equal(got[name][0], expected[name][0]), f"{name} of a clean video"
+    for channel, first in ((5, 35), (20, 50)):
+        hit = slice(0, first + 1) if reverse else slice(first, None)
+        assert got["y"][1, hit, channel].isnan().all()
+    others = [channel for channel in range(37) if channel not in (5, 20)]
+    assert torch.equal(got["y"][1][:, others], expected["y"][1][:, others])
+    before, after = slice(0, 20), slice(21, None)
+    untouched, hit = (after, before) if reverse else (before, after)
+    assert got["y"][2, hit].isnan().all()
+    assert torch.equal(got["y"][2, untouched], expected["y"][2, untouched])
+
+
+@directions
+def test_padding_is_never_read(reverse):
+    shape = (3, 40, 37, 4)
+    lengths = torch.tensor([40, 17, 0])
+    clean = draw(torch.float64, *shape)
+    dirty = [tensor.detach().clone().requires_grad_() for tensor in clean]
+    dy, dstate = cotangents_of(torch.float64, *shape)
+    wild = dy.clone()
+    with torch.no_grad():
+        for video, valid in enumerate(lengths.tolist()):
+            for tensor in (dirty[0], dirty[1], dirty[3], dirty[4], wild):
+                tensor[video, valid:] = float("nan")
+    given = options(reverse, lengths)
+    got = gradients(backend.scan, dirty, (wild, dstate), **given)
+    identical(got, gradients(backend.scan, clean, (dy, dstate), **given))
+    for name in ("y", "grad x", "grad delta", "grad B", "grad C"):
+        assert (got[name][1, 17:] == 0).all() and (got[name][2] == 0).all(), name
+    assert (got["state"][2] == 0).all()
+
+
+# Large enough that the work is shared.
+SHARED = (3, 700, 80, 16)
+
+
+def shared_work(seed=0):
+    arguments = draw(torch.float32, *SHARED, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = tuple(
+        torch.randn(shape, generator=generator) for shape in (SHARED[:3], (3, 80, 16))
+    )
+    return gradients(backend.scan, arguments, cotangents, **options())
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_same_bits_with_any_number_of_threads(threads):
+    threads(1)
+    expected = shared_work()
+    for count in (2, 3, 5):
+        threads(count)
+        identical(shared_work(), expected)
+
+
+def test_several_threads_at_once(threads):
+    threads(2)
+    expected = [shared_work(seed) for seed in range(3)]
+    failures = []
+
+    def work(seed):
+        try:
+            for _ in range(3):
+                identical(shared_work(seed), expected[seed])
+        except BaseException as error:
+            failures.append(error)
+
+    running = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(60)
+    assert not failures and not any(thread.is_alive() for thread in running)
+
+
+def _in_child(arguments, queue):
+    with torch.no_grad():
+        y, state = backend.scan(*arguments, **options())
+    queue.put((y.numpy().tobytes(), state.numpy().tobytes()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_after_a_fork(threads):
+    """The child has none of the parent's threads, and makes its own."""
+    threads(3)
+    arguments = draw(torch.float32, *SHARED)
+    with torch.no_grad():
+        expected = backend.scan(*arguments, **options())
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(arguments, queue))
+    child.start()
+    try:
+        got = queue.get(timeout=60)
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+    assert got == tuple(tensor.numpy().tobytes() for tensor in expected)
+    again = backend.scan(*arguments, **options())
+    assert torch.equal(again[0], expected[0])
+
+
+def test_an_error_on_another_thread_is_raised():
+    from muse_adapter.ops.numba_cpu.pool import share
+
+    main = threading.get_ident()
+    gate = threading.Event()
+
+    def work():
+        if threading.get_ident() == main:
+            gate.wait(10)
+        else:
+            gate.set()
+            raise ValueError("from the helper")
+
+    with pytest.raises(ValueError, match="from the helper"):
+        share(work, 2)
+
+
+def test_runs_where_nothing_can_be_written(run_python, tmp_path):
+    """No cache beside the code, none in a home folder: it compiles every time."""
+    package = tmp_path / "site" / "muse_adapter" / "ops" / "numba_cpu"
+    package.mkdir(parents=True)
+    for file in Path(inspect.getfile(backend)).parent.glob("*.py"):
+        shutil.copy(file, package)
+    # Root may write in a read-only folder, but not in a file as if it were one.
+    (package / "__pycache__").write_text("")
+    (package.parent / "__init__.py").touch()
+    (package.parent.parent / "__init__.py").touch()
+    code = """
+        import os, sys
+        os.environ.pop("NUMBA_CACHE_DIR", None)
+        sys.path.insert(0, sys.argv[1])
+        import torch
+        import muse_adapter.ops.numba_cpu as backend
+        assert backend.__file__.startswith(sys.argv[1]), backend.__file__
+        assert "numba" not in sys.modules, "numba is imported before its first use"
+        ones = torch.ones(1, 2, 1)
+        y, _ = backend.scan(
+            ones, ones, -ones[0, :1], ones[..., None], ones[..., None], None, None,
+            delta_softplus=False, reverse=False, lengths=None,
+        )
+        print(*y.flatten().tolist())
+    """
+    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache", "USERPROFILE": "/dev/null"}
+    done = run_python(code, str(tmp_path / "site"), **nowhere)
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, done.stdout.split())
+    assert first == 1 and abs(second - 1.36787944) < 1e-6
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    """A disk may be full, or become read-only, after the kernel was declared."""
+    import numba
+
+    from muse_adapter.ops.numba_cpu.blocks import kernel
+    from muse_adapter.ops.numba_cpu.simd import pointer
+
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+
+    def raise_by_one(address: int) -> None:
+        numbers = pointer(address, 1)
+        numbers[0] += 1
+
+    run = kernel(raise_by_one)
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    number = torch.zeros(1, dtype=torch.int64)
+    for count in (1, 2):
+        run(number.data_ptr())
+        assert number.item() == count
+
+
+def test_a_kernel_is_stale_when_another_file_changes(monkeypatch, tmp_path):
+    from muse_adapter.ops.numba_cpu import blocks
+
+    def names():
+        def same(address: int) -> None:
+            pass
+
+        return blocks.kernel(same).__qualname__
+
+    folder = tmp_path / "numba_cpu"
+    shutil.copytree(Path(blocks.__file__).parent, folder, ignore=shutil.ignore_patterns("__*__"))
+    before = names()
+    monkeypatch.setattr(blocks, "__file__", str(folder / "blocks.py"))
+    copied = names()
+    (folder / "simd.py").write_text("# changed")
+    assert names() != copied
+    assert before.rpartition("_")[0] == copied.rpartition("_")[0]
+
+
+def test_says_why_it_cannot_run(monkeypatch):
+    assert backend.unavailable() is None
+    assert backend.unavailable(torch.device("cpu")) is None
+    assert "CPU tensors only, got cuda:0" in backend.unavailable(torch.device("cuda", 0))
+    with monkeypatch.context() as context:
+        context.setenv("NUMBA_DISABLE_JIT", "1")
+        assert "unset NUMBA_DISABLE_JIT" in backend.unavailable()
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "muse_adapter.ops.numba_cpu.function", None)
+        assert "numba does not load" in backend.unavailable()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert backend.unavailable() == "numba is not installed: pip install 'muse-adapter[cpu]'"
