@@ -10,6 +10,7 @@ A ratio is printed only after the alternatives agreed with each other in the sam
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import in_turn, machine
 from muse_adapter import MultiScaleMamba
+from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import backends, selective_scan, short_convolution
@@ -39,7 +41,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of the scan")
     parser.add_argument("--dim", type=int, default=DIM)
-    parser.add_argument("--memory", action="store_true", help="also measure peak memory at 65,920 tokens")
+    parser.add_argument(
+        "--memory", action="store_true", help="also measure peak memory at 65,920 tokens"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -49,18 +53,19 @@ def main() -> None:
     rows: list[Row] = []
     for measure in (scans, pair_loop, last_layer, merged_maps, shared_projection):
         for row in measure(options):
-            print(f"{row['what']:<72} {row['ratio']:6.2f}x   ({row['slow_s']:.4f} s, {row['fast_s']:.4f} s)")
+            seconds = f"({row['slow_s']:.4f} s, {row['fast_s']:.4f} s)"
+            print(f"{row['what']:<72} {row['ratio']:6.2f}x   {seconds}")
             rows.append(row)
-    figures = {"machine": about, "ratios": rows}
+    figures: dict[str, Any] = {"machine": about, "ratios": rows}
     if options.memory:
-        figures["memory"] = peak_memory()
-        print(f"training step, {figures['memory']['tokens']} tokens: {figures['memory']['peak_gib']:.2f} GiB")
+        memory = figures["memory"] = peak_memory()
+        print(f"training step, {memory['tokens']} tokens: {memory['peak_gib']:.2f} GiB")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def scans(options: argparse.Namespace) -> list[Row]:
-    """Every backend that runs here against the reference: one direction, forward, and with backward."""
+    """Every backend that runs here against the reference: one direction, forward and training."""
     arguments = _scan_arguments(options.dim, options.length)
     names = [name for name, status in backends("cpu").items() if status.available]
     outcomes = {name: _scan_step(arguments, name) for name in names}
@@ -70,10 +75,10 @@ def scans(options: argparse.Namespace) -> list[Row]:
     rows = []
     with torch.no_grad():
         forward = in_turn(
-            {name: lambda name=name: _scan(arguments, name) for name in names}, options.repeats
+            {name: functools.partial(_scan, arguments, name) for name in names}, options.repeats
         )
     training = in_turn(
-        {name: lambda name=name: _scan_step(arguments, name) for name in names}, options.repeats
+        {name: functools.partial(_scan_step, arguments, name) for name in names}, options.repeats
     )
     for kind, timings in (("forward", forward), ("forward and backward", training)):
         for name in names:
@@ -90,13 +95,15 @@ def pair_loop(options: argparse.Namespace) -> list[Row]:
     texts = [F.normalize(torch.randn(2, options.dim), dim=-1) for _ in range(text_batches)]
 
     def pairs() -> Tensor:
-        return torch.cat([torch.cat([text @ head(video).T for video in video_batches], 1) for text in texts])
+        rows = [torch.cat([text @ head(video).T for video in video_batches], 1) for text in texts]
+        return torch.cat(rows)
 
     def once() -> Tensor:
         videos = torch.cat([head(video) for video in video_batches])
         return torch.cat([text @ videos.T for text in texts])
 
-    what = f"evaluation, {text_batches} x {len(video_batches)} batches: once per video against once per pair"
+    batches = f"{text_batches} x {len(video_batches)} batches"
+    what = f"evaluation, {batches}: once per video against once per pair"
     return [_compare(what, pairs, once, options)]
 
 
@@ -118,6 +125,7 @@ def last_layer(options: argparse.Namespace) -> list[Row]:
 def merged_maps(options: argparse.Namespace) -> list[Row]:
     """Inference: output projection and FC as one map, against one after the other."""
     layer = _head(options.dim).layers[0]
+    assert isinstance(layer, ResidualLayer)
     mixed = torch.randn(1, options.length, options.dim)
     return [
         _compare(
@@ -130,7 +138,7 @@ def merged_maps(options: argparse.Namespace) -> list[Row]:
 
 
 def shared_projection(options: argparse.Namespace) -> list[Row]:
-    """The mixer with one input projection and nothing flipped, against two projections and flips."""
+    """The mixer with one input projection and no flips, against two projections and flips."""
     mixer = BiMamba(options.dim).eval()
     x = torch.randn(1, options.length, options.dim)
 
@@ -138,7 +146,8 @@ def shared_projection(options: argparse.Namespace) -> list[Row]:
         inner, z = F.linear(tokens, mixer.in_proj.weight).chunk(2, dim=-1)
         conv = getattr(mixer, f"conv1d{suffix}")
         inner = F.silu(short_convolution(inner, conv.weight, conv.bias))
-        r, B, C = getattr(mixer, f"x_proj{suffix}")(inner).split((mixer.dt_rank, STATES, STATES), -1)
+        low_rank = getattr(mixer, f"x_proj{suffix}")(inner)
+        r, B, C = low_rank.split((mixer.dt_rank, STATES, STATES), -1)
         dt_proj = getattr(mixer, f"dt_proj{suffix}")
         A = -torch.exp(mixer.A_b_log if suffix else mixer.A_log)
         skip = mixer.D_b if suffix else mixer.D
@@ -146,6 +155,7 @@ def shared_projection(options: argparse.Namespace) -> list[Row]:
         turned = (t.transpose(1, 2) for t in (inner, delta, B, C, z))
         inner, delta, B, C, z = turned
         y = selective_scan(inner, delta, A, B, C, skip, z, dt_proj.bias, True)
+        assert isinstance(y, Tensor)
         return y.transpose(1, 2)
 
     def flipped() -> Tensor:
@@ -180,7 +190,8 @@ def _scan_arguments(channels: int, length: int) -> list[Tensor]:
 
 
 def _scan(arguments: list[Tensor], backend: str) -> Tensor:
-    y = selective_scan(*arguments, delta_softplus=True, backend=backend)
+    u, delta, A, B, C, D, z, delta_bias = arguments
+    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True, backend=backend)
     assert isinstance(y, Tensor)
     return y
 
@@ -194,7 +205,8 @@ def _compare(
 ) -> Row:
     with torch.no_grad():
         _agree(fast(), slow(), what)
-        return _row(what, in_turn({"slow": slow, "fast": fast}, options.repeats), slow="slow", fast="fast")
+        timings = in_turn({"slow": slow, "fast": fast}, options.repeats)
+        return _row(what, timings, slow="slow", fast="fast")
 
 
 def _agree(got: Tensor, expected: Tensor, what: str) -> None:

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: alternatives in turn within one run, medians, and ratios between them."""
+"""How the benchmarks measure: alternatives in turn within one run, medians, and their ratios."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Timing(NamedTuple):
 
 
 def in_turn(alternatives: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time the alternatives one after the other, `repeats` rounds, so that noise meets all of them."""
+    """Time the alternatives in turn, `repeats` rounds, so that noise meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for run in alternatives.values():
         run()  # warm-up: compilation, allocation, caches

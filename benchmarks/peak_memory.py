@@ -36,8 +36,9 @@ def main() -> None:
     with use_backend(options.backend):
         head(tokens).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in head.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    print(json.dumps({"tokens": lengths[0], "peak_gib": peak * (1 if sys.platform == "darwin" else 1024) / 2**30}))
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"tokens": lengths[0], "peak_gib": peak / 2**30}))
 
 
 if __name__ == "__main__":

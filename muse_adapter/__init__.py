@@ -1,4 +1,4 @@
-"""Multi-scale Mamba video heads for text-video retrieval (MUSE, AAAI 2025), on any ViT's patch tokens."""
+"""Multi-scale Mamba video heads for text-video retrieval (MUSE), on any ViT's patch tokens."""
 
 from muse_adapter.backbones import VideoEncoder
 from muse_adapter.checkpoint import load_muse_state_dict

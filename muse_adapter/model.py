@@ -1,4 +1,4 @@
-"""The head: patch tokens -> pyramid -> sequence -> residual mixer layers -> pool -> video embedding."""
+"""The head: patch tokens -> pyramid -> sequence -> residual mixer layers -> pool -> embedding."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class MultiScaleMamba(nn.Module):
 
         Args:
             tokens: (B, T, N, C) patch tokens of each frame, or (B*T, N, C) with `num_frames`;
-                N = num_prefix_tokens + H*W, prefix first, then the grid row by row. In the head's type
-                and on its device (under autocast any floating type).
-            frame_mask: (B, T), True or 1 for a real frame; None: all are real. Masked frames influence
-                nothing, whatever they hold.
+                N = num_prefix_tokens + H*W, prefix first, then the grid row by row. In the head's
+                type and on its device (under autocast any floating type).
+            frame_mask: (B, T), True or 1 for a real frame; None: all are real. Masked frames
+                influence nothing, whatever they hold.
             num_frames: T, with three-dimensional tokens.
             grid: (H, W) where the grid is not square.
 
@@ -94,8 +94,9 @@ class MultiScaleMamba(nn.Module):
         """Fused frame features; arguments and errors as in `forward`.
 
         Returns:
-            (B, T, D). At a masked frame, its class feature as it came in (projected, without gradient);
-            where that has no direction, a constant one, since hosts divide by the norm before they mask.
+            (B, T, D). At a masked frame, its class feature as it came in (projected, without
+            gradient); where that has no direction, a constant one, since hosts divide by the norm
+            before they mask.
         """
         config = self.config
         tokens = self._cast(as_video_tokens(tokens, num_frames))
@@ -146,15 +147,17 @@ class MultiScaleMamba(nn.Module):
             raise ValueError(
                 f"frames must have shape (B, T, D) with no size 0, got {tuple(frames.shape)}"
             )
-        return mean_pool(frames, as_frame_mask(frame_mask, (frames.shape[0], frames.shape[1]), frames.device))
+        mask = as_frame_mask(frame_mask, (frames.shape[0], frames.shape[1]), frames.device)
+        return mean_pool(frames, mask)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all parameters anew as `config.init` says: for hosts that re-initialise every module.
+        """Draw all parameters anew as `config.init` says: for hosts that re-initialise all modules.
 
-        "identity": torch's defaults, Mamba's own for the scan, and zero for the last map of each layer,
-        so that the head changes nothing at first. "release": what takes effect in the official code,
-        N(0, 0.02) and bias zero in every linear layer, dt and that last map included.
+        "identity": torch's defaults, Mamba's own for the scan, and zero for the last map of each
+        layer, so that the head changes nothing at first. "release": what takes effect in the
+        official code, N(0, 0.02) and bias zero in every linear layer, dt and that last map
+        included.
         """
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
@@ -187,16 +190,16 @@ class MultiScaleMamba(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute pyramid stages and layers in the backward pass in place of keeping their insides."""
+        """Recompute pyramid stages and layers in the backward pass: less memory, more time."""
         self.grad_checkpointing = enable
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and config (JSON) of the head alone; see `muse_adapter.checkpoint`."""
+        """Write the head's weights (safetensors) and config (JSON) into `folder`."""
         save_pretrained(self, folder)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> MultiScaleMamba:
-        """Load a head that `save_pretrained` wrote, from a folder or a hub id "owner/name"; strict."""
+        """Load what `save_pretrained` wrote, from a folder or a hub id "owner/name"; strict."""
         config, state_dict = load_pretrained(name)
         head = cls(config)
         load_strict(head, state_dict)
@@ -212,14 +215,15 @@ class MultiScaleMamba(nn.Module):
         width = self.config.in_dim or self.config.dim
         if tokens.shape[-1] != width:
             raise ValueError(
-                f"tokens must have the head's input width C = {width}, got {tokens.shape[-1]}; another "
-                f"width is given as in_dim in the config"
+                f"tokens must have the head's input width C = {width}, got {tokens.shape[-1]}; "
+                f"another width is given as in_dim in the config"
             )
         if tokens.device != weight.device:
             raise ValueError(f"tokens are on {tokens.device}, the head is on {weight.device}")
         if tokens.dtype != weight.dtype and not torch.is_autocast_enabled(tokens.device.type):
             raise TypeError(
-                f"tokens are {tokens.dtype}, the head is {weight.dtype}: cast one of them, or use autocast"
+                f"tokens are {tokens.dtype}, the head is {weight.dtype}: cast one of them, or use "
+                "autocast"
             )
         return tokens.to(weight.dtype)
 

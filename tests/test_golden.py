@@ -1,4 +1,4 @@
-"""The numbers of the official code: values and all gradients, float64 and float32, on every backend."""
+"""The official code's numbers: values and all gradients, both float types, on every backend."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ EVERY_FORM = pytest.mark.parametrize(
 
 
 def awake(**fields) -> MultiScaleMamba:
-    """A float64 head in evaluation mode whose every parameter matters: no zero maps, no unit norms."""
+    """A float64 head in evaluation mode whose every parameter matters: no zeros, no unit norms."""
     torch.manual_seed(0)
     head = MultiScaleMamba(**{"dim": 8, "depth": 2, **fields}).double().eval()
     generator = torch.Generator().manual_seed(7)
@@ -180,7 +180,7 @@ def test_registers_are_dropped():
 @EVERY_FORM
 @pytest.mark.parametrize("masked", [False, True], ids=["all frames", "masked"])
 def test_the_last_layer_saves_only_what_nobody_reads(aggregation, mixer, masked):
-    """Trimmed to the class tokens, the last layer gives the same numbers and gradients as in full."""
+    """Trimmed to the class tokens, the last layer gives the numbers and gradients of the whole."""
     head = awake(aggregation=aggregation, mixer=mixer)
     tokens = videos().requires_grad_()
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0]]) if masked else None
@@ -232,7 +232,8 @@ def test_merging_is_left_out_where_it_is_dearer(monkeypatch):
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("init", ["identity", "release"])
 def test_every_parameter_learns_is_saved_and_moves(mixer, init):
-    head = MultiScaleMamba(dim=8, depth=2, mixer=mixer, init=init, scales=(0.25, 0.5, 1, 2, 4), in_dim=6)
+    scales = (0.25, 0.5, 1, 2, 4)
+    head = MultiScaleMamba(dim=8, depth=2, mixer=mixer, init=init, scales=scales, in_dim=6)
     assert set(dict(head.named_parameters())) == set(head.state_dict())
     head(videos(width=6, grid=(4, 4)).float()).sum().backward()
     assert [name for name, p in head.named_parameters() if p.grad is None] == []

@@ -1,5 +1,8 @@
 """Bad input to the head and the scan: what was given and what was expected, in the message."""
 
+# The tables of cases hold one case a line, however long it is.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import pytest
@@ -37,7 +40,9 @@ HEAD_CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("tokens", "mask", "options", "error", "message"), HEAD_CASES.values(), ids=HEAD_CASES)
+@pytest.mark.parametrize(
+    ("tokens", "mask", "options", "error", "message"), HEAD_CASES.values(), ids=HEAD_CASES
+)
 def test_head(tokens, mask, options, error, message):
     head = MultiScaleMamba(dim=8, depth=1)
     with pytest.raises(error, match=message):
@@ -46,7 +51,9 @@ def test_head(tokens, mask, options, error, message):
 
 def test_forward_head():
     head = MultiScaleMamba(dim=8, depth=1)
-    with pytest.raises(ValueError, match=r"frames must have shape \(B, T, D\) .*got \(2, 3, 17, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"frames must have shape \(B, T, D\) .*got \(2, 3, 17, 8\)"
+    ):
         head.forward_head(TOKENS)
     with pytest.raises(ValueError, match=r"\(B, T\) = \(2, 3\), got \(3, 2\)"):
         head.forward_head(TOKENS[:, :, 0], torch.ones(3, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import multiprocessing
 import os
@@ -128,7 +129,7 @@ CASES = {
     "channels below a block": (2, 15, 3, 4, {}),
     "one whole block": (1, 63, 16, 5, {}),
     "blocks and a rest": (2, 63, 37, 16, {}),
-    "several blocks in a job": (8, 33, 64, 16, {}),
+    "several blocks in a job": (1, 33, 512, 3, {}),
     "longer than a few chunks": (1, 257, 37, 3, {}),
     "long": (1, 1000, 16, 2, {}),
     "empty and partial videos": (4, 63, 37, 4, {"lengths": [0, 63, 1, 32]}),
@@ -138,7 +139,7 @@ CASES = {
     "no bias": (2, 15, 37, 4, {"without": ("bias",)}),
     "no softplus": (2, 15, 37, 4, {"softplus": False, "without": ("D", "bias")}),
     "B in groups of whole blocks": (2, 17, 64, 4, {"b": 2, "c": 2}),
-    "B in groups of three blocks": (8, 17, 192, 3, {"b": 4, "c": 2}),
+    "groups of three and six blocks": (2, 9, 768, 3, {"b": 16, "c": 8}),
     "groups smaller than a block": (2, 17, 64, 4, {"b": 16, "c": 16}),
     "groups across blocks": (2, 17, 37 * 2, 4, {"b": 2, "c": 2}),
     "every channel its own B and C": (2, 17, 37, 4, {"b": 37, "c": 37}),
@@ -151,21 +152,32 @@ CASES = {
 }
 
 
-@dtypes
-@directions
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_agrees_with_the_loop(case, reverse, dtype):
-    *shape, special = case
+@functools.cache
+def case_and_answer(case, reverse):
+    """A case's arguments, cotangents and options, and what the loop makes of them."""
+    *shape, special = CASES[case]
     how = {key: special[key] for key in ("b", "c", "without") if key in special}
-    arguments = draw(dtype, *shape, **how)
+    # Drawn in float32, so that one answer serves both types.
+    arguments = [
+        None if t is None else t.detach().double() for t in draw(torch.float32, *shape, **how)
+    ]
     if not special.get("softplus", True):
-        arguments[1] = arguments[1].detach().abs().requires_grad_()  # states grow if dt is negative
-    cotangents = cotangents_of(dtype, *shape)
+        arguments[1].abs_()  # states grow where dt is negative
+    arguments = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, *shape)
     lengths = special.get("lengths")
     lengths = None if lengths is None else torch.tensor(lengths)
     given = options(reverse, lengths, special.get("softplus", True))
+    return arguments, cotangents, given, gradients(naive, arguments, cotangents, **given)
+
+
+@directions
+@pytest.mark.parametrize("case", CASES)
+@dtypes
+def test_agrees_with_the_loop(dtype, case, reverse):
+    arguments, cotangents, given, expected = case_and_answer(case, reverse)
+    arguments = [None if t is None else t.detach().to(dtype).requires_grad_() for t in arguments]
     got = gradients(backend.scan, arguments, cotangents, **given)
-    expected = gradients(naive, arguments, cotangents, **given)
     assert got["y"].dtype == got["state"].dtype == dtype
     agree(got, expected, BOUND[dtype])
 
@@ -254,7 +266,7 @@ def test_a_second_derivative_is_refused():
     arguments = draw(torch.float64, 1, 5, 3, 2)
     y, _ = backend.scan(*arguments, **options())
     (dx,) = torch.autograd.grad(y.sum(), arguments[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="has no second derivative: use backend='torch'"):
         torch.autograd.grad(dx.sum(), arguments[1])
 
 
@@ -274,17 +286,17 @@ def test_float32_over_sixteen_thousand_steps(reverse):
 def two_steps(x, delta, A):
     """y of two steps for many channels with one state and B = C = 1. x, delta: (2, E); A: (E,)."""
     ones = torch.ones(1, 2, 1, 1, dtype=x.dtype)
-    arguments = (x[None], delta[None], A[:, None], ones, ones, None, None)
+    arguments = (x[None], delta[None], A[:, None].to(x.dtype), ones, ones, None, None)
     return backend.scan(*arguments, **options(softplus=False))[0][0]
 
 
 @dtypes
 def test_exponential_over_its_range(dtype):
-    """With dt = 1, then A, the state of the second step is exp(exponent)."""
+    """The state is 1 after a first step of dt = 1, then exp(dt)."""
     exponent = torch.linspace(-110, 95, 40001, dtype=dtype)
-    x, dt = torch.ones(2, 40001, dtype=dtype), torch.ones(2, 40001, dtype=dtype)
-    x[1] = 0
-    got, expected = two_steps(x, dt, exponent)[1], exponent.double().exp()
+    x, dt = torch.zeros(2, 40001, dtype=dtype), torch.stack([torch.ones(40001), exponent]).to(dtype)
+    x[0] = 1
+    got, expected = two_steps(x, dt, torch.ones(40001))[1], exponent.double().exp()
     eps = torch.finfo(dtype).eps
     # In float32 results near the smallest normal number are flushed, and those at the largest are
     # infinite half a binade early.
@@ -300,15 +312,24 @@ def test_exponential_over_its_range(dtype):
 
 @dtypes
 def test_exponential_at_its_ends(dtype):
-    infinity, nan = float("inf"), float("nan")
-    exponent = torch.tensor([-infinity, -1e30, -1e4, 0.0, -0.0, 1e4, 1e30, infinity, nan])
-    payload = torch.tensor([0x7FC00001, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
-    exponent = torch.cat([exponent, payload]).to(dtype)
-    x, dt = torch.ones(2, 12, dtype=dtype), torch.ones(2, 12, dtype=dtype)
-    x[1] = 0
-    got = two_steps(x, dt, exponent)[1]
-    assert got[:8].tolist() == [0, 0, 0, 1, 1, infinity, infinity, infinity]
-    assert got[8:].isnan().all()
+    exponent = torch.tensor(
+        [-3e38, -1e30, -1e4, -104, 0.0, -0.0, 104, 1e4, 1e30, 3e38], dtype=dtype
+    )
+    if dtype == torch.float64:
+        exponent *= 10
+    x, dt = torch.zeros(2, 10, dtype=dtype), torch.stack([torch.ones(10, dtype=dtype), exponent])
+    x[0] = 1
+    got = two_steps(x, dt, torch.ones(10))[1]
+    assert got.tolist() == [0, 0, 0, 0, 1, 1, *[float("inf")] * 4]
+
+
+@dtypes
+def test_exponential_of_any_nan(dtype):
+    """Also of one with bits set that the polynomial would shift into the exponent."""
+    patterns = torch.tensor([0x7FC00000, 0x7FC00001, 0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32)
+    rates = patterns.view(torch.float32).to(dtype)
+    x = torch.ones(2, 5, dtype=dtype)
+    assert two_steps(x, x, rates).isnan().all()
 
 
 @dtypes
@@ -429,9 +450,12 @@ def test_several_threads_at_once(threads):
 
 
 def _in_child(arguments, queue):
+    # Torch would fill memory with its OpenMP threads, which no child has.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     with torch.no_grad():
         y, state = backend.scan(*arguments, **options())
-    queue.put((y.numpy().tobytes(), state.numpy().tobytes()))
+    own = any(thread.name.startswith("muse-adapter-scan") for thread in threading.enumerate())
+    queue.put((y.numpy().tobytes(), state.numpy().tobytes(), own))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -447,12 +471,12 @@ def test_after_a_fork(threads):
     child = context.Process(target=_in_child, args=(arguments, queue))
     child.start()
     try:
-        got = queue.get(timeout=60)
+        got = queue.get(timeout=20)
         child.join(60)
         assert child.exitcode == 0
     finally:
         child.kill()
-    assert got == tuple(tensor.numpy().tobytes() for tensor in expected)
+    assert got == (*(tensor.numpy().tobytes() for tensor in expected), True)
     again = backend.scan(*arguments, **options())
     assert torch.equal(again[0], expected[0])
 

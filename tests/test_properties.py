@@ -43,7 +43,8 @@ def build(case):
     head = MultiScaleMamba(**case["config"]).double().eval()
     patches = case["grid"][0] * case["grid"][1]
     width = head.config.in_dim or head.config.dim
-    tokens = torch.randn(*case["mask"].shape, head.config.num_prefix_tokens + patches, width).double()
+    per_frame = head.config.num_prefix_tokens + patches
+    tokens = torch.randn(*case["mask"].shape, per_frame, width).double()
     return head, tokens
 
 
@@ -71,7 +72,8 @@ def test_the_sequence_has_the_length_of_the_formula(case):
     spatial = head.config.aggregation == "spatial_wise"
     expected = frames + per_frame if spatial else frames * (1 + per_frame)
     lengths = []
-    head.layers[0].norm.register_forward_hook(lambda _m, args, _out: lengths.append(args[0].shape[1]))
+    norm = head.layers[0].norm
+    norm.register_forward_hook(lambda _m, args, _out: lengths.append(args[0].shape[1]))
     head.forward_features(tokens, case["mask"], grid=case["grid"])
     assert lengths == [expected]
 

@@ -9,15 +9,20 @@ import torch
 from torch.nn import functional as F
 
 from muse_adapter import ops
-from muse_adapter.ops import Direction, bidirectional_scan, selective_scan, use_backend
-from muse_adapter.ops import dispatch
+from muse_adapter.ops import (
+    Direction,
+    bidirectional_scan,
+    dispatch,
+    selective_scan,
+    use_backend,
+)
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 FAST = [name for name in dispatch.MODULES if name != "reference"]
 fast_backends = pytest.mark.parametrize("backend", FAST, indirect=True)
 
-# Against the reference in float64 only the order of sums differs; in float32 each sum of S * L terms
-# rounds at 6e-8, and gradients sum over the whole sequence.
+# Against the reference in float64 only the order of sums differs; in float32 each sum of S * L
+# terms rounds at 6e-8, and gradients sum over the whole sequence.
 BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
 
 
@@ -52,7 +57,8 @@ def results(arguments, cotangents, **options):
     loss = (y * cotangents[0]).sum() + (state * cotangents[1]).sum()
     inputs = {name: tensor for name, tensor in arguments.items() if tensor is not None}
     gradients = torch.autograd.grad(loss, list(inputs.values()))
-    return {"y": y, "state": state, **{f"grad {k}": g for k, g in zip(inputs, gradients, strict=True)}}
+    named = {f"grad {name}": value for name, value in zip(inputs, gradients, strict=True)}
+    return {"y": y, "state": state, **named}
 
 
 def compare(got, expected, bound):
@@ -88,8 +94,13 @@ def test_the_papers_length(backend, reverse):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize(
     ("B", "C"),
-    [("grouped", "grouped"), ("constant", "constant"), ("constant", "variable"), ("variable", "grouped")],
-)  # fmt: skip
+    [
+        ("grouped", "grouped"),
+        ("constant", "constant"),
+        ("constant", "variable"),
+        ("variable", "grouped"),
+    ],
+)
 def test_grouped_and_constant_matrices(backend, B, C, reverse):
     arguments = draw(2, 6, 19, 4, torch.float64, B=B, C=C)
     cotangents = (torch.randn(2, 6, 19).double(), torch.randn(2, 6, 4).double())
@@ -123,7 +134,8 @@ def test_the_reference_is_the_formula(backend):
     h0 = 0.5 * 4 * 2
     h1 = torch.tensor(-0.25).double().exp() * h0 + 0.25 * 5 * 3
     y, state = selective_scan(u, delta, A, B, C, return_last_state=True, backend=backend)
-    assert torch.allclose(y, torch.stack([torch.tensor(6.0 * h0), 7 * h1]).reshape(1, 1, 2), rtol=1e-14)
+    expected = torch.stack([torch.tensor(6.0 * h0), 7 * h1]).reshape(1, 1, 2)
+    assert torch.allclose(y, expected, rtol=1e-14)
     assert torch.allclose(state, h1.reshape(1, 1, 1), rtol=1e-14)
 
 
@@ -137,10 +149,13 @@ def test_reverse_is_the_flipped_scan(backend):
     assert torch.allclose(state, end, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 def test_types(backend, dtype):
     arguments = {k: v.detach() for k, v in draw(1, 4, 9, 3, torch.float32).items()}
-    given = {k: v.to(dtype) if k in ("u", "delta", "B", "C", "z") else v for k, v in arguments.items()}
+    in_time = ("u", "delta", "B", "C", "z")
+    given = {k: v.to(dtype) if k in in_time else v for k, v in arguments.items()}
     y, state = selective_scan(**given, delta_softplus=True, return_last_state=True, backend=backend)
     assert y.dtype == dtype
     assert state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -172,8 +187,9 @@ def test_gradients_by_finite_differences(backend):
 def directions(length, dtype=torch.float64):
     def one(cut=length):
         a = draw(3, 6, length, 4, dtype)
-        time_first = {k: a[k].detach().transpose(1, 2)[:, :cut].clone() for k in ("u", "delta", "B", "C")}
-        values = [time_first["u"], time_first["delta"], a["A"], time_first["B"], time_first["C"]]
+        in_time = ("u", "delta", "B", "C")
+        u, delta, B, C = (a[k].detach().transpose(1, 2)[:, :cut].clone() for k in in_time)
+        values = [u, delta, a["A"], B, C]
         return Direction(*(v.detach().requires_grad_() for v in (*values, a["D"], a["delta_bias"])))
 
     return one
@@ -183,7 +199,7 @@ def one_by_one(forward, backward, z, lengths, positions):
     """`bidirectional_scan` by its words: each video alone, cut to its length, flipped in time."""
     rows = []
     for index, length in enumerate(lengths.tolist()):
-        total = torch.zeros(z.shape[0:0] + (forward.x.shape[2], backward.x.shape[1]), dtype=z.dtype)
+        total = torch.zeros(forward.x.shape[2], backward.x.shape[1], dtype=z.dtype)
         for direction, flip in ((forward, False), (backward, True)):
             x, delta, A, B, C, D, bias = direction
             cut = min(length, x.shape[1])
@@ -273,7 +289,7 @@ def test_choice_of_the_backend(monkeypatch, caplog):
         module = dispatch._module(name)
         original = module.scan
         monkeypatch.setattr(
-            module, "scan", lambda *a, _name=name, _f=original, **k: called.append(_name) or _f(*a, **k)
+            module, "scan", lambda *a, _n=name, _f=original, **k: called.append(_n) or _f(*a, **k)
         )
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
     automatic = next(name for name, status in ops.backends("cpu").items() if status.available)

@@ -22,7 +22,8 @@ def test_gradient_checkpointing_changes_no_number(mixer, masked):
     results = []
     for enable in (False, True):
         head.set_grad_checkpointing(enable)
-        tokens = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randn(2, 3, 5, 8, generator=generator, requires_grad=True)
         torch.manual_seed(5)  # dropout must fall on the same places
         video = head(tokens, mask)
         results.append([video, *torch.autograd.grad(video.sum(), [tokens, *head.parameters()])])
@@ -109,11 +110,10 @@ dist.destroy_process_group()
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path, run_python):
     import threading
 
+    paths = str(tmp_path / "store"), str(tmp_path / "state")
     threads = [
         threading.Thread(
-            target=lambda rank=rank: outcomes.append(
-                run_python(TWO_PROCESSES, str(rank), str(tmp_path / "store"), str(tmp_path / "state"))
-            )
+            target=lambda rank=rank: outcomes.append(run_python(TWO_PROCESSES, str(rank), *paths))
         )
         for rank in range(2)
     ]

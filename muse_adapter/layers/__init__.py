@@ -1,1 +1,1 @@
-"""The parts of the head, in the order in which the tokens pass them: pyramid, sequence, block, pool."""
+"""The parts of the head, in the order the tokens pass them: pyramid, sequence, block, pool."""

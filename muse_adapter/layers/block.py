@@ -34,7 +34,7 @@ class ResidualLayer(nn.Module):
         Args:
             x: (B, L, D).
             lengths: (B,) valid tokens, standing in front; None: all.
-            readout: the positions wanted; everything that serves only others is left out. None: all.
+            readout: the positions wanted; what serves only others is left out. None: all.
 
         Returns:
             (B, L, D), or (B, T, D) at the wanted positions.
@@ -54,8 +54,8 @@ class ResidualLayer(nn.Module):
     def _merged_output(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of FC after `out_proj`, as one map.
 
-        Made anew at each call, so that it never goes stale: worth it as soon as there are more tokens
-        than channels.
+        Made anew at each call, so that it never goes stale: worth it as soon as there are more
+        tokens than channels.
         """
         out = self.mixer.out_proj
         with torch.autocast(self.fc.weight.device.type, enabled=False):

@@ -1,7 +1,8 @@
-"""Token mixers: bidirectional Mamba, and what the paper compares it with (one direction, attention, convolution).
+"""Token mixers: bidirectional Mamba, and what the paper compares it with.
 
-A mixer has `mix`, which ends before its last linear map, and that map, `out_proj`, so that a layer
-may join it with its own.
+The others are Mamba in one direction, attention, and the convolutions without the scan. A mixer
+has `mix`, which ends before its last linear map, and that map, `out_proj`, so that a layer may join
+it with its own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Mixer(nn.Module):
 
         Args:
             tokens: (B, L, D).
-            lengths: (B,) valid tokens, standing in front; None: all. The rest influences none of them.
+            lengths: (B,) valid tokens, standing in front; None: all. The rest influences none of
+                them.
             readout: the positions wanted; None: all.
 
         Returns:
@@ -60,7 +62,7 @@ class GatedConvolution(Mixer):
         inner = expand * dim
         self.bidirectional = bidirectional
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        # Convolutions keep the names and shapes of `Conv1d`; the layout is the linear layers' (B, L, E).
+        # Names and shapes are those of `Conv1d`; the layout is the linear layers' (B, L, E).
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         if bidirectional:
             self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner)
@@ -69,7 +71,7 @@ class GatedConvolution(Mixer):
     def project(
         self, tokens: Tensor, lengths: Tensor | None, readout: Readout | None
     ) -> tuple[Tensor, Tensor]:
-        """The two halves of `in_proj`: x (B, L, E), zero behind the lengths, and z where it is wanted."""
+        """The halves of `in_proj`: x (B, L, E), zero behind the lengths, and z where wanted."""
         weight_x, weight_z = self.in_proj.weight.chunk(2)
         x = F.linear(tokens, weight_x)
         z = F.linear(tokens if readout is None else readout.select(tokens), weight_z)
@@ -96,10 +98,10 @@ class GatedConvolution(Mixer):
 
 
 class BiMamba(GatedConvolution):
-    """Mamba over the sequence in both directions, input and output maps shared (Vim's "v2"; MUSE, section 3).
+    """Mamba in both directions, input and output maps shared (Vim's "v2"; MUSE, section 3).
 
-    out_proj(scan(x) + reversed scan of reversed x), each times SiLU(z). Parameter names are those of
-    Vim's v2 Mamba; `_b` is the direction that reads the sequence backwards.
+    out_proj(scan(x) + reversed scan of reversed x), each times SiLU(z). Parameter names are those
+    of Vim's v2 Mamba; `_b` is the direction that reads the sequence backwards.
 
     Args:
         dim: width D.
@@ -138,9 +140,10 @@ class BiMamba(GatedConvolution):
 
     @torch.no_grad()
     def reset_scan(self) -> None:
-        """Give both directions Mamba's start: A = -(1, ..., S), D = 1, dt log-uniform in [0.001, 0.1].
+        """Give both directions Mamba's start.
 
-        Vim leaves the backward direction's dt at the default of a linear layer.
+        A = -(1, ..., S), D = 1, dt log-uniform in [0.001, 0.1]. Vim leaves the backward direction's
+        dt at the default of a linear layer.
         """
         directions = [(self.A_log, self.D, self.dt_proj)]
         if self.bidirectional:
@@ -219,7 +222,8 @@ class Attention(Mixer):
         )  # (B, heads, tokens, D/heads)
         keys = None
         if lengths is not None:
-            # A video without a valid token attends to its first (overwritten) one: softmax of nothing is NaN.
+            # A video without a valid token attends to its first (overwritten) one: softmax of
+            # nothing is NaN.
             positions = torch.arange(tokens.shape[1], device=tokens.device)
             keys = (positions < lengths.clamp(min=1).unsqueeze(1))[:, None, None]
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)

@@ -8,17 +8,18 @@ from torch.nn import functional as F
 
 
 def mean_pool(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Normalise the frames, average the real ones, normalise again (MUSE, section 5; CLIP4Clip's meanP).
+    """Normalise the frames, average the real ones, normalise again.
 
-    Computed in float32 at least: the squares of half-precision features overflow.
+    MUSE, section 5; CLIP4Clip's meanP. Computed in float32 at least: the squares of half-precision
+    features overflow.
 
     Args:
         frames: (B, T, D).
         frame_mask: (B, T) bool, or None: all frames are real.
 
     Returns:
-        (B, D) of unit norm, in the type of `frames`; zero, with gradient zero, for a video without a real
-        frame.
+        (B, D) of unit norm, in the type of `frames`; zero, with gradient zero, for a video without
+        a real frame.
     """
     wide = frames.float() if frames.dtype in (torch.float16, torch.bfloat16) else frames
     if frame_mask is None:

@@ -1,4 +1,4 @@
-"""The feature pyramid: each scale resizes the patch map, then two convolutions shape it (MUSE, section 3)."""
+"""The feature pyramid: scales resize the patch map, convolutions shape it (MUSE, section 3)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FeaturePyramid(nn.Module):
         self.stages = nn.ModuleList(_stage(dim, scale) for scale in self.scales)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """Patch maps (n, D, H, W) -> the maps of all scales, (n, D, H_s, W_s) each, in their order."""
+        """Patch maps (n, D, H, W) -> a map (n, D, H_s, W_s) for each scale, in their order."""
         return [stage(maps) for stage in self.stages]
 
 

@@ -1,4 +1,4 @@
-"""From class tokens and maps to one sequence: the three aggregations, masks, and where to read out."""
+"""From class tokens and maps to one sequence: three aggregations, masks, where to read out."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def arrange(
 
 
 def _token_mask(mask: Tensor, sizes: list[int], aggregation: str, class_last: bool) -> Tensor:
-    """Which tokens of the sequence stem from real frames, (B, L); `sizes` holds the N_s of the scales."""
+    """Which tokens of the sequence stem from real frames, (B, L); `sizes`: N_s of each scale."""
     if aggregation == "frame_wise":
         return repeat(mask, "b t -> b (t n)", n=1 + sum(sizes))
     if aggregation == "scale_wise":

@@ -48,7 +48,8 @@ def patch_grid(
     """The patch grid (H, W) of a frame with N = num_prefix_tokens + H*W tokens.
 
     Raises:
-        ValueError: no patch token, a count that is no square where no grid is given, or another grid.
+        ValueError: no patch token, a count that is no square where no grid is given, or another
+            grid.
     """
     patches = num_tokens - num_prefix_tokens
     if patches < 1:
@@ -60,15 +61,16 @@ def patch_grid(
         side = math.isqrt(patches)
         if side * side != patches:
             raise ValueError(
-                f"N = {num_tokens} tokens are not {num_prefix_tokens} prefix tokens and a square grid "
-                f"({patches} patches); give grid=(H, W), or the right num_prefix_tokens in the config"
+                f"N = {num_tokens} tokens are not {num_prefix_tokens} prefix tokens and a square "
+                f"grid ({patches} patches); give grid=(H, W), or the right num_prefix_tokens in "
+                "the config"
             )
         return side, side
     height, width = grid
     if height < 1 or width < 1 or height * width != patches:
         raise ValueError(
-            f"grid=({height}, {width}) does not fit N = {num_tokens} tokens: {num_prefix_tokens} prefix "
-            f"tokens leave {patches} patches"
+            f"grid=({height}, {width}) does not fit N = {num_tokens} tokens: "
+            f"{num_prefix_tokens} prefix tokens leave {patches} patches"
         )
     return height, width
 

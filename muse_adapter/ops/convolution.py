@@ -1,4 +1,4 @@
-"""The short depthwise convolution in front of a scan, on (batch, L, E) as the linear layers give it."""
+"""The short depthwise convolution in front of a scan, on (batch, L, E) as linear layers give it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool 
         x: (batch, L, E).
         weight: (E, 1, taps), as `torch.nn.Conv1d` keeps it.
         bias: (E,).
-        reverse: time runs backwards: the taps look at later tokens. Nothing is flipped but the taps.
+        reverse: time runs backwards: the taps look at later tokens. Only the taps are flipped.
 
     Returns:
         (batch, L, E) in the type of x.
@@ -25,7 +25,8 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool 
 
 
 class _ShortConvolution(torch.autograd.Function):
-    # Torch's own gradient of a depthwise weight is 3 to 50 times slower on a CPU than the sums below.
+    # Torch's own gradient of a depthwise weight is 3 to 50 times slower on a CPU than the sums
+    # below.
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:

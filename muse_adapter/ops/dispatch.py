@@ -1,19 +1,20 @@
-"""Which backend runs the scan: argument, then `use_backend`, then MUSE_ADAPTER_BACKEND, then automatic.
+"""Which backend runs the scan: argument, `use_backend`, MUSE_ADAPTER_BACKEND, then automatic.
 
-A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would fix
-it) and
+A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would
+fix it) and
 
     scan(x, delta, A, B, C, D, delta_bias, *, delta_softplus, reverse, lengths) -> (y, last_state)
 
     x, delta: (batch, L, E), any floating type and strides.
     A: (E, S).
-    B, C: (batch, L, G, S), channel e belongs to group e // (E // G); or (1, 1, E, S), constant in time.
+    B, C: (batch, L, G, S), channel e belongs to group e // (E // G); or (1, 1, E, S), constant in
+        time.
     D, delta_bias: (E,) or None.
     reverse: time runs from the last position to the first.
-    lengths: (batch,) integers or None. What stands at or behind a video's length is never read, gets
-        the output 0 and the gradient 0.
-    y: (batch, L, E), last_state: (batch, E, S), both in the type of the state: float64 for a float64
-        x, else float32. Differentiable in every tensor, through both outputs.
+    lengths: (batch,) integers or None. What stands at or behind a video's length is never read,
+        gets the output 0 and the gradient 0.
+    y: (batch, L, E), last_state: (batch, E, S), both in the type of the state: float64 for a
+        float64 x, else float32. Differentiable in every tensor, through both outputs.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(device: torch.device, name: str | None = None) -> ModuleType:
-    """The backend's module for tensors on `device`; a choice by name is kept or refused, never changed.
+    """The backend's module for tensors on `device`; a choice by name is kept or refused.
 
     Raises:
         ValueError: the name is no backend's.

@@ -1,4 +1,4 @@
-"""The selective scan in plain torch: chunks of time, one fused multiply-add a step, states recomputed.
+"""The selective scan in plain torch: chunks of time, one fused operation a step.
 
 Within a chunk all exponentials and products are made at once and only the recurrence itself walks
 through time, in place. The forward pass keeps the state at the start of each chunk; the backward
@@ -18,7 +18,8 @@ from muse_adapter.ops.reference import discretise, skip
 
 NAME = "torch"
 
-# Elements of a chunk's state tensor: large enough to hide the cost of a torch call, small enough for the cache.
+# Elements of a chunk's state tensor: large enough to hide the cost of a torch call, small enough
+# for the cache.
 CHUNK_ELEMENTS = 1 << 19
 
 
@@ -40,7 +41,7 @@ def scan(
     reverse: bool,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the scan; args and returns are those of the backend contract in `muse_adapter.ops.dispatch`."""
+    """Run the scan; args and returns are those of the contract in `muse_adapter.ops.dispatch`."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x, dt, B, C = discretise(x, delta, B, C, delta_bias, delta_softplus, lengths, dtype)
     A = A.to(dtype).unflatten(0, (B.shape[2], -1))  # (G, E/G, S)
@@ -115,7 +116,7 @@ class _Recurrence(torch.autograd.Function):
 def _states(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, start: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Decays (c, batch, G, K, S) and states (c + 1, batch, G, K, S) of a chunk, `start` among the states.
+    """Decays (c, batch, G, K, S) and states (c + 1, batch, G, K, S) of a chunk.
 
     The states stand in the order of time: `start` first, or last when time runs backwards.
     """
@@ -133,7 +134,7 @@ def _states(
 
 
 def _channel_sum(weights: Tensor, states: Tensor) -> Tensor:
-    """Sum over the channels of a group: (c, batch, G, K) and (c, batch, G, K, S) -> (c, batch, G, S)."""
+    """Sum over a group's channels: (c, batch, G, K) and (c, batch, G, K, S) -> (c, batch, G, S)."""
     return (weights.unsqueeze(-2) @ states).squeeze(-2)
 
 
@@ -149,7 +150,7 @@ def _add_part(grad: Tensor, part: slice, value: Tensor) -> None:
 
 
 def _chunks(length: int, state_elements: int, reverse: bool) -> list[slice]:
-    """Slices of time in the order of the scan; the stored states are never more than a chunk's own."""
+    """Slices of time in the order of the scan; stored states are never more than a chunk's own."""
     size = max(math.isqrt(length - 1) + 1, CHUNK_ELEMENTS // max(state_elements, 1), 1)
     chunks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     return chunks[::-1] if reverse else chunks

@@ -1,4 +1,4 @@
-"""The selective scan as its definition reads: one step of time after the other, differentiated by autograd.
+"""The selective scan as its definition reads: one step after the other, gradients by autograd.
 
 Every other backend is compared with this one, on outputs and all gradients. It keeps the states of
 all steps for the backward pass, so its memory is that of a (batch, L, E, S) tensor.
@@ -63,7 +63,7 @@ def discretise(
     lengths: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bring the inputs to the state's type, the channels into their groups, and the step sizes to `dt`.
+    """Bring the inputs to the state's type, channels into their groups, and step sizes to `dt`.
 
     Behind `lengths` everything becomes zero: a step of size zero leaves the state as it is, and an
     input of zero (by `where`, since 0 * NaN is NaN) neither reads nor writes anything.

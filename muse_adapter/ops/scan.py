@@ -66,7 +66,8 @@ def selective_scan(
         backend: name of a backend; None chooses (see `muse_adapter.ops.backends`).
 
     Returns:
-        y (batch, E, L) in u's type; with `return_last_state` also h (batch, E, S) in the state's type.
+        y (batch, E, L) in u's type; with `return_last_state` also h (batch, E, S) in the state's
+        type.
 
     Raises:
         ValueError: shapes that do not fit, a complex A, an unknown backend.
@@ -149,7 +150,7 @@ def bidirectional_scan(
 
 
 def _time_first(matrix: Tensor) -> Tensor:
-    """B or C in the layout of the backends: (batch, L, G, S), or (1, 1, E, S) where constant in time."""
+    """B or C in the backends' layout: (batch, L, G, S), or (1, 1, E, S) where constant in time."""
     if matrix.dim() == 2:
         return matrix[None, None]
     grouped = matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
@@ -183,16 +184,17 @@ def _check(
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     for name, tensor in (("B", B), ("C", C)):
-        shape = tuple(tensor.shape)
-        groups = shape[1] if tensor.dim() == 4 else 1
+        given = tuple(tensor.shape)
+        groups = given[1] if len(given) == 4 else 1
         if not (
-            shape == (channels, states)
-            or shape == (batch, states, length)
-            or (shape == (batch, groups, states, length) and groups and channels % groups == 0)
+            given == (channels, states)
+            or given == (batch, states, length)
+            or (given == (batch, groups, states, length) and groups and channels % groups == 0)
         ):
             raise ValueError(
                 f"{name} must have shape (E, S) = {(channels, states)}, (batch, S, L) = "
-                f"{(batch, states, length)} or (batch, G, S, L) with G dividing {channels}, got {shape}"
+                f"{(batch, states, length)} or (batch, G, S, L) with G dividing {channels}, "
+                f"got {given}"
             )
     named = {
         "u": u,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from muse_adapter.ops.numba_cpu.backward import backward, work_size
@@ -121,7 +120,7 @@ def prepare(
             return beside(gain.to(dtype)), False
         return padded(gain.transpose(2, 3).repeat_interleave(group, 3)), True
 
-    rates = padded(A.t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
+    rates = padded(A.to(dtype).t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
     (B, own_b), (C, own_c) = gains(B), gains(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
@@ -144,6 +143,44 @@ def run_forward(call: Call, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     return y, last
 
 
+def run_backward(
+    call: Call, kept: Tensor, dy: Tensor | None, dlast: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Gradients of a call's seven floating tensors, from those of its outputs (None: zero)."""
+    x, batch, threads = call.x, call.x.shape[0], call.threads()
+    dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else beside(dy)
+    dstate = zeros(x, batch, *call.rates.shape)
+    if dlast is not None:
+        dstate.copy_(dlast)  # the kernel writes over it
+    dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
+    drates, dD, dbias = (
+        x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
+    )
+    dgains, views = [], []
+    for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks(), strict=True):
+        dgain = zeros(x, group // call.longest(), batch, *gain.shape[1:])
+        *strides, by_group, by_state = view(dgain)
+        strides += (WIDTH, by_group) if own else (by_group, by_state)
+        dgains.append(dgain)
+        views.append(tuple(strides))
+    work = x.new_empty(threads, work_size(call.rates.shape[1], CHUNK))
+    call.run(
+        backward,
+        view(dy)[:3],
+        addresses(kept, work),
+        addresses(dx, ddelta, drates, dD, dbias, dstate),
+        *views,
+        threads=threads,
+    )
+    dB, dC = (
+        summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
+        for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
+    )
+    # The kernel differentiates 2**(dt rate) as if it were exp.
+    drates = summed(drates) / LOG2E
+    return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
+
+
 class Scan(torch.autograd.Function):
     """The scan of a `Call`, differentiable once."""
 
@@ -159,42 +196,27 @@ class Scan(torch.autograd.Function):
         return run_forward(call, kept)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, kept = ctx.saved_tensors
-        call = Call(*tensors, *ctx.options)
-        x, batch, threads = call.x, call.x.shape[0], call.threads()
-        dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else beside(dy)
-        dstate = zeros(x, batch, *call.rates.shape)
-        if dlast is not None:
-            dstate.copy_(dlast)  # the kernel writes over it
-        dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
-        drates, dD, dbias = (
-            x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
+        gradients = _Gradients.apply(dy, dlast, kept, *tensors, *ctx.options)
+        return *gradients, *([None] * 4)
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass as a function of its own, so that a derivative of it is refused by name.
+
+    `once_differentiable` refuses only where dy has a gradient, and elsewhere drops it silently.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, dy: Any, dlast: Any, kept: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        return run_backward(Call(*inputs), kept, dy, dlast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "the numba backend of the scan has no second derivative: use backend='torch'"
         )
-        dgains, views = [], []
-        for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks(), strict=True):
-            dgain = zeros(x, group // call.longest(), batch, *gain.shape[1:])
-            *strides, by_group, by_state = view(dgain)
-            strides += (WIDTH, by_group) if own else (by_group, by_state)
-            dgains.append(dgain)
-            views.append(tuple(strides))
-        work = x.new_empty(threads, work_size(call.rates.shape[1], CHUNK))
-        call.run(
-            backward,
-            view(dy)[:3],
-            addresses(kept, work),
-            addresses(dx, ddelta, drates, dD, dbias, dstate),
-            *views,
-            threads=threads,
-        )
-        dB, dC = (
-            summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
-            for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
-        )
-        # The kernel differentiates 2**(dt rate) as if it were exp.
-        drate = summed(drates) / LOG2E
-        return dx, ddelta, drate, dB, dC, summed(dD), summed(dbias), *([None] * 4)
 
 
 # By numpy, both: torch would wake its OpenMP threads, and those of two busy processes starve each
