@@ -27,7 +27,7 @@ from examples.quickstart.scenes import (
 )
 
 FRAMES_PER_SECOND = 8
-VERSION = 3  # raise it when the drawing changes, so that old files are not taken for new ones
+VERSION = 4  # raise it when the drawing changes, so that old files are not taken for new ones
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def synthetic_corpus(
     """Render the corpus, or what is missing of it, and list its clips.
 
     Every part consists of pairs: a clip, and the same frames in reverse order with the caption
-    turned. No caption comes twice, in one part or in two, nor do two captions that say the same.
+    turned. Parts share no caption, nor do two captions in them say the same; within the training
+    part alone a caption may come again, with another clip.
     The test part begins with the clip of ``scenes.QUERY``.
 
     Args:
@@ -170,7 +171,14 @@ def _sample_parts(seed: int, sizes: dict[str, int]) -> dict[str, list[_Pair]]:
     parts = {}
     for number, (part, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
-        scenes = sample_pairs(size // 2, rng, casts, taken, query if part == "test" else None)
+        scenes = sample_pairs(
+            size // 2,
+            rng,
+            casts,
+            taken,
+            query if part == "test" else None,
+            repeat=part == "train",
+        )
         parts[part] = [
             _Pair(part, index, pair, (seed, number, index)) for index, pair in enumerate(scenes)
         ]

@@ -16,9 +16,10 @@ COLOUR_VALUES = {
     "blue": (50, 90, 235),
     "yellow": (235, 210, 50),
 }
-RADII = {"small": (5.2, 6.4), "large": (10.5, 12.5)}
-# How far a leg of a motion goes, in pixels, by the number of legs and of moving objects.
-TRAVEL = {"one step": (22.0, 34.0), "two steps": (14.0, 20.0), "both move": (11.0, 17.0)}
+RADII = {"small": (4.6, 5.6), "large": (8.5, 10.0)}
+# How far a leg of a motion goes, in pixels, by the number of legs and of moving objects. Ways up
+# and down end at the middle of the picture, so those are the short ones.
+TRAVEL = {"one step": (12.0, 40.0), "two steps": (10.0, 24.0), "both move": (6.0, 30.0)}
 STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y; y points down
 SHORT_SHARE = 0.15
 SHORT, LONG = (5, 7), (8, 24)  # frames of a short and of a longer clip
@@ -93,15 +94,11 @@ def _displacements(
 
 
 def _is_true(relation: str, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Whether the relation, and no other, holds between things 0 and 1 in every frame."""
-    axis = 1 if relation in ("above", "below") else 0
-    sign = 1 if relation in ("above", "on the left of") else -1
-    ahead = sign * (centres[:, 1] - centres[:, 0])  # (tries, frames, 2)
-    reach = (radii[:, 0] + radii[:, 1])[:, None]
-    holds = (ahead[..., axis] >= reach + GAP).all(axis=1)
-    # Somewhere on the way they are level, else "above" could be "on the left of" just as well.
-    level = (np.abs(ahead[..., 1 - axis]) < reach - 2).any(axis=1)
-    return holds & level
+    """Whether thing 0 is above or below thing 1 in every frame, each in its half of the picture."""
+    sign = 1 if relation == "above" else -1
+    y = sign * (centres[:, :2, :, 1] - SIDE / 2)  # (tries, 2, frames), y points down
+    ahead = y[:, 1] - y[:, 0] >= (radii[:, 0] + radii[:, 1])[:, None] + GAP
+    return (ahead & (y[:, 0] <= -1) & (y[:, 1] >= 1)).all(axis=1)
 
 
 def _apart(centres: np.ndarray, radii: np.ndarray, one: int, other: int) -> np.ndarray:

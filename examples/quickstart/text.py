@@ -73,7 +73,9 @@ class WordTokenizer:
 
 
 class TextTower(nn.Module):
-    """Tokens of `WordTokenizer` to one embedding per text, that of the sentence token.
+    """Tokens of `WordTokenizer` to one embedding per text, the mean over its tokens.
+
+    The mean gives every word a share from the start; a sentence token would have to find them.
 
     Args:
         vocabulary: number of tokens.
@@ -85,7 +87,7 @@ class TextTower(nn.Module):
     def __init__(self, *, vocabulary: int, length: int, width: int, layers: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, width, padding_idx=PAD)
-        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.words.weight, std=0.3)
         self.positions = position_embedding(length, width)
         self.blocks = nn.ModuleList(Block(width, heads=4) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -98,4 +100,5 @@ class TextTower(nn.Module):
         x = self.words(ids[:, :length]) + self.positions[:length]
         for block in self.blocks:
             x = block(x, keep[:, :length])
-        return self.project(self.norm(x[:, 0]))
+        kept = keep[:, :length, None]
+        return self.project((self.norm(x) * kept).sum(1) / kept.sum(1))

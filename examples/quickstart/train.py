@@ -77,20 +77,22 @@ def contrastive_loss(logits: Tensor, equal: Tensor) -> Tensor:
 
 
 def build_optimizer(model: DualEncoder, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW in which the head learns at a multiple of the rate of the towers.
+    """AdamW in which the head learns at a multiple of the rate of the image tower.
 
-    Towers from nothing learn at the full rate: they are not passed as `backbone`, whose rate is
-    that of pretrained weights (1e-3 of the base).
+    What is passed as `backbone` learns at a fraction of it: the text tower, or with
+    `settings.train_backbone` both pretrained towers at the paper's 1e-3.
     """
-    pretrained = None
-    if settings.train_backbone:
-        pretrained = nn.ModuleList([model.text, model.video.backbone])
+    slow: nn.Module = model.text
+    scale = settings.text_lr_scale
+    if settings.backbone is not None:
+        slow, scale = nn.ModuleList([model.text, model.video.backbone]), 1e-3
     groups = param_groups(
         model,
         model.video.head,
         lr=settings.lr,
         head_lr_scale=settings.head_lr_scale,
-        backbone=pretrained,
+        backbone=slow,
+        backbone_lr_scale=scale,
         weight_decay=settings.weight_decay,
     )
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)

@@ -43,5 +43,8 @@ class Block(nn.Module):
 
 
 def position_embedding(count: int, width: int) -> nn.Parameter:
-    """A learned embedding (count, width), drawn from N(0, 0.02)."""
-    return nn.Parameter(0.02 * torch.randn(count, width))
+    """A learned embedding (count, width), drawn from N(0, 0.3^2).
+
+    As large as what it is added to: a tower that learns from nothing has no time to find places.
+    """
+    return nn.Parameter(0.3 * torch.randn(count, width))

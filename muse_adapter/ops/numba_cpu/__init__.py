@@ -27,6 +27,8 @@ def unavailable(device: torch.device | None = None) -> str | None:
     """
     if device is not None and device.type != "cpu":
         return f"runs on CPU tensors only, got {device}"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace it: use the backend 'torch' inside compiled code"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed: pip install 'muse-adapter[cpu]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
