@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import in_turn, machine
+from benchmarks.measure import in_turn, machine, write_json
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import BiMamba
@@ -61,7 +61,7 @@ def main() -> None:
         memory = figures["memory"] = peak_memory()
         print(f"training step, {memory['tokens']} tokens: {memory['peak_gib']:.2f} GiB")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(options.json, figures)
 
 
 def scans(options: argparse.Namespace) -> list[Row]:

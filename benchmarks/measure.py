@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import os
 import platform
 import statistics
 import sys
@@ -47,6 +49,13 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
     }
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write beside and rename: an interrupt leaves the old file or the new one."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, path)
 
 
 def _timing(values: list[float]) -> Timing:

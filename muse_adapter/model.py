@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
 from muse_adapter.config import MuseConfig
 from muse_adapter.layers.block import ResidualLayer
+from muse_adapter.layers.checkpointing import checkpointed
 from muse_adapter.layers.mixers import Attention, BiMamba, GatedConvolution, Mixer
 from muse_adapter.layers.pool import mean_pool
 from muse_adapter.layers.pyramid import FeaturePyramid, check_grid
@@ -110,8 +110,8 @@ class MultiScaleMamba(nn.Module):
         classes, patches = self._project(tokens)
         maps = rearrange(patches, "b t (h w) d -> (b t) d h w", h=grid[0])
         levels = [
-            rearrange(self._run(stage, maps), "(b t) d h w -> b t (h w) d", t=tokens.shape[1])
-            for stage in self.pyramid.stages
+            rearrange(level, "(b t) d h w -> b t (h w) d", t=tokens.shape[1])
+            for level in self.pyramid(maps, self._run)
         ]
         x, lengths, readout = arrange(
             classes,
@@ -199,9 +199,9 @@ class MultiScaleMamba(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> MultiScaleMamba:
-        """Load what `save_pretrained` wrote, from a folder or a hub id "owner/name"; strict."""
+        """Load what `save_pretrained` wrote, in its type; a folder or a hub id "owner/name"."""
         config, state_dict = load_pretrained(name)
-        head = cls(config)
+        head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
 
@@ -230,8 +230,10 @@ class MultiScaleMamba(nn.Module):
     def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Class feature (B, T, D) and patches (B, T, H*W, D) of tokens (B, T, N, C)."""
         prefix = self.config.num_prefix_tokens
-        patches = self.proj(tokens[:, :, prefix:])
-        return (self.proj(tokens[:, :, 0]) if prefix else patches.mean(2)), patches
+        # Back to the head's type, which autocast leaves: the residual stream starts here.
+        patches = self.proj(tokens[:, :, prefix:]).to(tokens.dtype)
+        classes = self.proj(tokens[:, :, 0]).to(tokens.dtype) if prefix else patches.mean(2)
+        return classes, patches
 
     @torch.no_grad()
     def _masked_features(self, tokens: Tensor) -> Tensor:
@@ -244,7 +246,7 @@ class MultiScaleMamba(nn.Module):
 
     def _run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *args, use_reentrant=False)
+            return checkpointed(module, *args)
         return module(*args)
 
 

@@ -17,6 +17,7 @@ pytest.importorskip("av", reason="the quickstart reads videos with PyAV")
 pytest.importorskip("matplotlib", reason="the quickstart draws with matplotlib")
 pytest.importorskip("tqdm", reason="the quickstart shows progress with tqdm")
 
+import examples.quickstart.demo as demo_module
 from examples.quickstart import __main__ as command
 from examples.quickstart import compare as study
 from examples.quickstart import runs, train
@@ -143,8 +144,9 @@ def test_slow_backend_announces_the_expected_time(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "torch")
+    monkeypatch.setattr(demo_module, "seconds_per_step", lambda *_: 90.0)
     summary = demo(replace(TINY, steps=1), material, tmp_path, progress=False)
-    assert "expected time of the two trainings: about 1 min" in capsys.readouterr().out
+    assert "expected time of the two trainings: about 3 min" in capsys.readouterr().out
     assert summary["environment"]["scan_backend"] == "torch"
 
 
@@ -237,7 +239,7 @@ def test_own_material_is_trained_on_and_searched(
     hits, warnings = search(tmp_path, "circle square", count=100)
     assert len(hits) == 12  # all parts, each video once
     assert {Path(hit.path).parent for hit in hits} == {videos}
-    assert warnings == [] or "ignored" in warnings[0]
+    assert warnings == []
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])

@@ -22,6 +22,7 @@ from examples.quickstart.drawing import SIDE, draw_scene  # noqa: E402
 from examples.quickstart.scenes import (  # noqa: E402
     COLOURS,
     DIRECTIONS,
+    KINDS,
     NUM_CASTS,
     OPPOSITE,
     QUERY,
@@ -225,9 +226,11 @@ def test_clips_of_one_caption_differ() -> None:
 def test_corpus_has_parts_that_share_no_caption(rendered: tuple) -> None:
     _, parts = rendered
     assert {part: len(clips) for part, clips in parts.items()} == SIZES
-    captions = [clip.caption for clips in parts.values() for clip in clips]
-    assert len(set(captions)) == len(captions)
-    assert len({clip.id for clips in parts.values() for clip in clips}) == len(captions)
+    captions = {part: {clip.caption for clip in clips} for part, clips in parts.items()}
+    assert len(captions["test"]) == SIZES["test"]
+    assert len(captions["validation"]) == SIZES["validation"]
+    assert sum(map(len, captions.values())) == len(set().union(*captions.values()))
+    assert len({clip.id for clips in parts.values() for clip in clips}) == sum(SIZES.values())
     assert parts["test"][0].caption == QUERY
     assert all(clip.path.is_file() for clips in parts.values() for clip in clips)
 
@@ -250,6 +253,14 @@ def test_full_size_parts_share_no_meaning() -> None:
     assert {part: len(values) for part, values in meanings.items()} == sizes
     for part in ("test", "validation"):
         assert len(set(meanings[part])) == sizes[part]
+    kinds = Counter(
+        (len(scene.motion), bool(scene.second_motion))
+        for pair in parts["train"]
+        for scene in pair.scenes
+    )
+    shares = {(1, False): "one step", (2, False): "two steps", (1, True): "both move"}
+    for kind, count in kinds.items():
+        assert abs(count / sizes["train"] - KINDS[shares[kind]]) < 0.1
     test, validation, train = (set(values) for values in meanings.values())
     assert not test & validation and not test & train and not validation & train
 

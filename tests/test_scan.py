@@ -311,3 +311,14 @@ def test_backends_says_why_one_is_missing():
     assert ops.backends()["reference"] == (True, None)
     on_gpu = ops.backends("cuda")["numba"]
     assert not on_gpu.available and on_gpu.reason
+
+
+def test_a_second_derivative_works_or_is_refused_by_name(backend):
+    arguments = draw(1, 2, 4, 2, torch.float64)
+    y = selective_scan(**arguments, delta_softplus=True, backend=backend)
+    (gradient,) = torch.autograd.grad(y.sum(), arguments["u"], create_graph=True)
+    if backend == "reference":
+        assert torch.autograd.grad(gradient.sum(), arguments["delta"])[0].abs().max() > 0
+    else:
+        with pytest.raises(RuntimeError, match=f"{backend} backend .* no second derivative"):
+            torch.autograd.grad(gradient.sum(), arguments["delta"])

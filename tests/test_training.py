@@ -7,6 +7,7 @@ import torch
 
 from muse_adapter import MultiScaleMamba
 from muse_adapter.config import MIXERS
+from muse_adapter.ops import use_backend
 
 
 def active(**fields) -> MultiScaleMamba:
@@ -28,6 +29,20 @@ def test_gradient_checkpointing_changes_no_number(mixer, masked):
         video = head(tokens, mask)
         results.append([video, *torch.autograd.grad(video.sum(), [tokens, *head.parameters()])])
     for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_checkpointing_recomputes_on_the_backend_of_the_forward_pass(backend):
+    head = active(dropout=0.0)
+    tokens = torch.randn(2, 3, 5, 8)
+    gradients = []
+    for enable in (False, True):
+        head.set_grad_checkpointing(enable)
+        with use_backend(backend):
+            loss = head(tokens).sum()
+        gradients.append(torch.autograd.grad(loss, list(head.parameters())))  # behind the block
+    for plain, checkpointed in zip(*gradients, strict=True):
         assert torch.equal(plain, checkpointed)
 
 

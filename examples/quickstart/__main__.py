@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -14,16 +15,18 @@ import torch
 from examples.quickstart.compare import compare, markdown_table
 from examples.quickstart.demo import demo
 from examples.quickstart.material import load_material
+from examples.quickstart.scenes import QUERY
 from examples.quickstart.search import search
 from examples.quickstart.settings import Settings
 
-EXAMPLE_QUERY = "a small red circle moves left above a large blue square"
+# What the reader has typed: the script that makes the environment, or Python itself.
+COMMAND = os.environ.get("QUICKSTART_COMMAND", "python -m examples.quickstart")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.quickstart",
+        prog=COMMAND,
         description="Train MUSE and mean pooling on a small corpus of real video files, evaluate "
         "both on held-out clips, draw pictures; then search the clips by words.",
     )
@@ -53,13 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
 def check_options(options: argparse.Namespace) -> None:
     """Raise ValueError for options that do not fit together."""
     if options.command == "search" and not options.words:
-        raise ValueError(f'search expects words: search "{EXAMPLE_QUERY}"')
+        raise ValueError(f'search expects words: search "{QUERY}"')
     if (options.videos is None) != (options.captions is None):
         raise ValueError("--videos and --captions belong together: give both or none")
     if options.train_backbone and options.backbone is None:
         raise ValueError("--train-backbone needs --backbone FOLDER")
     if options.threads is not None and options.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    if options.compare and options.seed:
+        raise ValueError(f"--compare runs the seeds 0, 1 and 2, got --seed {options.seed}")
+    if options.device != "cpu" and not options.device.startswith("cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {options.device}")
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device} is not there: torch finds no CUDA device")
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -81,6 +90,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         steps=options.steps,
         lr=1e-4,  # the paper's, whose backbone is pretrained too
+        head_lr_scale=10.0,
         num_frames=12 if options.num_frames is None else options.num_frames,
         size=size,
         backbone=folder,
@@ -122,8 +132,8 @@ def run_training(options: argparse.Namespace) -> None:
     print(f"pictures: {folder / 'contact_sheet.png'}, {folder / 'curves.png'}")
     print(f"total time: {time.perf_counter() - began:.0f} s")
     where = "" if folder == Path("quickstart-output") else f" --folder {shlex.quote(str(folder))}"
-    query = EXAMPLE_QUERY if material.rendered else material.parts["test"].clips[0].caption
-    print(f"search:   python -m examples.quickstart search {shlex.quote(query)}{where}")
+    query = QUERY if material.rendered else material.parts["test"].clips[0].caption
+    print(f"search:   {COMMAND} search {shlex.quote(query)}{where}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

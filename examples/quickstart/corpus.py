@@ -63,8 +63,8 @@ def synthetic_corpus(
     """Render the corpus, or what is missing of it, and list its clips.
 
     Every part consists of pairs: a clip, and the same frames in reverse order with the caption
-    turned. Parts share no caption, nor do two captions in them say the same; within the training
-    part alone a caption may come again, with another clip.
+    turned. Parts share no caption nor meaning. In the test and the validation part no two captions
+    mean the same; in the training part a caption may come again, with another clip.
     The test part begins with the clip of ``scenes.QUERY``.
 
     Args:

@@ -18,6 +18,7 @@ from examples.quickstart.runs import run, scan_backend, seconds_per_step
 from examples.quickstart.search import write_index
 from examples.quickstart.settings import Settings
 from examples.quickstart.train import Trained
+from muse_adapter.ops import backends
 
 DEMO_HEADS = ("muse", "mean_pool")
 QUERIES = 6
@@ -64,15 +65,15 @@ def demo(
     print(f"\nheld-out part, {len(test.clips)} clips; R@1 by chance {summary['chance_r1']:.2f} %")
     print(result_table(results))
 
+    # own material is searched as a whole; of the rendered corpus only what was never seen
+    names = ("test",) if material.rendered else PARTS
+    write_index(folder, settings, runs["muse"], [material.parts[name] for name in names])
     contact_sheet(folder / "contact_sheet.png", contact_rows(runs["muse"], test))
     draw_curves(
         folder / "curves.png",
         {head: trained.losses for head, trained in runs.items()},
         {head: trained.validation for head, trained in runs.items()},
     )
-    # own material is searched as a whole; of the rendered corpus only what was never seen
-    names = ("test",) if material.rendered else PARTS
-    write_index(folder, settings, runs["muse"], [material.parts[name] for name in names])
     return summary
 
 
@@ -97,8 +98,13 @@ def contact_rows(trained: Trained, part: Part) -> list[tuple]:
 
 
 def _announce_time(settings: Settings, material: Material, device: str) -> None:
-    print("the fast scan is missing (pip install 'muse-adapter[cpu]'); timing a few steps ...")
+    print(f"the fast scan is not used ({_why_not_fast(device)}); timing a few steps ...")
     seconds = settings.steps * sum(
         seconds_per_step(replace(settings, head=head), material, device) for head in DEMO_HEADS
     )
     print(f"expected time of the two trainings: about {max(1, round(seconds / 60))} min")
+
+
+def _why_not_fast(device: str) -> str:
+    reason = backends(device)["numba"].reason
+    return "another backend was chosen" if reason is None else reason

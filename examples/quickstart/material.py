@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def load_material(
     if videos is None:
         clips = synthetic_corpus(folder / "corpus", progress=progress, **(corpus_sizes or {}))
     else:
-        assert captions is not None
+        if captions is None:
+            raise ValueError("videos need captions: the path of their CSV")
         # the same parts for every seed of a study
         clips = split(read_captions(captions, videos), seed=0)
     parts = {
@@ -78,8 +80,17 @@ def load_material(
 
 
 def _fingerprint(parts: dict[str, Part]) -> str:
-    return fingerprint([[_identity(clip) for clip in parts[name].clips] for name in PARTS])
+    """Of what the models see, captions and pixels: a file replaced under its name is another."""
+    return fingerprint(
+        [[_identity(clip) for clip in parts[name].clips] + [_pixels(parts[name])] for name in PARTS]
+    )
 
 
-def _identity(clip: Clip) -> list[str]:
-    return [clip.id, clip.path.name, clip.caption]
+def _identity(clip: Clip) -> list[str | None]:
+    return [clip.id, clip.caption, clip.reversal]
+
+
+def _pixels(part: Part) -> str:
+    digest = hashlib.sha256(part.frames.contiguous().numpy().data)
+    digest.update(part.mask.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -37,10 +37,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         # pip hands constraints on to the build of our own wheel by these; its version decides which counts.
         export PIP_CONSTRAINT=$root/constraints.txt PIP_BUILD_CONSTRAINT=$root/constraints.txt
         export PIP_DISABLE_PIP_VERSION_CHECK=1
-        "$venv/bin/python" -m pip install --quiet --editable '.[cpu,video,bench]'
+        "$venv/bin/python" -m pip install --quiet --editable '.[cpu,hub,video,bench]' transformers
     )
     printf '%s\n' "$wanted" >"$stamp"
 fi
 
+export QUICKSTART_COMMAND=${BASH_SOURCE[0]}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 exec "$venv/bin/python" -m examples.quickstart "$@"

@@ -18,12 +18,12 @@ from examples.quickstart.model import build_model, build_tokenizer
 from examples.quickstart.report import write_json
 from examples.quickstart.settings import Settings
 from examples.quickstart.train import Trained, build_optimizer, train, train_step
-from muse_adapter.ops.dispatch import choose
+from muse_adapter.ops import backend_for
 
 
 def scan_backend(device: str) -> str:
     """Name of the backend that the scan takes on a device."""
-    return choose(torch.device(device)).NAME
+    return backend_for(torch.device(device))
 
 
 def run_folder(folder: Path, settings: Settings, material: Material) -> Path:

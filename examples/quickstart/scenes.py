@@ -33,11 +33,12 @@ TWO_STEPS = tuple(
     if then not in (first, OPPOSITE[first])
 )
 # Shares of the kinds of motion, and of the scenes of one step that get a third object.
-KINDS = {"one step": 0.45, "two steps": 0.35, "both move": 0.2}
+KINDS = {"one step": 0.35, "two steps": 0.4, "both move": 0.25}
 BYSTANDER_SHARE = 0.1
 # Couples of objects in a corpus. So few that several scenes of a training batch show the same
-# objects: who wants to tell those apart has to watch how they move.
-NUM_CASTS = 12
+# objects: who wants to tell those apart has to watch how they move. So many that the held-out parts
+# leave the training part scenes of every couple and kind.
+NUM_CASTS = 32
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ class Scene:
 def parse_caption(caption: str) -> Scene:
     """The scene of a caption without a second motion or a bystander, such as ``QUERY``."""
     words = caption.split()
-    relation = " ".join(words[6:-4])
-    return Scene(Thing(*words[1:4]), (words[5],), relation, Thing(*words[-3:]))
+    return Scene(Thing(*words[1:4]), (words[5],), words[6], Thing(*words[-3:]))
 
 
 def sample_casts(rng: np.random.Generator, first: Scene) -> list[tuple[Thing, Thing]]:

@@ -18,11 +18,14 @@ class Settings:
         seed: seed of the weights, the order of the clips and the dropout.
         steps: optimiser steps.
         batch_size: clips in a batch.
-        lr: peak learning rate of the image tower.
-        head_lr_scale: the head learns at this multiple of `lr`.
+        lr: peak learning rate of the image tower and the logit scale.
+        head_lr_scale: the head learns at this multiple of `lr`. Towers from nothing want 1e-3,
+            and so small a head stays at chance at ten times that; with a pretrained backbone the
+            multiple is the paper's 10.
         text_lr_scale: so does the text tower. At the full rate it learns within a hundred steps
             that "left" and "right" are noise, long before the head can tell them apart, and the
             words never come back; a pretrained text tower learns slowly for the same reason.
+            Unused with `backbone`.
         weight_decay: decoupled weight decay.
         warmup: share of the steps in which the learning rate rises linearly; a cosine follows.
         max_grad_norm: all gradients together are clipped to this norm.
@@ -41,9 +44,9 @@ class Settings:
     seed: int = 0
     steps: int = 800
     batch_size: int = 32
-    lr: float = 5e-4
-    head_lr_scale: float = 10.0
-    text_lr_scale: float = 0.02
+    lr: float = 1e-3
+    head_lr_scale: float = 5.0
+    text_lr_scale: float = 0.01
     weight_decay: float = 0.2
     warmup: float = 0.1
     max_grad_norm: float = 1.0

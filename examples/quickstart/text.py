@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from examples.quickstart.transformer import Block, position_embedding
 
-PAD, SENTENCE = 0, 1
+PAD, START = 0, 1
 _SPECIAL = 2
 
 
@@ -42,11 +42,11 @@ class WordTokenizer:
         return len(self.vocabulary) + _SPECIAL
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """int64 (len(texts), 1 + max_words): a sentence token, the known words, padding."""
+        """int64 (len(texts), 1 + max_words): a start token, the known words, padding."""
         rows = torch.full((len(texts), 1 + self.max_words), PAD)
         for row, text in zip(rows, texts, strict=True):
             numbers = [self._number[word] for word in words_of(text) if word in self._number]
-            numbers = [SENTENCE, *numbers[: self.max_words]]
+            numbers = [START, *numbers[: self.max_words]]
             row[: len(numbers)] = torch.tensor(numbers)
         return rows
 
@@ -75,7 +75,8 @@ class WordTokenizer:
 class TextTower(nn.Module):
     """Tokens of `WordTokenizer` to one embedding per text, the mean over its tokens.
 
-    The mean gives every word a share from the start; a sentence token would have to find them.
+    The mean gives every word a share from the beginning; the start token alone would have to find
+    them first, and keeps a text without a known word from having nothing to average.
 
     Args:
         vocabulary: number of tokens.

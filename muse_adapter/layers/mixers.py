@@ -154,18 +154,12 @@ class BiMamba(GatedConvolution):
             )
             skip.fill_(1)
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            dt = (
-                torch.empty_like(skip)
-                .uniform_(math.log(0.001), math.log(0.1))
-                .exp()
-                .clamp(min=1e-4)
-            )
+            dt = torch.empty_like(skip).uniform_(math.log(0.001), math.log(0.1)).exp()
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: they set time scales, not magnitudes."""
-        both = {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
-        return both
+        return {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
 
     def mix(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None

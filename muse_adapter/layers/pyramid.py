@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,9 +34,12 @@ class FeaturePyramid(nn.Module):
         self.scales = tuple(scales)
         self.stages = nn.ModuleList(_stage(dim, scale) for scale in self.scales)
 
-    def forward(self, maps: Tensor) -> list[Tensor]:
-        """Patch maps (n, D, H, W) -> a map (n, D, H_s, W_s) for each scale, in their order."""
-        return [stage(maps) for stage in self.stages]
+    def forward(self, maps: Tensor, run: Callable[..., Tensor] | None = None) -> list[Tensor]:
+        """Patch maps (n, D, H, W) -> a map (n, D, H_s, W_s) for each scale, in their order.
+
+        `run(stage, maps)` calls a stage, for a caller that checkpoints them one by one.
+        """
+        return [stage(maps) if run is None else run(stage, maps) for stage in self.stages]
 
 
 def check_grid(grid: tuple[int, int], scales: Sequence[float]) -> None:

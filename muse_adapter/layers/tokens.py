@@ -29,15 +29,15 @@ def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
     if 0 in shape:
         raise ValueError(f"tokens must have no size 0, got {shape}")
     if tokens.dim() == 4:
-        if num_frames is not None and num_frames != shape[1]:
+        if num_frames is not None:
             raise ValueError(
                 f"num_frames belongs to tokens of shape (B*T, N, C); (B, T, N, C) = {shape} says "
-                f"T = {shape[1]}, got num_frames={num_frames}"
+                f"T = {shape[1]} itself, got num_frames={num_frames}"
             )
         return tokens
     if num_frames is None:
         raise ValueError(f"tokens of shape (B*T, N, C) = {shape} need num_frames=T")
-    if num_frames < 1 or shape[0] % num_frames:
+    if not isinstance(num_frames, int) or num_frames < 1 or shape[0] % num_frames:
         raise ValueError(f"num_frames must divide B*T = {shape[0]}, got {num_frames}")
     return tokens.unflatten(0, (-1, num_frames))
 
@@ -66,6 +66,8 @@ def patch_grid(
                 "the config"
             )
         return side, side
+    if not (isinstance(grid, (tuple, list)) and [type(side) for side in grid] == [int, int]):
+        raise TypeError(f"grid must be a pair of ints (H, W), got {grid!r}")
     height, width = grid
     if height < 1 or width < 1 or height * width != patches:
         raise ValueError(
@@ -88,6 +90,8 @@ def as_frame_mask(
     """
     if frame_mask is None:
         return None
+    if not isinstance(frame_mask, Tensor):
+        raise TypeError(f"frame_mask must be a tensor, got {type(frame_mask).__name__}")
     if tuple(frame_mask.shape) != tuple(shape):
         raise ValueError(
             f"frame_mask must have shape (B, T) = {shape}, got {tuple(frame_mask.shape)}"
@@ -106,5 +110,5 @@ def as_frame_mask(
         return None
     empty = torch.nonzero(~mask.any(1)).flatten().tolist()
     if empty:
-        warnings.warn(f"videos {empty} have no valid frame: their embedding is zero", stacklevel=4)
+        warnings.warn(f"videos {empty} have no valid frame: their embedding is zero", stacklevel=2)
     return mask

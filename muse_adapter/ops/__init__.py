@@ -1,12 +1,13 @@
 """The selective scan: one contract (`scan`), several backends (one file each)."""
 
 from muse_adapter.ops.convolution import short_convolution
-from muse_adapter.ops.dispatch import BackendStatus, backends, use_backend
+from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, use_backend
 from muse_adapter.ops.scan import Direction, bidirectional_scan, selective_scan
 
 __all__ = [
     "BackendStatus",
     "Direction",
+    "backend_for",
     "backends",
     "bidirectional_scan",
     "selective_scan",

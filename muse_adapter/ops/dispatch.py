@@ -109,6 +109,12 @@ def choose(device: torch.device, name: str | None = None) -> ModuleType:
     raise AssertionError("the reference backend runs everywhere")
 
 
+def backend_for(device: torch.device) -> str:
+    """Name of the backend that a scan on `device` would take now; raises as `choose` does."""
+    name: str = choose(device).NAME
+    return name
+
+
 def _require(name: str, device: torch.device | None) -> ModuleType:
     if name not in MODULES:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(sorted(MODULES))}")

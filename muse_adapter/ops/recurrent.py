@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from muse_adapter.ops.reference import discretise, skip
 
@@ -77,10 +76,29 @@ class _Recurrence(torch.autograd.Function):
         return y, state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A, B, C, starts = ctx.saved_tensors
-        reverse = ctx.reverse
+        return *_Gradients.apply(grad_y, grad_state, *ctx.saved_tensors, ctx.reverse), None
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass as a function of its own, so that a derivative of it is refused by name.
+
+    `once_differentiable` refuses only where grad_y has a gradient, and elsewhere drops it silently.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_y: Tensor,
+        grad_state: Tensor,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        starts: Tensor,
+        reverse: bool,
+    ) -> tuple[Tensor, ...]:
         chunks = _chunks(x.shape[1], x.shape[0] * A.numel(), reverse)
         grad_x, grad_dt = torch.empty_like(x), torch.empty_like(dt)
         grad_B, grad_C = torch.zeros_like(B), torch.zeros_like(C)
@@ -110,7 +128,13 @@ class _Recurrence(torch.autograd.Function):
                 grad_A += torch.mul(grad, dt_part.unsqueeze(-1), out=decay).sum((0, 1))
                 from_decay = grad.mul_(A).sum(-1)
                 grad_dt[:, part] = from_decay.addcmul_(grad_drive, x_part).transpose(0, 1)
-        return grad_x, grad_dt, grad_A, grad_B, grad_C, None
+        return grad_x, grad_dt, grad_A, grad_B, grad_C
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            "the torch backend of the scan has no second derivative: use backend='reference'"
+        )
 
 
 def _states(

@@ -7,6 +7,7 @@ tensor of shape (batch, L, E, S) exists.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -33,9 +34,14 @@ def unavailable(device: torch.device | None = None) -> str | None:
         return "numba is not installed: pip install 'muse-adapter[cpu]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "numba is told not to compile: unset NUMBA_DISABLE_JIT"
+    return _load_error()
+
+
+@functools.cache
+def _load_error() -> str | None:
     try:
         import muse_adapter.ops.numba_cpu.function  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # an old or broken numba raises whatever it likes
         return f"numba does not load ({error}): pip install --upgrade 'muse-adapter[cpu]'"
     return None
 

@@ -215,7 +215,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         raise RuntimeError(
-            "the numba backend of the scan has no second derivative: use backend='torch'"
+            "the numba backend of the scan has no second derivative: use backend='reference'"
         )
 
 

@@ -1,0 +1,28 @@
+"""Gradient checkpointing that recomputes on the backend of the forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from muse_adapter.ops import backend_for, use_backend
+
+
+def checkpointed(module: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Run `module(x, *args)`; what it keeps for the backward pass is recomputed there.
+
+    The backward pass may run behind a `with use_backend(...)` block, or in a thread that never saw
+    it, and another backend would keep other tensors.
+    """
+    name = backend_for(x.device)
+    return checkpoint(
+        module,
+        x,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), use_backend(name)),
+    )

@@ -1,0 +1,57 @@
+"""Every benchmark runs, on sizes that take no time, and prints what it says it prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import head, peak_memory
+
+MEASURED = ["scan", "evaluation", "last layer", "output maps", "mixer"]
+
+
+def test_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    options = ["--repeats", "1", "--length", "40", "--dim", "32", "--json", str(target)]
+    monkeypatch.setattr(sys, "argv", ["head.py", *options])
+    head.main()
+    figures = json.loads(target.read_text())
+    printed = capsys.readouterr().out
+    for start in MEASURED:
+        rows = [row for row in figures["ratios"] if row["what"].startswith(start)]
+        assert rows and all(row["ratio"] > 0 and row["what"] in printed for row in rows), start
+    assert {"processor", "threads", "torch", "date", "command"} <= set(figures["machine"])
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_no_time_is_given_where_results_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = head._scan_step
+
+    def wrong(arguments: list, backend: str) -> tuple:
+        scale = 1.01 if backend == "torch" else 1.0
+        return tuple(gradient * scale for gradient in original(arguments, backend))
+
+    monkeypatch.setattr(head, "_scan_step", wrong)
+    monkeypatch.setattr(sys, "argv", ["head.py", "--repeats", "1", "--length", "9", "--dim", "32"])
+    with pytest.raises(SystemExit, match="backend torch: the results differ"):
+        head.main()
+
+
+def test_peak_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["m", "--frames", "2", "--grid", "4", "--dim", "16"])
+    peak_memory.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == 2 * (1 + 4 + 16 + 64) and result["peak_gib"] > 0
+
+
+@pytest.mark.slow
+def test_a_long_video_trains_in_little_memory() -> None:
+    """64 frames of 14x14 patches, 65,920 tokens of width 512: forward and backward in 4.5 GiB."""
+    result = head.peak_memory()
+    assert result["tokens"] == 65_920
+    assert result["peak_gib"] < 4.5
