@@ -123,7 +123,7 @@ def test_default_run_leaves_results_pictures_and_an_index(
     assert "text to video" in screen and "time reversal" in screen
 
     capsys.readouterr()
-    query = material.parts["test"].clips[3].caption
+    query = material.parts["train"].clips[3].caption
     assert run_command("search", "--folder", tmp_path, f"{query} zebra") == 0
     output = capsys.readouterr()
     assert "ignored: zebra" in output.err
