@@ -64,6 +64,23 @@ def main() -> None:
         write_json(options.json, figures)
 
 
+def markdown_table(figures: dict[str, Any]) -> str:
+    """The table of the README, from what `--json` wrote."""
+    about, memory = figures["machine"], figures["memory"]
+    lines = [
+        f"`{about['command']}` on {about['threads']} threads of an {about['processor']}, torch "
+        f"{about['torch']}, {about['date'][:10]}; medians, alternatives in turn within one run:",
+        "",
+        "| what | times faster |",
+        "|---|---|",
+        *(f"| {row['what']} | {row['ratio']:.1f} |" for row in figures["ratios"]),
+        "",
+        f"A training step over {memory['tokens']:,} tokens (64 frames of 14x14 patches, width 512, "
+        f"`torch` backend, gradient checkpointing) peaks at {memory['peak_gib']:.2f} GiB.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def scans(options: argparse.Namespace) -> list[Row]:
     """Every backend that runs here against the reference: one direction, forward and training."""
     arguments = _scan_arguments(options.dim, options.length)

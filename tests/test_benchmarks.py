@@ -29,6 +29,12 @@ def test_head(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_the_table_in_the_readme_is_the_one_of_the_kept_figures() -> None:
+    root = Path(head.__file__).parent.parent
+    figures = json.loads((root / "benchmarks" / "results" / "head.json").read_text())
+    assert head.markdown_table(figures) in (root / "README.md").read_text(encoding="utf-8")
+
+
 def test_no_time_is_given_where_results_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     original = head._scan_step
 
