@@ -523,3 +523,15 @@ def test_compiles() -> None:
 def test_repr_names_the_family() -> None:
     encoder = VideoEncoder(OpenAIClip(), small_head(), freeze=True, frames_per_slice=8)
     assert "tokens=OpenAI CLIP, freeze=True, frames_per_slice=8" in repr(encoder)
+
+
+def test_a_head_of_ones_own_may_have_a_config_of_its_own() -> None:
+    class Pooling(nn.Module):
+        config = {"kind": "mean"}  # noqa: RUF012 - any object; not a MuseConfig
+
+        def forward(self, tokens: Tensor, frame_mask: Tensor | None, *, grid: object) -> Tensor:
+            return tokens[:, :, 0].mean(1)
+
+    encoder = VideoEncoder(OpenAIClip(), Pooling())
+    encoder.set_grad_checkpointing()
+    assert encoder(torch.randn(2, 3, 3, 16, 16)).shape[0] == 2

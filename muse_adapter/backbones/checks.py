@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
 from muse_adapter.backbones.find import OWN_FUNCTION
 from muse_adapter.backbones.tokens import PatchTokens
+from muse_adapter.model import MultiScaleMamba
 
 
 def check_own_tokens(
@@ -40,9 +40,9 @@ def check_options(head: nn.Module | None, frames_per_slice: int | None) -> None:
 
 def check_head_fits(head: nn.Module, found: PatchTokens) -> None:
     """Refuses a head of another width or number of prefix tokens than the backbone's."""
-    config: Any = getattr(head, "config", None)
-    if config is None:
+    if not isinstance(head, MultiScaleMamba):
         return
+    config = head.config
     in_dim = config.dim if config.in_dim is None else config.in_dim
     if in_dim != found.width:
         raise ValueError(

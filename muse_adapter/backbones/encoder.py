@@ -84,7 +84,8 @@ class VideoEncoder(nn.Module):
         timm and open_clip models take ``set_grad_checkpointing``, Hugging Face models
         ``gradient_checkpointing_enable``; a frozen backbone keeps no activations anyway.
         """
-        self.head.set_grad_checkpointing(enable)
+        if hasattr(self.head, "set_grad_checkpointing"):
+            self.head.set_grad_checkpointing(enable)
         backbone: Any = self.backbone
         if self.frozen:
             return
@@ -172,8 +173,7 @@ class VideoEncoder(nn.Module):
             return checked_own_tokens(self.own_tokens(frames), frames)
         assert self.patch_tokens is not None
         tokens = self.patch_tokens.read(self.backbone, frames)
-        config = getattr(self.head, "config", None)
-        if config is not None and config.num_prefix_tokens == 0:
+        if isinstance(self.head, MultiScaleMamba) and self.head.config.num_prefix_tokens == 0:
             tokens = tokens[:, self.patch_tokens.num_prefix_tokens :]
         return tokens
 
