@@ -66,14 +66,14 @@ def test_forward_head():
 FIELD_CASES = {
     "aggregation": ({"aggregation": "time_wise"}, r"time_wise.*scale_wise"),
     "mixer": ({"mixer": "lstm"}, r"lstm.*bimamba"),
-    "repeated scales": ({"scales": (1, 1.0)}, r"repeat"),
-    "no scales": ({"scales": ()}, r"scales"),
-    "unknown scale": ({"scales": (3,)}, r"3"),
+    "repeated scales": ({"scales": (1, 1.0)}, r"scales must not repeat, got \[1.0, 1.0\]"),
+    "no scales": ({"scales": ()}, r"at least one factor, got none"),
+    "unknown scale": ({"scales": (3,)}, r"unknown scales \[3.*known are \[0.25"),
     "odd dim": ({"dim": 7}, r"scale 2 needs a dim divisible by 2, got dim=7"),
     "dim for scale 4": ({"dim": 6, "scales": (4,)}, r"divisible by 4, got dim=6"),
     "dim for attention heads": ({"dim": 100, "mixer": "attention"}, r"heads of 64.*dim=100"),
-    "depth": ({"depth": 0}, r"depth"),
-    "dropout": ({"dropout": 1.0}, r"dropout"),
+    "depth": ({"depth": 0}, r"depth must be at least 1, got 0"),
+    "dropout": ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
 }
 
 

@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 import string
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +23,10 @@ import examples.quickstart.demo as demo_module
 from examples.quickstart import __main__ as command
 from examples.quickstart import compare as study
 from examples.quickstart import runs, train
-from examples.quickstart.batches import batch_of
+from examples.quickstart.batches import TrainingSet, batch_of
 from examples.quickstart.data import Clip, Part
 from examples.quickstart.demo import demo
-from examples.quickstart.evaluate import pair_preference, videos_of
+from examples.quickstart.evaluate import evaluate, pair_preference, videos_of
 from examples.quickstart.heads import HEADS, build_head
 from examples.quickstart.material import Material, load_material
 from examples.quickstart.search import search
@@ -189,6 +191,21 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert any(not torch.equal(initial[name], state[name]) for name in state)
 
 
+@pytest.mark.slow
+def test_training_learns_order_too(tmp_path: Path) -> None:
+    """Twenty clips by heart: each caption finds its clip, beside the reversal of that clip."""
+    settings = Settings(steps=100, batch_size=20)
+    sizes = {"train": 20, "validation": 4, "test": 4}
+    material = load_material(tmp_path, num_frames=8, size=32, corpus_sizes=sizes, progress=False)
+    part = material.parts["train"]
+    run = train.train(
+        settings, part, material.parts["validation"], tmp_path / "checkpoint.pt", progress=False
+    )
+    result = evaluate(run.model, run.tokenizer, part)
+    assert result["t2v"]["R@1"] >= 95 and result["v2t"]["R@1"] >= 95, result
+    assert result["pair_preference"] >= 95, result
+
+
 def test_towers_of_one_seed_start_equal_under_every_head(material: Material) -> None:
     tokenizer = WordTokenizer.from_captions(["a red circle"])
     models = [runs.build_model(replace(TINY, head=head), tokenizer) for head in HEADS]
@@ -323,11 +340,24 @@ def test_contrastive_loss_leaves_out_what_belongs_together() -> None:
 
 def test_each_epoch_is_another_order_of_all_clips() -> None:
     settings = Settings(batch_size=4, seed=3)
-    epochs = [torch.cat([batch_of(3 * e + i, 12, settings) for i in range(3)]) for e in range(2)]
+    groups = [[0, 1], [2, 3], [4, 5], [6, 7], [8], [9], [10], [11]]
+    steps = [batch_of(step, groups, settings) for step in range(6)]
+    epochs = [torch.cat(steps[:3]), torch.cat(steps[3:])]
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(12))
     assert not torch.equal(*epochs)
-    assert len(batch_of(0, 3, settings)) == 3  # fewer clips than a batch
+    assert len(batch_of(0, [[0], [1], [2]], settings)) == 3  # fewer clips than a batch
+
+
+def test_a_clip_and_its_reversal_share_a_batch() -> None:
+    clips = [("a", "B"), ("x", None), ("b", "a"), ("B", "a"), ("y", "not here"), ("z", "z")]
+    part = part_of(*[(id, f"{id}.mp4", reversal) for id, reversal in clips])
+    groups = TrainingSet.of(part, WordTokenizer([], max_words=4)).groups
+    assert groups == [[0, 3], [1], [2], [4], [5]]
+    pairs = [[2 * i, 2 * i + 1] for i in range(10)]
+    for step in range(20):
+        batch = set(batch_of(step, pairs, Settings(batch_size=4)).tolist())
+        assert len(batch) == 4 and all((row ^ 1) in batch for row in batch)
 
 
 def test_learning_rate_rises_then_falls() -> None:
@@ -393,6 +423,8 @@ def test_word_tokenizer() -> None:
         (["--size", "30"], "size must be a multiple of 8, got 30"),
         (["--num-frames", "0"], "num_frames must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--device", "tpu"], "--device must be cpu or cuda, got tpu"),
+        (["--compare", "--seed", "1"], "--compare runs the seeds 0, 1 and 2, got --seed 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -406,6 +438,38 @@ def test_command_line_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     assert run_command(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_command("--device", "cuda:1") == 2
+    assert "--device cuda:1 is not there: torch finds no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_is_named(
+    content: bytes, tmp_path: Path, material: Material, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "search.pt").write_bytes(content)
+    assert run_command("search", "a red circle", "--folder", tmp_path) == 2
+    message = f"{tmp_path / 'search.pt'} is damaged, delete it and start again"
+    assert message in capsys.readouterr().err
+
+    checkpoint = runs.run_folder(tmp_path, TINY, material) / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged, delete it and start again"):
+        runs.run(TINY, material, tmp_path, progress=False)
+    assert checkpoint.read_bytes() == content
+
+
+def test_progress_bars_are_named_with_their_install_line() -> None:
+    code = "import sys; sys.modules['tqdm'] = None; import examples.quickstart"
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert "ImportError: the quickstart needs tqdm: pip install 'muse-adapter[bench]'" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ class Settings:
             multiple is the paper's 10.
         text_lr_scale: so does the text tower. At the full rate it learns within a hundred steps
             that "left" and "right" are noise, long before the head can tell them apart, and the
-            words never come back; a pretrained text tower learns slowly for the same reason.
-            Unused with `backbone`.
+            words come back late or never. Unused with `backbone`.
         weight_decay: decoupled weight decay.
         warmup: share of the steps in which the learning rate rises linearly; a cosine follows.
         max_grad_norm: all gradients together are clipped to this norm.
@@ -46,7 +45,7 @@ class Settings:
     batch_size: int = 32
     lr: float = 1e-3
     head_lr_scale: float = 5.0
-    text_lr_scale: float = 0.01
+    text_lr_scale: float = 0.1
     weight_decay: float = 0.2
     warmup: float = 0.1
     max_grad_norm: float = 1.0

@@ -174,7 +174,7 @@ def train_step(
         FloatingPointError: if the loss is not finite.
     """
     device = model.logit_scale.device
-    batch = batch_of(step, len(clips.ids), settings)
+    batch = batch_of(step, clips.groups, settings)
     inputs = (x[batch].to(device) for x in (clips.ids, clips.part.frames, clips.part.mask))
     video, caption = clips.video[batch], clips.caption[batch]
     equal = (video[:, None] == video) | (caption[:, None] == caption)
