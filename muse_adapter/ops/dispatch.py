@@ -15,16 +15,32 @@ fix it) and
         gets the output 0 and the gradient 0.
     y: (batch, L, E), last_state: (batch, E, S), both in the type of the state: float64 for a
         float64 x, else float32. Differentiable in every tensor, through both outputs.
+
+Where torch.compile may look into the torch operations of `scan` (`reference`), that is all. Where
+it may not, `scan = functools.partial(operator.scan, NAME)`, a registered operator that calls three
+functions of the module, on plain tensors, below autograd and with autocast off. `inputs` are those
+of `scan`, `flags` its keywords.
+
+    kept_shape(batch, L, E, S) -> shape
+    scan_forward(*inputs, **flags, kept) -> (y, last_state)
+    scan_backward(grad_y, grad_state, kept, *inputs, **flags) -> gradients
+
+    kept: what the forward pass leaves to the backward pass: one tensor of `kept_shape` in the type
+        of the state, uninitialised before the forward pass; there None where no backward pass will
+        come. Sizes may be symbolic in `kept_shape`, and only there.
+    y, last_state: as above, and no view of an input.
+    grad_y, grad_state: in the type of the state, any strides; None stands for zeros.
+    gradients: of the seven inputs, in their shapes and any floating type, None for an absent D or
+        delta_bias; no view of an input or of each other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import functools
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -41,7 +57,9 @@ MODULES = {
 }
 ENVIRONMENT = "MUSE_ADAPTER_BACKEND"
 
-_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+# Compiled code looks at it before every call; at a `contextvars.ContextVar` it cannot look.
+_chosen = threading.local()
+_loaded: dict[str, ModuleType] = {}
 
 
 class BackendStatus(NamedTuple):
@@ -72,20 +90,23 @@ def backends(device: torch.device | str | None = None) -> dict[str, BackendStatu
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every scan inside the `with` block on one backend (an argument to a call still wins).
+    """Run this thread's scans inside the `with` block on one backend (an argument still wins).
 
-    Backward passes follow their forward pass, wherever they are called.
+    Backward passes follow their forward pass, wherever they are called. A graph of torch.compile
+    holds the backend that was chosen when it was traced; where the choice has changed since, the
+    call compiles anew. An exported program keeps its backend for good.
 
     Raises:
         ValueError: the name is no backend's.
         RuntimeError: the backend cannot run on this machine.
     """
-    _require(name, None)
-    token = _chosen.set(name)
+    require(name, None)
+    before = getattr(_chosen, "name", None)
+    _chosen.name = name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen.name = before
 
 
 def choose(device: torch.device, name: str | None = None) -> ModuleType:
@@ -95,18 +116,28 @@ def choose(device: torch.device, name: str | None = None) -> ModuleType:
         ValueError: the name is no backend's.
         RuntimeError: the backend cannot run on `device`.
     """
+    return _loaded[_resolve(device, name, getattr(_chosen, "name", None))]
+
+
+def _resolve(device: torch.device, argument: str | None, chosen: str | None) -> str:
+    """Name of the backend, whose module then stands in `_loaded`."""
     for source, wanted in (
-        ("backend argument", name),
-        ("use_backend", _chosen.get()),
+        ("backend argument", argument),
+        ("use_backend", chosen),
         (ENVIRONMENT, os.environ.get(ENVIRONMENT)),
     ):
         if wanted:
-            return _announced(wanted, source, _require(wanted, device))
+            require(wanted, device)
+            return _announced(wanted, source)
     for automatic in MODULES:
-        module = _module(automatic)
-        if module.unavailable(device) is None:
-            return _announced(automatic, f"automatic for {device.type}", module)
+        if _module(automatic).unavailable(device) is None:
+            return _announced(automatic, f"automatic for {device.type}")
     raise AssertionError("the reference backend runs everywhere")
+
+
+# To the compiler a call is the constant that it returns. `torch.compiler.assume_constant_result`
+# sets no more than this, but importing the compiler for it takes a second.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backend_for(device: torch.device) -> str:
@@ -115,7 +146,8 @@ def backend_for(device: torch.device) -> str:
     return name
 
 
-def _require(name: str, device: torch.device | None) -> ModuleType:
+def require(name: str, device: torch.device | None) -> ModuleType:
+    """The module of a backend asked for by name; errors as in `choose`."""
     if name not in MODULES:
         raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(sorted(MODULES))}")
     module = _module(name)
@@ -125,16 +157,17 @@ def _require(name: str, device: torch.device | None) -> ModuleType:
     return module
 
 
-@functools.cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(MODULES[name])
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(MODULES[name])
+    return _loaded[name]
 
 
 _logged: set[tuple[str, str]] = set()
 
 
-def _announced(name: str, source: str, module: ModuleType) -> ModuleType:
+def _announced(name: str, source: str) -> str:
     if (name, source) not in _logged:
         _logged.add((name, source))
         logger.info("selective scan: backend %s (%s)", name, source)
-    return module
+    return name

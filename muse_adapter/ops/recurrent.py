@@ -7,13 +7,13 @@ pass recomputes the others, so that no (batch, L, E, S) tensor ever exists.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.reference import discretise, skip
+from muse_adapter.ops import operator
+from muse_adapter.ops.reference import discretise, skip, valid_positions
 
 NAME = "torch"
 
@@ -27,7 +27,13 @@ def unavailable(device: torch.device | None = None) -> str | None:
     return None
 
 
-def scan(
+def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
+    """The state before every chunk of time."""
+    size = _chunk_size(length, batch * channels * states)
+    return (length + size - 1) // size, batch, channels, states
+
+
+def scan_forward(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -39,104 +45,136 @@ def scan(
     delta_softplus: bool,
     reverse: bool,
     lengths: Tensor | None,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the scan; args and returns are those of the contract in `muse_adapter.ops.dispatch`."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x, dt, B, C = discretise(x, delta, B, C, delta_bias, delta_softplus, lengths, dtype)
-    A = A.to(dtype).unflatten(0, (B.shape[2], -1))  # (G, E/G, S)
-    # Channels side by side: `selective_scan` comes with time innermost, four times slower below.
-    x, dt, B, C = (tensor.contiguous() for tensor in (x, dt, B, C))
-    y, state = _Recurrence.apply(x, dt, A, B, C, reverse)
+    """Outputs and last state; see `muse_adapter.ops.dispatch`."""
+    x, dt, A, B, C = _prepare(x, delta, A, B, C, delta_bias, delta_softplus, lengths)
+    state = A.new_zeros(x.shape[0], *A.shape)
+    y = torch.empty_like(x)
+    for index, part in enumerate(_chunks(x.shape[1], state.numel(), reverse)):
+        if kept is not None:
+            kept[index] = state.flatten(1, 2)
+        _, states = _states(x[:, part], dt[:, part], A, _part(B, part), state, reverse)
+        after = states[:-1] if reverse else states[1:]
+        C_part = _part(C, part).transpose(0, 1).unsqueeze(-1)
+        y[:, part] = (after @ C_part).squeeze(-1).transpose(0, 1)
+        state = states[0 if reverse else -1].clone()
     return skip(y, x, D), state.flatten(1, 2)
 
 
-class _Recurrence(torch.autograd.Function):
-    """y_t = <C_t, h_t> with h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, and the last state.
+def scan_backward(
+    grad_y: Tensor | None,
+    grad_state: Tensor | None,
+    kept: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all tensors; see `muse_adapter.ops.dispatch`."""
+    given = (delta, B, C, delta_bias)
+    x, dt, A, B, C = _prepare(x, delta, A, B, C, delta_bias, delta_softplus, lengths)
+    valid = valid_positions(lengths, x)
+    if grad_y is None:
+        grad_y = x.new_zeros(()).expand_as(x)
+    else:
+        grad_y = grad_y.unflatten(-1, x.shape[2:])
+        if valid is not None:
+            grad_y = torch.where(valid.unsqueeze(-1), grad_y, 0)
+    # The gradient of the state that leaves a chunk.
+    carry = A.new_zeros(x.shape[0], *A.shape)
+    if grad_state is not None:
+        carry.copy_(grad_state.unflatten(1, A.shape[:2]))
+    grad_x, grad_dt = torch.empty_like(x), torch.empty_like(dt)
+    grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
+    chunks = _chunks(x.shape[1], carry.numel(), reverse)
+    starts = kept.unflatten(2, A.shape[:2])
+    for start, part in zip(starts.flip(0), reversed(chunks), strict=True):
+        x_part, dt_part = x[:, part].transpose(0, 1), dt[:, part].transpose(0, 1)
+        B_part, C_part = _part(B, part).transpose(0, 1), _part(C, part).transpose(0, 1)
+        grad_part = grad_y[:, part].transpose(0, 1)
+        decay, states = _states(x[:, part], dt[:, part], A, _part(B, part), start, reverse)
+        after, before = (states[:-1], states[1:]) if reverse else (states[1:], states[:-1])
 
-    x, dt (batch, L, G, K); A (G, K, S); B, C (batch, L, G, S) or (1, 1, G, S), constant in time
-    -> y (batch, L, G, K), h (batch, G, K, S).
-    """
+        # Of each state, (c, batch, G, K, S).
+        grad = grad_part.unsqueeze(-1) * C_part.unsqueeze(-2)
+        order = list(zip(grad.unbind(0), decay.unbind(0), strict=True))
+        for grad_t, decay_t in order if reverse else reversed(order):
+            grad_t += carry
+            torch.mul(grad_t, decay_t, out=carry)
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        chunks = _chunks(x.shape[1], x.shape[0] * A.numel(), reverse)
-        state = A.new_zeros(x.shape[0], *A.shape)
-        starts = A.new_empty(len(chunks), *state.shape)
-        y = torch.empty_like(x)
-        with torch.autocast(x.device.type, enabled=False):
-            for index, part in enumerate(chunks):
-                starts[index] = state
-                _, states = _states(x[:, part], dt[:, part], A, _part(B, part), state, reverse)
-                after = states[:-1] if reverse else states[1:]
-                C_part = _part(C, part).transpose(0, 1).unsqueeze(-1)
-                y[:, part] = (after @ C_part).squeeze(-1).transpose(0, 1)
-                state = states[0 if reverse else -1].clone()
-        ctx.save_for_backward(x, dt, A, B, C, starts)
-        ctx.reverse = reverse
-        return y, state
+        _add_part(grad_C, part, _channel_sum(grad_part, after))
+        _add_part(grad_B, part, _channel_sum(dt_part * x_part, grad))
+        grad_drive = (grad @ B_part.unsqueeze(-1)).squeeze(-1)
+        grad_x[:, part] = (grad_drive * dt_part).transpose(0, 1)
+        grad.mul_(decay).mul_(before)  # now the gradient of dt_t A
+        grad_A += torch.mul(grad, dt_part.unsqueeze(-1), out=decay).sum((0, 1))
+        from_decay = grad.mul_(A).sum(-1)
+        grad_dt[:, part] = from_decay.addcmul_(grad_drive, x_part).transpose(0, 1)
 
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        return *_Gradients.apply(grad_y, grad_state, *ctx.saved_tensors, ctx.reverse), None
+    grad_D = None
+    if D is not None:
+        grad_D = (grad_y * x).sum((0, 1)).flatten()
+        grad_x.addcmul_(grad_y, D.to(x.dtype).view(x.shape[2:]))
+    gradients = _given_gradients(grad_dt, grad_B, grad_C, *given, delta_softplus, valid)
+    grad_delta, grad_B, grad_C, grad_bias = gradients
+    return grad_x.flatten(2), grad_delta, grad_A.flatten(0, 1), grad_B, grad_C, grad_D, grad_bias
 
 
-class _Gradients(torch.autograd.Function):
-    """The backward pass as a function of its own, so that a derivative of it is refused by name.
+scan = functools.partial(operator.scan, NAME)
 
-    `once_differentiable` refuses only where grad_y has a gradient, and elsewhere drops it silently.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad_y: Tensor,
-        grad_state: Tensor,
-        x: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        starts: Tensor,
-        reverse: bool,
-    ) -> tuple[Tensor, ...]:
-        chunks = _chunks(x.shape[1], x.shape[0] * A.numel(), reverse)
-        grad_x, grad_dt = torch.empty_like(x), torch.empty_like(dt)
-        grad_B, grad_C = torch.zeros_like(B), torch.zeros_like(C)
-        grad_A = torch.zeros_like(A)
-        carry = grad_state.clone()  # gradient of the state that leaves the chunk
-        with torch.autocast(x.device.type, enabled=False):
-            for start, part in zip(starts.flip(0), reversed(chunks), strict=True):
-                x_part, dt_part = x[:, part].transpose(0, 1), dt[:, part].transpose(0, 1)
-                B_part, C_part = _part(B, part).transpose(0, 1), _part(C, part).transpose(0, 1)
-                grad_part = grad_y[:, part].transpose(0, 1)
-                decay, states = _states(x[:, part], dt[:, part], A, _part(B, part), start, reverse)
-                after, before = (states[:-1], states[1:]) if reverse else (states[1:], states[:-1])
+def _prepare(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """x, dt (batch, L, G, K); A (G, K, S); B, C (batch or 1, L or 1, G, S), in the state's type."""
+    dtype = operator.state_dtype(x)
+    x, dt, B, C = discretise(x, delta, B, C, delta_bias, delta_softplus, lengths, dtype)
+    A = A.to(dtype).unflatten(0, (B.shape[2], -1))
+    # Channels side by side: `selective_scan` comes with time innermost, four times slower below.
+    x, dt, B, C = (tensor.contiguous() for tensor in (x, dt, B, C))
+    return x, dt, A, B, C
 
-                grad = grad_part.unsqueeze(-1) * C_part.unsqueeze(
-                    -2
-                )  # of each state, (c, batch, G, K, S)
-                order = list(zip(grad.unbind(0), decay.unbind(0), strict=True))
-                for grad_t, decay_t in order if reverse else reversed(order):
-                    grad_t += carry
-                    torch.mul(grad_t, decay_t, out=carry)
 
-                _add_part(grad_C, part, _channel_sum(grad_part, after))
-                _add_part(grad_B, part, _channel_sum(dt_part * x_part, grad))
-                grad_drive = (grad @ B_part.unsqueeze(-1)).squeeze(-1)
-                grad_x[:, part] = (grad_drive * dt_part).transpose(0, 1)
-                grad.mul_(decay).mul_(before)  # now the gradient of dt_t A
-                grad_A += torch.mul(grad, dt_part.unsqueeze(-1), out=decay).sum((0, 1))
-                from_decay = grad.mul_(A).sum(-1)
-                grad_dt[:, part] = from_decay.addcmul_(grad_drive, x_part).transpose(0, 1)
-        return grad_x, grad_dt, grad_A, grad_B, grad_C
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError(
-            "the torch backend of the scan has no second derivative: use backend='reference'"
-        )
+def _given_gradients(
+    grad_dt: Tensor,
+    grad_B: Tensor,
+    grad_C: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of delta, B, C and delta_bias, from those of what `_prepare` made of them."""
+    grad_delta = grad_dt.flatten(2)
+    if delta_softplus:
+        steps = delta.to(grad_delta.dtype)
+        steps = steps if delta_bias is None else steps + delta_bias.to(steps.dtype)
+        grad_delta = torch.ops.aten.softplus_backward(grad_delta, steps, 1, 20)
+    if valid is not None:
+        grad_delta = torch.where(valid, grad_delta, 0)
+    grad_bias = None if delta_bias is None else grad_delta.sum((0, 1))
+    grad_B, grad_C = (
+        grad.unflatten(2, (matrix.shape[2], -1)).sum(3).sum_to_size(matrix.shape)
+        for grad, matrix in ((grad_B, B), (grad_C, C))
+    )
+    return grad_delta, grad_B, grad_C, grad_bias
 
 
 def _states(
@@ -175,8 +213,15 @@ def _add_part(grad: Tensor, part: slice, value: Tensor) -> None:
     target += value.transpose(0, 1).sum_to_size(target.shape)
 
 
+def _chunk_size(length: int, state_elements: int) -> int:
+    """Steps in a chunk, such that the states stored are never more than a chunk's own."""
+    root = torch.sym_int(length**0.5) + 1
+    size: int = torch.sym_max(root, CHUNK_ELEMENTS // state_elements)
+    return size
+
+
 def _chunks(length: int, state_elements: int, reverse: bool) -> list[slice]:
-    """Slices of time in the order of the scan; stored states are never more than a chunk's own."""
-    size = max(math.isqrt(length - 1) + 1, CHUNK_ELEMENTS // max(state_elements, 1), 1)
+    """Slices of time in the order of the scan."""
+    size = _chunk_size(length, state_elements)
     chunks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     return chunks[::-1] if reverse else chunks

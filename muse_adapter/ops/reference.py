@@ -75,10 +75,8 @@ def discretise(
     B = B.repeat_interleave(groups // B.shape[2], dim=2) if B.shape[2] != groups else B
     C = C.repeat_interleave(groups // C.shape[2], dim=2) if C.shape[2] != groups else C
     x, delta, B, C = x.to(dtype), delta.to(dtype), B.to(dtype), C.to(dtype)
-    valid = None
-    if lengths is not None:
-        positions = torch.arange(x.shape[1], device=x.device)
-        valid = (positions < lengths.unsqueeze(-1)).unsqueeze(-1)  # (batch, L, 1)
+    valid = valid_positions(lengths, x)
+    if valid is not None:
         x, delta = torch.where(valid, x, 0), torch.where(valid, delta, 0)
         B, C = (torch.where(valid.unsqueeze(-1), matrix, 0) for matrix in (B, C))
     dt = delta if delta_bias is None else delta + delta_bias.to(dtype)
@@ -88,6 +86,14 @@ def discretise(
         dt = torch.where(valid, dt, 0)
     x, dt = x.unflatten(-1, (groups, -1)), dt.unflatten(-1, (groups, -1))
     return x, dt, B, C
+
+
+def valid_positions(lengths: Tensor | None, x: Tensor) -> Tensor | None:
+    """Which positions of x (batch, L, ...) stand before `lengths`: (batch, L, 1), or None: all."""
+    if lengths is None:
+        return None
+    positions = torch.arange(x.shape[1], device=x.device)
+    return (positions < lengths.unsqueeze(-1)).unsqueeze(-1)
 
 
 def skip(y: Tensor, x: Tensor, D: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ import os
 import torch
 from torch import Tensor
 
+from muse_adapter.ops import operator
+
 NAME = "numba"
 
 
@@ -28,8 +30,6 @@ def unavailable(device: torch.device | None = None) -> str | None:
     """
     if device is not None and device.type != "cpu":
         return f"runs on CPU tensors only, got {device}"
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot trace it: use the backend 'torch' inside compiled code"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed: pip install 'muse-adapter[cpu]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
@@ -46,7 +46,14 @@ def _load_error() -> str | None:
     return None
 
 
-def scan(
+def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
+    """The state before every chunk of time, for each block of channels."""
+    from muse_adapter.ops.numba_cpu.function import CHUNK, WIDTH
+
+    return batch, -(-channels // WIDTH), -(-length // CHUNK), states, WIDTH
+
+
+def scan_forward(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -58,36 +65,47 @@ def scan(
     delta_softplus: bool,
     reverse: bool,
     lengths: Tensor | None,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The selective scan, differentiable once in every tensor and through both outputs.
-
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t from h = 0, and y_t = <C_t, h_t> + D x_t, with
-    dt = softplus(delta + delta_bias) or delta + delta_bias.
-
-    Args:
-        x, delta: (batch, L, E), any floating type.
-        A: (E, S).
-        B, C: (batch, L, G, S), channel e in group e // (E // G); batch and L may be 1 for what is
-            the same everywhere.
-        D, delta_bias: (E,) or None.
-        delta_softplus: pass the step sizes through softplus.
-        reverse: time runs from the last valid position to the first.
-        lengths: (batch,) valid positions of each video, or None. What stands behind them is not
-            read; its outputs and gradients are 0.
-
-    Returns:
-        y (batch, L, E) and the last state (batch, E, S): float64 for a float64 x, else float32.
-    """
-    from muse_adapter.ops.numba_cpu.function import Scan, prepare, run_forward
+    """Outputs and last state; see `muse_adapter.ops.dispatch`."""
+    from muse_adapter.ops.numba_cpu.function import prepare, run_forward
 
     call = prepare(x, delta, A, B, C, D, delta_bias, lengths, delta_softplus, reverse)
-    wanted = any(isinstance(part, Tensor) and part.requires_grad for part in call)
-    if torch.is_grad_enabled() and wanted:
-        y, last = Scan.apply(*call)
-    else:
-        y, last = run_forward(call, None)
+    y, last = run_forward(call, kept)
     last = last.transpose(2, 3).flatten(1, 2)  # (batch, E, S), from blocks
     channels = x.shape[2]
-    if y.shape[2] > channels:
-        y, last = y[..., :channels], last[:, :channels]
-    return y, last
+    return (y, last) if y.shape[2] == channels else (y[..., :channels], last[:, :channels])
+
+
+def scan_backward(
+    grad_y: Tensor | None,
+    grad_state: Tensor | None,
+    kept: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all tensors; see `muse_adapter.ops.dispatch`."""
+    from muse_adapter.ops.numba_cpu.function import as_given, padded, prepare, run_backward
+
+    call = prepare(x, delta, A, B, C, D, delta_bias, lengths, delta_softplus, reverse)
+    spare = call.x.shape[2] - x.shape[2]
+    if grad_y is not None:
+        grad_y = padded(grad_y, spare)
+    if grad_state is not None:  # into blocks
+        grad_state = padded(grad_state.transpose(1, 2), spare)
+        grad_state = grad_state.unflatten(2, call.rates.shape[::2]).transpose(1, 2)
+    gradients = as_given(call, run_backward(call, kept, grad_y, grad_state), B, C, spare)
+    absent = (False,) * 5 + (D is None, delta_bias is None)
+    return tuple(None if no else gradient for no, gradient in zip(absent, gradients, strict=True))
+
+
+scan = functools.partial(operator.scan, NAME)

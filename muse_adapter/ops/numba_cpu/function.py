@@ -103,30 +103,29 @@ def prepare(
     softplus: bool,
     reverse: bool,
 ) -> Call:
-    """Bring the arguments of `scan` into the shapes of a `Call`, by differentiable steps."""
+    """Bring the arguments of `scan` into the shapes of a `Call`."""
     batch, length, channels = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     spare = -channels % WIDTH
 
-    def padded(tensor: Tensor | None) -> Tensor:
+    def wide(tensor: Tensor | None) -> Tensor:
         if tensor is None:
             return torch.zeros(channels + spare, dtype=dtype)
-        tensor = tensor.to(dtype)
-        return beside(F.pad(tensor, (0, spare)) if spare else tensor)
+        return padded(tensor.to(dtype), spare)
 
     def gains(gain: Tensor) -> tuple[Tensor, bool]:
         group = channels // gain.shape[2]
         if group == channels or group % WIDTH == 0:
             return beside(gain.to(dtype)), False
-        return padded(gain.transpose(2, 3).repeat_interleave(group, 3)), True
+        return wide(gain.transpose(2, 3).repeat_interleave(group, 3)), True
 
-    rates = padded(A.to(dtype).t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
+    rates = wide(A.to(dtype).t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
     (B, own_b), (C, own_c) = gains(B), gains(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
     lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
     return Call(
-        *(padded(x), padded(delta), rates, B, C, padded(D), padded(delta_bias), lengths),
+        *(wide(x), wide(delta), rates, B, C, wide(D), wide(delta_bias), lengths),
         *((own_b, own_c), softplus, reverse),
     )
 
@@ -181,42 +180,34 @@ def run_backward(
     return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
 
 
-class Scan(torch.autograd.Function):
-    """The scan of a `Call`, differentiable once."""
+def as_given(
+    call: Call, gradients: tuple[Tensor, ...], B: Tensor, C: Tensor, spare: int
+) -> tuple[Tensor, ...]:
+    """Gradients of a call's tensors, as those of the tensors that `prepare` was given.
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        call = Call(*inputs)
-        chunks = -(-call.x.shape[1] // CHUNK)
-        blocks, *block = call.rates.shape
-        kept = call.x.new_empty(call.x.shape[0], blocks, chunks, *block)
-        ctx.save_for_backward(*inputs[:8], kept)
-        ctx.options = inputs[8:]
-        ctx.set_materialize_grads(False)
-        return run_forward(call, kept)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, kept = ctx.saved_tensors
-        gradients = _Gradients.apply(dy, dlast, kept, *tensors, *ctx.options)
-        return *gradients, *([None] * 4)
-
-
-class _Gradients(torch.autograd.Function):
-    """The backward pass as a function of its own, so that a derivative of it is refused by name.
-
-    `once_differentiable` refuses only where dy has a gradient, and elsewhere drops it silently.
+    Args:
+        B, C: as given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
+        spare: how many channels `prepare` has added.
     """
-
-    @staticmethod
-    def forward(ctx: Any, dy: Any, dlast: Any, kept: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-        return run_backward(Call(*inputs), kept, dy, dlast)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "the numba backend of the scan has no second derivative: use backend='reference'"
-        )
+    dx, ddelta, drates, *dgains, dD, dbias = gradients
+    channels = call.x.shape[2] - spare
+    dA = drates.transpose(0, 1).flatten(1).t() * LOG2E
+    # A value for every channel came from its group's.
+    dB, dC = (
+        dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
+        if own
+        else dgain
+        for dgain, gain, own in zip(dgains, (B, C), call.own, strict=True)
+    )
+    return (
+        dx[..., :channels],
+        ddelta[..., :channels],
+        dA[:channels],
+        dB,
+        dC,
+        dD[:channels],
+        dbias[:channels],
+    )
 
 
 # By numpy, both: torch would wake its OpenMP threads, and those of two busy processes starve each
@@ -244,6 +235,11 @@ def view(tensor: Tensor) -> tuple[int, ...]:
 def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
     """Addresses of contiguous tensors, 0 for None."""
     return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+
+
+def padded(tensor: Tensor, spare: int) -> Tensor:
+    """The tensor with `spare` zeros behind its last dimension, whose numbers lie side by side."""
+    return beside(F.pad(tensor, (0, spare)) if spare else tensor)
 
 
 def beside(tensor: Tensor) -> Tensor:
