@@ -121,9 +121,10 @@ class MultiScaleMamba(nn.Module):
             class_last=config.mixer
             == "mamba",  # a causal mixer shows a token only what stands before it
         )
-        for layer in self.layers[:-1]:
+        *first, last = self.layers
+        for layer in first:
             x = self._run(layer, x, lengths)
-        frames = self._run(self.layers[-1], x, lengths, readout)
+        frames = self._run(last, x, lengths, readout)
         return (
             frames
             if mask is None

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from muse_adapter.layers.mixers import Mixer
 from muse_adapter.layers.sequence import Readout
+from muse_adapter.ops.autocast import without_autocast
 
 
 class ResidualLayer(nn.Module):
@@ -41,7 +42,10 @@ class ResidualLayer(nn.Module):
         """
         mixed = self.mixer.mix(self.norm(x), lengths, readout)
         kept = x if readout is None else readout.select(x)
-        if torch.is_grad_enabled() or self.training or mixed.shape[:-1].numel() <= mixed.shape[-1]:
+        # Where a graph is made, the number of videos may be unknown, and must not be asked for.
+        compiling = torch.compiler.is_compiling()
+        tokens = mixed.shape[1] if compiling else mixed.shape[:-1].numel()
+        if torch.is_grad_enabled() or self.training or tokens <= mixed.shape[-1]:
             return kept + self.fc(self.dropout(self.mixer.out_proj(mixed)))
         return kept + F.linear(mixed, *self._merged_output())
 
@@ -58,7 +62,7 @@ class ResidualLayer(nn.Module):
         tokens than channels.
         """
         out = self.mixer.out_proj
-        with torch.autocast(self.fc.weight.device.type, enabled=False):
+        with without_autocast(self.fc.weight.device.type):
             weight = self.fc.weight @ out.weight
             bias = self.fc.bias if out.bias is None else self.fc.bias + self.fc.weight @ out.bias
         return weight, bias

@@ -81,7 +81,7 @@ def arrange(
     stop = first + step * (frames - 1) + 1
 
     if frame_mask is None:
-        return TokenSequence(tokens, None, Readout(slots.expand(len(tokens), -1), stop))
+        return TokenSequence(tokens, None, Readout(slots.expand(tokens.shape[0], -1), stop))
     sizes = [level.shape[2] for level in maps]
     valid = _token_mask(frame_mask, sizes, aggregation, class_last)
     order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)

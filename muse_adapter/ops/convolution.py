@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muse_adapter.ops.autocast import without_autocast
+
 
 def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool = False) -> Tensor:
     """Depthwise convolution over the last `taps` tokens; the last tap meets the present one.
@@ -58,7 +60,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> 
     """(batch, L, E) is the channels-last layout of a map of height 1: as such it needs no copy."""
     taps, length = weight.shape[-1], x.shape[1]
     weight = (weight.flip(-1) if reverse else weight).unsqueeze(2)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         y = F.conv2d(
             x.transpose(1, 2).unsqueeze(2), weight, bias, padding=(0, taps - 1), groups=x.shape[-1]
         )

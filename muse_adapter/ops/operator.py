@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.dispatch import require
 
 SCAN, SCAN_BACKWARD = "muse_adapter::scan", "muse_adapter::scan_backward"
@@ -80,7 +81,7 @@ def _scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = require(backend, x.device)
     kept = _empty_kept(x, A, backend, keep)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         y, state = module.scan_forward(
             *(x, delta, A, B, C, D, delta_bias),
             delta_softplus=delta_softplus,
@@ -117,7 +118,7 @@ def _scan_backward(
 ) -> tuple[Tensor, ...]:
     module = require(backend, x.device)
     tensors = (x, delta, A, B, C, D, delta_bias)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         gradients: Sequence[Tensor | None] = module.scan_backward(
             *(grad_y, grad_state, kept, *tensors),
             delta_softplus=delta_softplus,

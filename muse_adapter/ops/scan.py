@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.dispatch import choose
 
 
@@ -76,7 +77,7 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     module = choose(u.device, backend)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u.device.type):
         y, state = module.scan(
             u.transpose(1, 2),
             delta.transpose(1, 2),
@@ -124,7 +125,7 @@ def bidirectional_scan(
         RuntimeError: the backend asked for cannot run.
     """
     module = choose(z.device, backend)
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device.type):
         total: Tensor | None = None
         for direction, reverse in ((forward, False), (backward, True)):
             if direction is None:
