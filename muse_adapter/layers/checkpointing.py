@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -16,8 +17,10 @@ def checkpointed(module: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor
     """Run `module(x, *args)`; what it keeps for the backward pass is recomputed there.
 
     The backward pass may run behind a `with use_backend(...)` block, or in a thread that never saw
-    it, and another backend would keep other tensors.
+    it, and another backend would keep other tensors. In a compiled graph the backend is a constant.
     """
+    if torch.compiler.is_compiling():
+        return checkpoint(module, x, *args, use_reentrant=False)
     name = backend_for(x.device)
     return checkpoint(
         module,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -58,7 +57,9 @@ def patch_grid(
             f"got N = {num_tokens} tokens"
         )
     if grid is None:
-        side = math.isqrt(patches)
+        side = 1
+        while side * side < patches:  # a symbolic number has no isqrt
+            side += 1
         if side * side != patches:
             raise ValueError(
                 f"N = {num_tokens} tokens are not {num_prefix_tokens} prefix tokens and a square "

@@ -1,8 +1,10 @@
 """The selective scan: one contract (`scan`), several backends (one file each)."""
 
 from muse_adapter.ops.convolution import short_convolution
-from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, use_backend
+from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, load, use_backend
 from muse_adapter.ops.scan import Direction, bidirectional_scan, selective_scan
+
+load()  # here, and not when first asked for, which may be while torch.compile traces
 
 __all__ = [
     "BackendStatus",

@@ -13,6 +13,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[None]:
 
     Where autocast is off anyway nothing is entered: that costs time, and a node in every graph.
     """
-    if torch.is_autocast_enabled(device_type):
+    # Tensors without memory know no autocast, not even that it is off.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -163,6 +163,12 @@ def _module(name: str) -> ModuleType:
     return _loaded[name]
 
 
+def load() -> None:
+    """Import all backends; what each of them needs is imported when it first runs."""
+    for name in MODULES:
+        _module(name)
+
+
 _logged: set[tuple[str, str]] = set()
 
 
