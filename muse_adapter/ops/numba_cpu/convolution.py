@@ -1,0 +1,236 @@
+"""The kernels of the short convolutions with their SiLU, both directions in one pass.
+
+By themselves these are a dozen operations that each read and write the whole sequence; here it is
+read once. The backward pass computes what stood before the SiLU anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.numba_cpu.blocks import kernel, next_number
+from muse_adapter.ops.numba_cpu.elementary import exp2
+from muse_adapter.ops.numba_cpu.function import addresses, beside, summed, view, zeros
+from muse_adapter.ops.numba_cpu.pool import share
+from muse_adapter.ops.numba_cpu.simd import (
+    LOG2E,
+    WIDTH,
+    advance,
+    inline,
+    load,
+    pointer,
+    splat,
+    store,
+)
+
+ROWS = 64  # positions that a thread goes through, block by block, while they are in its caches
+PARTS = 16  # jobs there are at least, if the sequence is long enough
+
+
+@inline
+def filtered(
+    x: Any, to_x: int, stride: int, w: Any, to_w: int, bias: Any, t: int, sizes: Any
+) -> Any:
+    """The convolution at position t of the channels whose values begin at `to_x` and `to_w`.
+
+    `sizes`: positions, taps, channels, and 1 if the taps look ahead: the last one meets position t,
+    those before it later ones.
+    """
+    length, taps, channels, ahead = sizes
+    total = bias
+    for k in range(taps):
+        lag = taps - 1 - k if ahead else k - taps + 1
+        if 0 <= t + lag < length:
+            total = total + load(w, to_w + k * channels) * load(x, to_x + (t + lag) * stride)
+    return total
+
+
+@kernel
+def forward(
+    counters: int, unit: float, sizes: Any, x_view: Any, weights: Any, outputs: Any
+) -> None:
+    """Run the jobs that are left.
+
+    Args:
+        counters: address of the number of the next job.
+        unit: 1 in the type of x.
+        sizes: batch, L, blocks, taps, parts, positions wanted of the first direction, directions.
+        x_view: address and strides of batch and time.
+        weights: addresses of the taps (directions, taps, E) and biases (directions, E).
+        outputs: addresses of (batch, stop, E) and (batch, L, E).
+    """
+    batch, length, blocks, taps, parts, stop, directions = sizes
+    channels = blocks * WIDTH
+    x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
+    one = splat(unit)
+    while True:
+        job = next_number(counters)
+        video, part = job // parts, job % parts
+        if video >= batch:
+            return
+        for t in range(length * part // parts, length * (part + 1) // parts):
+            for direction in range(directions):
+                limit = length if direction else stop
+                if t >= limit:
+                    continue
+                y = pointer(outputs[direction], unit)
+                row = (video * limit + t) * channels
+                for block in range(blocks):
+                    channel = block * WIDTH
+                    v = filtered(
+                        x, video * x_view[1] + channel, x_view[2],
+                        w, direction * taps * channels + channel,
+                        load(bias, direction * channels + channel),
+                        t, (length, taps, channels, direction),
+                    )  # fmt: skip
+                    store(y, row + channel, v / (one + exp2(v * -LOG2E)))
+
+
+@kernel
+def backward(
+    counters: int,
+    unit: float,
+    sizes: Any,
+    x_view: Any,
+    weights: Any,
+    grad_views: Any,
+    work: int,
+    outputs: Any,
+) -> None:
+    """Run the jobs that are left: gradients of x, and each job's own of taps and biases.
+
+    Args:
+        counters: addresses of the numbers of the next job, and of the next thread.
+        grad_views: for each direction address and strides of batch and time of the gradient.
+        work: address of (ROWS + taps) WIDTH numbers for each thread.
+        outputs: addresses of dx (batch, L, E), and of zeros: (batch parts, directions, taps, E) and
+            (batch parts, directions, E).
+        unit, sizes, x_view, weights: as in `forward`.
+    """
+    batch, length, blocks, taps, parts, stop, directions = sizes
+    channels = blocks * WIDTH
+    x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
+    dx, dw, dbias = (
+        pointer(outputs[0], unit),
+        pointer(outputs[1], unit),
+        pointer(outputs[2], unit),
+    )
+    span = ROWS + taps
+    # Gradients in front of the SiLU: of the slab, and of the positions that its taps reach.
+    before = advance(pointer(work, unit), next_number(counters + 8) * span * WIDTH)
+    one = splat(unit)
+    zero = one * 0.0
+    while True:
+        job = next_number(counters)
+        video, part = job // parts, job % parts
+        if video >= batch:
+            return
+        last = length * (part + 1) // parts
+        for begin in range(length * part // parts, last, ROWS):
+            end = min(begin + ROWS, last)
+            for block in range(blocks):
+                channel = block * WIDTH
+                to_x = video * x_view[1] + channel
+                to_dx = video * length * channels + channel
+                for t in range(begin, end):
+                    store(dx, to_dx + t * channels, zero)
+                for direction in range(directions):
+                    own = direction * channels + channel  # of the bias
+                    shift = load(bias, own)
+                    taps_at = direction * taps * channels + channel
+                    grad = pointer(grad_views[direction][0], unit)
+                    to_grad = video * grad_views[direction][1] + channel
+                    limit = length if direction else stop
+                    first = max(0, begin - taps + 1) if direction else begin
+                    behind = min(limit, end if direction else end + taps - 1)
+                    for t in range(first, behind):
+                        v = filtered(
+                            x,
+                            to_x,
+                            x_view[2],
+                            w,
+                            taps_at,
+                            shift,
+                            t,
+                            (length, taps, channels, direction),
+                        )
+                        gate = one / (one + exp2(v * -LOG2E))
+                        slope = gate * (one + v * (one - gate))
+                        given = load(grad, to_grad + t * grad_views[direction][2])
+                        store(before, (t - first) * WIDTH, given * slope)
+                    parts_at = job * directions * channels + own
+                    total = load(dbias, parts_at)
+                    for t in range(begin, min(end, limit)):
+                        total = total + load(before, (t - first) * WIDTH)
+                    store(dbias, parts_at, total)
+                    for k in range(taps):
+                        lag = taps - 1 - k if direction else k - taps + 1  # of what the tap meets
+                        tap = load(w, taps_at + k * channels)
+                        place = (job * directions + direction) * taps * channels
+                        place += k * channels + channel
+                        total = load(dw, place)
+                        for t in range(max(begin, -lag), min(end, limit, length - lag)):
+                            total = total + load(before, (t - first) * WIDTH) * load(
+                                x, to_x + (t + lag) * x_view[2]
+                            )
+                        store(dw, place, total)
+                        for t in range(max(begin, first + lag), min(end, behind + lag)):
+                            to = to_dx + t * channels
+                            store(
+                                dx, to, load(dx, to) + tap * load(before, (t - lag - first) * WIDTH)
+                            )
+
+
+def parts_of(batch: int, length: int) -> int:
+    """Jobs for each video; by shapes alone, and with it the order of all sums."""
+    return max(1, min(-(-PARTS // batch), length // ROWS))
+
+
+def run_forward(x: Tensor, w: Tensor, bias: Tensor, stop: int, threads: int) -> list[Tensor]:
+    """SiLU of the convolutions: (batch, stop, E), and of a second direction (batch, L, E).
+
+    Args:
+        x: (batch, L, E), float32 or float64, E a multiple of WIDTH.
+        w: (directions, taps, E), contiguous, like bias (directions, E).
+        stop: positions wanted of the first direction.
+        threads: at most so many.
+    """
+    batch, length, channels = x.shape
+    x = beside(x)
+    results = [x.new_empty(batch, stop if i == 0 else length, channels) for i in range(len(w))]
+    _run(forward, x, w, bias, stop, threads, addresses(*results))
+    return results
+
+
+def run_backward(
+    x: Tensor, w: Tensor, bias: Tensor, grads: list[Tensor], threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, w and bias from those of the results of `run_forward`."""
+    batch, length, channels = x.shape
+    jobs = batch * parts_of(batch, length)
+    x, grads = beside(x), [beside(grad) for grad in grads]
+    dx = x.new_empty(batch, length, channels)
+    dw, dbias = zeros(x, jobs, *w.shape), zeros(x, jobs, *bias.shape)
+    work = x.new_empty(threads, (ROWS + w.shape[1]) * WIDTH)
+    views = tuple(view(grad)[:3] for grad in grads)
+    stop = grads[0].shape[1]
+    _run(backward, x, w, bias, stop, threads, views, work.data_ptr(), addresses(dx, dw, dbias))
+    return dx, summed(dw), summed(dbias)
+
+
+def _run(
+    kernel: Any, x: Tensor, w: Tensor, bias: Tensor, stop: int, threads: int, *rest: Any
+) -> None:
+    batch, length, channels = x.shape
+    counters = torch.zeros(2, dtype=torch.int64)
+    unit = np.float64(1) if x.dtype == torch.float64 else np.float32(1)
+    sizes = (
+        *(batch, length, channels // WIDTH, w.shape[1]),
+        *(parts_of(batch, length), stop, len(w)),
+    )
+    arguments = (counters.data_ptr(), unit, sizes, view(x)[:3], addresses(w, bias), *rest)
+    share(lambda: kernel(*arguments), threads)
