@@ -36,6 +36,7 @@ logger = logging.getLogger("muse_adapter")
 # In the order of the automatic choice: the first that can run on the device is taken.
 MODULES = {
     "numba": "muse_adapter.ops.numba_cpu",
+    "triton": "muse_adapter.ops.triton_gpu",
     "torch": "muse_adapter.ops.recurrent",
     "reference": "muse_adapter.ops.reference",
 }
