@@ -6,8 +6,6 @@ Programs and shared arguments are those of `muse_adapter.ops.triton_gpu.forward`
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -24,20 +22,21 @@ from muse_adapter.ops.triton_gpu.elementary import (
 
 @triton.jit
 def gradient_summaries(
-    delta0: Any, delta1: Any, C0: Any, C1: Any, dy0: Any, dy1: Any,
-    rates: Any, bias: Any, lengths: Any, ends: Any, totals: Any,
-    L0: Any, L1: Any, E: Any, S: Any, batch: Any, segment: Any, backwards: Any,
-    C_time: Any, C_channels: Any,
+    delta0, delta1, C0, C1, dy0, dy1,
+    rates, bias, lengths, ends, totals,
+    L0, L1, batch, segment, backwards,
+    C_time, C_channels,
     C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-) -> None:  # fmt: skip
+    E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """Gradient of the state that enters each segment, from the segment's own outputs alone.
 
     Args:
-        ends: (segments, directions, batch, S, E).
-        totals: (segments, directions, batch, E), the sums of the step sizes.
+        ends: (segments, directions, batch, S, E); nobody reads the first segment's, which has no
+            program.
+        totals: (segments, directions, batch, E), the sums of the step sizes; likewise.
     """
-    part, side = tl.program_id(1), tl.program_id(2)
+    part, side = tl.program_id(1) + 1, tl.program_id(2)
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
     e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
@@ -47,7 +46,7 @@ def gradient_summaries(
     delta = either(second, delta0, delta1) + video * length * E
     dy = either(second, dy0, dy1) + video * length * E
     C = either(second, C0, C1)
-    C = gain_rows(C, video, length, C_time, C_channels, S, C_CONSTANT, BLOCK)
+    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     if C_CONSTANT:
         gain_out = tl.load(C + tile, mask=in_tile, other=0.0).to(TYPE)
 
@@ -57,7 +56,7 @@ def gradient_summaries(
     stop = tl.minimum(begin + segment, valid)
     for back in range(begin, stop):
         t = begin + stop - 1 - back
-        position = (origin + t * step).to(tl.int64)
+        position = origin + t * step
         above = tl.load(dy + position * E + e, mask=live, other=0.0).to(TYPE)
         dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
         if SOFTPLUS:
@@ -73,17 +72,17 @@ def gradient_summaries(
 
 @triton.jit
 def gradients(
-    x0: Any, x1: Any, delta0: Any, delta1: Any, B0: Any, B1: Any, C0: Any, C1: Any,
-    dy0: Any, dy1: Any,
-    rates: Any, D: Any, bias: Any, lengths: Any, entries: Any, kept: Any, work: Any,
-    dx0: Any, dx1: Any, ddelta0: Any, ddelta1: Any, dB0: Any, dB1: Any, dC0: Any, dC1: Any,
-    drates: Any, dD: Any, dbias: Any,
-    L0: Any, L1: Any, E: Any, S: Any, batch: Any, segment: Any, backwards: Any,
-    B_time: Any, B_channels: Any, C_time: Any, C_channels: Any,
+    x0, x1, delta0, delta1, B0, B1, C0, C1,
+    dy0, dy1,
+    rates, D, bias, lengths, entries, kept, work,
+    dx0, dx1, ddelta0, ddelta1, dB0, dB1, dC0, dC1,
+    drates, dD, dbias,
+    L0, L1, batch, segment, backwards,
+    B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, CHUNK: tl.constexpr, RUN: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-) -> None:  # fmt: skip
+    E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """All gradients, chunk by chunk from the last step to the first.
 
     The states inside a chunk are computed anew: first those before each of its runs of RUN steps,
@@ -114,8 +113,8 @@ def gradients(
     dx, ddelta = either(second, dx0, dx1) + first, either(second, ddelta0, ddelta1) + first
     dy = either(second, dy0, dy1) + first
     B, C = either(second, B0, B1), either(second, C0, C1)
-    B = gain_rows(B, video, length, B_time, B_channels, S, B_CONSTANT, BLOCK)
-    C = gain_rows(C, video, length, C_time, C_channels, S, C_CONSTANT, BLOCK)
+    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
+    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     dB, dC = either(second, dB0, dB1), either(second, dC0, dC1)
     block = tl.program_id(0)
     row = (part * sides + side).to(tl.int64)
@@ -150,12 +149,12 @@ def gradients(
         chunk = begin + (chunks - 1 - chunk_back) * CHUNK
         end = tl.minimum(chunk + CHUNK, stop)
         runs = (end - chunk + RUN - 1) // RUN
-        at = (chunk // CHUNK * sides + side).to(tl.int64)
-        h = tl.load(kept + at * S * E + tile, mask=in_tile, other=0.0)
+        entry = (chunk // CHUNK * sides + side).to(tl.int64)
+        h = tl.load(kept + entry * S * E + tile, mask=in_tile, other=0.0)
         for run in range(runs - 1):
             tl.store(work + run * S * E + tile, h, mask=in_tile)
             for t in range(chunk + run * RUN, chunk + run * RUN + RUN):
-                position = (origin + t * step).to(tl.int64)
+                position = origin + t * step
                 inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
                 dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
                 if SOFTPLUS:
@@ -169,44 +168,46 @@ def gradients(
             if run_back > 0:
                 h = tl.load(work + run * S * E + tile, mask=in_tile, other=0.0)
             before = ()
-            decays = ()
+            inputs_of = ()
+            raw_of = ()
+            dt_of = ()
             for i in tl.static_range(RUN):
                 t = chunk + run * RUN + i
-                here, there = e < tl.where(t < end, E, 0), s < tl.where(t < end, S, 0)
-                position = (origin + t * step).to(tl.int64)
-                inputs = tl.load(x + position * E + e, mask=here, other=0.0).to(TYPE)
-                dt = tl.load(delta + position * E + e, mask=here, other=0.0).to(TYPE) + shift
-                if SOFTPLUS:
-                    dt = softplus(dt)
-                dt = tl.where(here, dt, 0.0)
-                if not B_CONSTANT:
-                    gain_in = tl.load(B + position * B_time + s, mask=there, other=0.0)
-                    gain_in = gain_in.to(TYPE)[:, None]
-                decay = tl.exp2(dt[None, :] * rate)
-                before = before + (h,)
-                decays = decays + (decay,)
-                h = decay * h + (dt * inputs)[None, :] * gain_in
-            for i in tl.static_range(RUN):
-                t = chunk + run * RUN + RUN - 1 - i
-                here, there = e < tl.where(t < end, E, 0), s < tl.where(t < end, S, 0)
-                position = (origin + t * step).to(tl.int64)
-                inputs = tl.load(x + position * E + e, mask=here, other=0.0).to(TYPE)
-                above = tl.load(dy + position * E + e, mask=here, other=0.0).to(TYPE)
-                raw = tl.load(delta + position * E + e, mask=here, other=0.0).to(TYPE) + shift
+                # A step behind the end has size and input zero, and changes nothing.
+                here = live & (e < tl.where(t < end, E, 0))
+                there = stated & (s < tl.where(t < end, S, 0))
+                at = (origin + t * step) * E + e
+                inputs = tl.load(x + at, mask=here, other=0.0).to(TYPE)
+                raw = tl.load(delta + at, mask=here, other=0.0).to(TYPE) + shift
                 dt = raw
                 if SOFTPLUS:
                     dt = softplus(raw)
                 dt = tl.where(here, dt, 0.0)
                 if not B_CONSTANT:
+                    gain_in = tl.load(B + (origin + t * step) * B_time + s, mask=there, other=0.0)
+                    gain_in = gain_in.to(TYPE)[:, None]
+                before = before + (h,)
+                inputs_of = inputs_of + (inputs,)
+                raw_of = raw_of + (raw,)
+                dt_of = dt_of + (dt,)
+                h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
+            for back in tl.static_range(RUN):
+                t = chunk + run * RUN + RUN - 1 - back
+                here = live & (e < tl.where(t < end, E, 0))
+                there = stated & (s < tl.where(t < end, S, 0))
+                position = origin + t * step
+                inputs, raw = inputs_of[RUN - 1 - back], raw_of[RUN - 1 - back]
+                dt = dt_of[RUN - 1 - back]
+                if not B_CONSTANT:
                     gain_in = tl.load(B + position * B_time + s, mask=there, other=0.0)
                     gain_in = gain_in.to(TYPE)[:, None]
+                above = tl.load(dy + position * E + e, mask=here, other=0.0).to(TYPE)
                 if not C_CONSTANT:
                     gain_out = tl.load(C + position * C_time + s, mask=there, other=0.0)
                     gain_out = gain_out.to(TYPE)[:, None]
-                driven = dt * inputs
                 to_out = above[None, :] * h
                 g += above[None, :] * gain_out
-                to_in = g * driven[None, :]
+                to_in = g * (dt * inputs)[None, :]
                 if B_CONSTANT:
                     d_in += to_in
                 else:
@@ -216,8 +217,8 @@ def gradients(
                 else:
                     tl.store(dC + position * dC_time + s, tl.sum(to_out, 1), mask=there)
                 d_driven = tl.sum(g * gain_in, 0)
-                h = before[RUN - 1 - i]
-                g *= decays[RUN - 1 - i]
+                h = before[RUN - 1 - back]
+                g *= tl.exp2(dt[None, :] * rate)
                 d_decay = g * h
                 d_rate += d_decay * dt[None, :]
                 d_raw = d_driven * inputs + tl.sum(d_decay * rate, 0) * LN2

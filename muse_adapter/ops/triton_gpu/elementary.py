@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 # Names that a kernel may read must be constants.
 LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def softplus(value: Any) -> Any:
-    """log(1 + exp(value)), exact to rounding: Triton has no log1p of its own."""
-    small = tl.exp(-tl.abs(value))
-    total = 1.0 + small
-    # log(1 + u) = log(w) u / (w - 1), where w is 1 + u as it was rounded (Kahan).
-    rounded = tl.where(total == 1.0, 1.0, total - 1.0)
-    return tl.maximum(value, 0.0) + tl.where(
-        total == 1.0, small, tl.log(total) * (small / rounded)
-    )
+def softplus(value):
+    """log(1 + exp(value)), exact to rounding in float32 and float64 (Triton has no log1p)."""
+    small = tl.exp2(-tl.abs(value) * LOG2E)
+    if value.dtype == tl.float64:
+        # log(1 + u) = log(w) u / (w - 1), where w is 1 + u as it was rounded (Kahan).
+        total = 1.0 + small
+        rounded = tl.where(total == 1.0, 1.0, total - 1.0)
+        log = tl.where(total == 1.0, small, tl.log(total) * (small / rounded))
+    else:
+        # log(1 + u) = 2 artanh(r) with r = u / (2 + u) < 1/3: a few terms of its series, a third of
+        # the instructions.
+        r = small / (2.0 + small)
+        q = r * r
+        series = 1.0 / 11 + q * (1.0 / 13)
+        series = 1.0 / 7 + q * (1.0 / 9 + q * series)
+        log = 2.0 * r * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * series)))
+    return tl.maximum(value, 0.0) + log
 
 
 @triton.jit
-def sigmoid(value: Any) -> Any:
+def sigmoid(value):
     """1 / (1 + exp(-value)), also where exp(-value) is infinite."""
-    small = tl.exp(-tl.abs(value))
+    small = tl.exp2(-tl.abs(value) * LOG2E)
     return tl.where(value >= 0.0, 1.0, small) / (1.0 + small)
 
 
 @triton.jit
-def either(second: Any, a: Any, b: Any) -> Any:
+def either(second, a, b):
     """`a` in the first direction, `b` in the second."""
     return tl.where(second, b, a)
 
 
 @triton.jit
 def span(
-    lengths: Any, L0: Any, L1: Any, side: Any, batch: Any, backwards: Any, MASKED: tl.constexpr
-) -> Any:
+    lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr
+):
     """Where a video's steps lie: L, how many are valid, position of step 0, positions a step."""
     direction = side // batch
     length = either(direction == 1, L0, L1)
@@ -51,19 +58,23 @@ def span(
 
 
 @triton.jit
-def tiles(E: Any, S: Any, STATES: tl.constexpr, BLOCK: tl.constexpr) -> Any:
+def tiles(E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
     """A program's channels and states: numbers, masks, offsets and mask of the (S, E) tile."""
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, STATES)
-    in_tile = (s < S)[:, None] & (e < E)[None, :]
-    return e, s, e < E, s < S, s[:, None] * E + e[None, :], in_tile
+    if E % BLOCK == 0:
+        live = tl.full([BLOCK], True, tl.int1)  # the compiler drops such a mask
+    else:
+        live = e < E
+    stated = s < S
+    return e, s, live, stated, s[:, None] * E + e[None, :], stated[:, None] & live[None, :]
 
 
 @triton.jit
 def gain_rows(
-    gain: Any, video: Any, length: Any, time: Any, channels: Any, S: Any,
-    CONSTANT: tl.constexpr, BLOCK: tl.constexpr,
-) -> Any:  # fmt: skip
+    gain, video, length, time, channels,
+    CONSTANT: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Address of B or C of the program's video and group at position 0; (S, E) as it is."""
     if CONSTANT:
         return gain

@@ -19,8 +19,6 @@ Arguments that kernels share (0 and 1: of the first and the second direction)
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -29,18 +27,19 @@ from muse_adapter.ops.triton_gpu.elementary import either, gain_rows, softplus, 
 
 @triton.jit
 def summaries(
-    x0: Any, x1: Any, delta0: Any, delta1: Any, B0: Any, B1: Any,
-    rates: Any, bias: Any, lengths: Any, ends: Any, totals: Any,
-    L0: Any, L1: Any, E: Any, S: Any, batch: Any, segment: Any, backwards: Any,
-    B_time: Any, B_channels: Any,
+    x0, x1, delta0, delta1, B0, B1,
+    rates, bias, lengths, ends, totals,
+    L0, L1, batch, segment, backwards,
+    B_time, B_channels,
     B_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-) -> None:  # fmt: skip
+    E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """State at the end of each segment from zero at its start, and its sum of step sizes.
 
     Args:
-        ends: (segments, directions, batch, S, E).
-        totals: (segments, directions, batch, E).
+        ends: (segments, directions, batch, S, E); nobody reads the last segment's, which has no
+            program.
+        totals: (segments, directions, batch, E), likewise.
     """
     part, side = tl.program_id(1), tl.program_id(2)
     second, video = side >= batch, (side % batch).to(tl.int64)
@@ -52,7 +51,7 @@ def summaries(
     x = either(second, x0, x1) + video * length * E
     delta = either(second, delta0, delta1) + video * length * E
     B = either(second, B0, B1)
-    B = gain_rows(B, video, length, B_time, B_channels, S, B_CONSTANT, BLOCK)
+    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
     if B_CONSTANT:
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
 
@@ -60,7 +59,7 @@ def summaries(
     total = tl.zeros([BLOCK], TYPE)
     begin = part * segment
     for t in range(begin, tl.minimum(begin + segment, valid)):
-        position = (origin + t * step).to(tl.int64)
+        position = origin + t * step
         inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
         dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
         if SOFTPLUS:
@@ -76,10 +75,10 @@ def summaries(
 
 @triton.jit
 def carries(
-    ends: Any, totals: Any, rates: Any, first: Any,
-    E: Any, S: Any, batch: Any, segments: Any, from_last: Any,
-    GIVEN: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-) -> None:  # fmt: skip
+    ends, totals, rates, first,
+    batch, segments, from_last,
+    GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """Replace what each segment adds to the state by the state that enters it.
 
     Args:
@@ -96,23 +95,26 @@ def carries(
     for i in range(segments):
         part = from_last * (segments - 1) + i * (1 - 2 * from_last)
         row = (part * sides + side).to(tl.int64)
-        added = tl.load(ends + row * S * E + tile, mask=in_tile, other=0.0)
-        total = tl.load(totals + row * E + e, mask=live, other=0.0)
-        tl.store(ends + row * S * E + tile, h, mask=in_tile)
-        h = tl.exp2(total[None, :] * rate) * h + added
+        if i < segments - 1:
+            added = tl.load(ends + row * S * E + tile, mask=in_tile, other=0.0)
+            total = tl.load(totals + row * E + e, mask=live, other=0.0)
+            tl.store(ends + row * S * E + tile, h, mask=in_tile)
+            h = tl.exp2(total[None, :] * rate) * h + added
+        else:
+            tl.store(ends + row * S * E + tile, h, mask=in_tile)
 
 
 @triton.jit
 def outputs(
-    x0: Any, x1: Any, delta0: Any, delta1: Any, B0: Any, B1: Any, C0: Any, C1: Any,
-    rates: Any, D: Any, bias: Any, lengths: Any, entries: Any, y0: Any, y1: Any,
-    kept: Any, last: Any,
-    L0: Any, L1: Any, E: Any, S: Any, batch: Any, segment: Any, backwards: Any,
-    B_time: Any, B_channels: Any, C_time: Any, C_channels: Any,
+    x0, x1, delta0, delta1, B0, B1, C0, C1,
+    rates, D, bias, lengths, entries, y0, y1,
+    kept, last,
+    L0, L1, batch, segment, backwards,
+    B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, KEPT: tl.constexpr, CHUNK: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
-) -> None:  # fmt: skip
+    E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
     """Outputs, last states, and with KEPT the state before every chunk of CHUNK steps.
 
     Args:
@@ -135,8 +137,8 @@ def outputs(
     delta = either(second, delta0, delta1) + video * length * E
     y = either(second, y0, y1) + video * length * E
     B, C = either(second, B0, B1), either(second, C0, C1)
-    B = gain_rows(B, video, length, B_time, B_channels, S, B_CONSTANT, BLOCK)
-    C = gain_rows(C, video, length, C_time, C_channels, S, C_CONSTANT, BLOCK)
+    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
+    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     if B_CONSTANT:
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
     if C_CONSTANT:
@@ -153,7 +155,7 @@ def outputs(
             row = (chunk // CHUNK * sides + side).to(tl.int64)
             tl.store(kept + row * S * E + tile, h, mask=in_tile)
         for t in range(chunk, tl.minimum(chunk + CHUNK, stop)):
-            position = (origin + t * step).to(tl.int64)
+            position = origin + t * step
             inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
             dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
             if SOFTPLUS:

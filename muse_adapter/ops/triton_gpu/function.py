@@ -15,13 +15,13 @@ from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
-CHUNK = 32  # steps from one kept state to the next
-RUN = 4  # steps whose states the backward pass holds in registers
-# Programs that fill a large chip (132 processors with 4 schedulers, several warps on each); with
-# fewer, time is cut into segments. A constant, so that results do not depend on the card.
-ENOUGH = 4096
-# Fewer steps in a segment are not worth the two further launches.
-SHORTEST = 128
+CHUNK = 36  # steps from one kept state to the next
+RUN = 3  # steps whose states the backward pass holds in registers
+# Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit 4 times
+# on a scheduler, the backward kernel twice. With fewer, time is cut into segments. Constants, so
+# that results do not depend on the card.
+ENOUGH_FORWARD, ENOUGH_BACKWARD = 2048, 1024
+SHORTEST = 2 * CHUNK  # fewer steps in a segment are not worth the two further launches
 
 # One warp a program, multiplications and additions fused.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
@@ -94,12 +94,15 @@ class Plan:
         self.softplus = softplus
         self.block = self._block()
         self.blocks = triton.cdiv(self.E, self.block)
+        self.chunks = triton.cdiv(max(self.lengths), CHUNK)
+
+    def segments(self, enough: int) -> tuple[int, int]:
+        """How many segments time is cut into for that many programs, and steps in each."""
         longest = max(self.lengths)
-        self.chunks = triton.cdiv(longest, CHUNK)
-        programs = self.blocks * self.batch * self.count
-        wanted = max(1, min(ENOUGH // programs, longest // SHORTEST))
-        self.segment = triton.cdiv(triton.cdiv(longest, wanted), CHUNK) * CHUNK
-        self.segments = triton.cdiv(longest, self.segment)
+        wanted = enough // (self.blocks * self.batch * self.count)
+        wanted = max(1, min(wanted, longest // SHORTEST))
+        steps = triton.cdiv(triton.cdiv(longest, wanted), CHUNK) * CHUNK
+        return triton.cdiv(longest, steps), steps
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack([tensor.to(self.dtype) for tensor in tensors])
@@ -135,19 +138,19 @@ class Plan:
         """A shape of the kernels: sizes, directions, batch, S, E."""
         return [*sizes, self.count, self.batch, self.S, self.E]
 
-    def grid(self, by_segment: bool = True) -> tuple[int, ...]:
-        """Programs: blocks, segments, sides."""
-        sides = self.count * self.batch
-        return (self.blocks, self.segments, sides) if by_segment else (self.blocks, sides)
+    def grid(self, *segments: int) -> tuple[int, ...]:
+        """Programs: blocks, segments if there are any, sides."""
+        return (self.blocks, *segments, self.count * self.batch)
 
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self, steps: int) -> tuple[int, ...]:
         """The sizes that all kernels with segments take."""
-        first, second = self.lengths[0], self.lengths[-1]
-        return (first, second, self.E, self.S, self.batch, self.segment, self.backwards)
+        return (self.lengths[0], self.lengths[-1], self.batch, steps, self.backwards)
 
     def meta(self) -> dict[str, Any]:
         """The constants that all kernels take."""
         return {
+            "E": self.E,
+            "S": self.S,
             "STATES": triton.next_power_of_2(self.S),
             "BLOCK": self.block,
             "TYPE": tl.float64 if self.dtype == torch.float64 else tl.float32,
@@ -183,32 +186,32 @@ def run_forward(plan: Plan, keep: bool) -> tuple[list[Tensor], Tensor, Tensor | 
     """
     entries = last = plan.empty(*plan.shape())
     B, C = plan.B, plan.C
-    if plan.segments > 1:
-        entries = plan.empty(*plan.shape(plan.segments))
-        totals = plan.empty(plan.segments, plan.count, plan.batch, plan.E)
-        summaries[plan.grid()](
+    segments, steps = plan.segments(ENOUGH_FORWARD)
+    if segments > 1:
+        entries = plan.empty(*plan.shape(segments))
+        totals = plan.empty(segments, plan.count, plan.batch, plan.E)
+        summaries[plan.grid(segments - 1)](
             *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors)),
             *(plan.rates, plan.bias, plan.valid, entries, totals),
-            *(*plan.sizes(), B.time, B.channels),
+            *(*plan.sizes(steps), B.time, B.channels),
             B_CONSTANT=B.constant,
             **plan.flags(),
         )
-        carries[plan.grid(by_segment=False)](
-            *(entries, totals, plan.rates, entries),
-            *(plan.E, plan.S, plan.batch, plan.segments, 0),
+        carries[plan.grid()](
+            *(entries, totals, plan.rates, entries, plan.batch, segments, 0),
             GIVEN=False,
             **plan.meta(),
         )
     y = plan.in_time(plan.x, dtype=plan.dtype)
     kept = plan.empty(*plan.shape(plan.chunks)) if keep else None
-    outputs[plan.grid()](
+    outputs[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors)),
         *(plan.rates, plan.D, plan.bias, plan.valid, entries, *pair(y)),
         *(last if kept is None else kept, last),
-        *(*plan.sizes(), B.time, B.channels, C.time, C.channels),
+        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
-        ENTERED=plan.segments > 1,
+        ENTERED=segments > 1,
         KEPT=keep,
         CHUNK=CHUNK,
         **plan.flags(),
@@ -229,36 +232,37 @@ def run_backward(
     B, C = plan.B, plan.C
     dy = [grad.contiguous() for grad in dy]
     entries = dlast
-    if plan.segments > 1:
-        entries = plan.empty(*plan.shape(plan.segments))
-        totals = plan.empty(plan.segments, plan.count, plan.batch, plan.E)
-        gradient_summaries[plan.grid()](
+    segments, steps = plan.segments(ENOUGH_BACKWARD)
+    if segments > 1:
+        entries = plan.empty(*plan.shape(segments))
+        totals = plan.empty(segments, plan.count, plan.batch, plan.E)
+        gradient_summaries[plan.grid(segments - 1)](
             *(*pair(plan.delta), *pair(C.tensors), *pair(dy)),
             *(plan.rates, plan.bias, plan.valid, entries, totals),
-            *(*plan.sizes(), C.time, C.channels),
+            *(*plan.sizes(steps), C.time, C.channels),
             C_CONSTANT=C.constant,
             **plan.flags(),
         )
-        carries[plan.grid(by_segment=False)](
+        carries[plan.grid()](
             *(entries, totals, plan.rates, entries if dlast is None else dlast),
-            *(plan.E, plan.S, plan.batch, plan.segments, 1),
+            *(plan.batch, segments, 1),
             GIVEN=dlast is not None,
             **plan.meta(),
         )
     dx = plan.in_time(plan.x, dtype=plan.x[0].dtype)
     ddelta = plan.in_time(plan.delta, dtype=plan.delta[0].dtype)
-    dB, dC = (_gain_gradients(plan, gains) for gains in (B, C))
-    drates = plan.empty(*plan.shape(plan.segments))
+    dB, dC = (_gain_gradients(plan, gains, segments) for gains in (B, C))
+    drates = plan.empty(*plan.shape(segments))
     dD, dbias = (
-        plan.empty(plan.segments, plan.count, plan.batch, plan.E) for _ in range(2)
+        plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2)
     )
-    work = plan.empty(plan.segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
-    gradients[plan.grid()](
+    work = plan.empty(segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
+    gradients[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
         *(plan.rates, plan.D, plan.bias, plan.valid),
         *(kept if entries is None else entries, kept, work),
         *(*pair(dx), *pair(ddelta), *pair(dB), *pair(dC), drates, dD, dbias),
-        *(*plan.sizes(), B.time, B.channels, C.time, C.channels),
+        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
         ENTERED=entries is not None,
@@ -279,13 +283,13 @@ def run_backward(
     return grads
 
 
-def _gain_gradients(plan: Plan, gains: Gains) -> list[Tensor]:
+def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:
     """Memory for the parts of the gradients of B or C, which are summed over the first dimension.
 
     No two programs write to one place, and the sum has a fixed order.
     """
     if gains.constant:
-        shape = (plan.segments * plan.batch, plan.S, plan.E)
+        shape = (segments * plan.batch, plan.S, plan.E)
         return [plan.empty(*shape) for _ in range(plan.count)]
     parts = triton.cdiv(gains.channels, plan.block)
     return [
