@@ -15,6 +15,14 @@ fix it) and
         gets the output 0 and the gradient 0.
     y: (batch, L, E), last_state: (batch, E, S), both in the type of the state: float64 for a
         float64 x, else float32. Differentiable in every tensor, through both outputs.
+
+It may also have, where it does better than one direction after the other,
+
+    bidirectional_scan(forward, backward, z, *, lengths, positions) -> y
+    silu_convolutions(x, weights, stop) -> (y,) or (y, y)
+
+with the arguments and results of `muse_adapter.ops.bidirectional_scan` and
+`muse_adapter.ops.silu_convolutions`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,3 +87,29 @@ def scan(
     bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
     y, state = Scan.apply(int(reverse), delta_softplus, lengths, x, delta, A, B, C, D, bias)
     return y, state
+
+
+def bidirectional_scan(
+    forward: Any, backward: Any, z: Tensor, *, lengths: Tensor | None, positions: Tensor | None
+) -> Tensor:
+    """Run both directions in one launch; args and returns as in `muse_adapter.ops.scan`."""
+    from muse_adapter.ops.triton_gpu.function import Scan
+    from muse_adapter.ops.triton_gpu.gate import Gate
+
+    sides = [forward] if backward is None else [forward, backward]
+    fields = [
+        tensor
+        for x, delta, A, B, C, D, delta_bias in sides
+        for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
+    ]
+    y = Scan.apply(0b10, True, lengths, *fields)[: len(sides)]
+    return Gate.apply(z, positions, *y)
+
+
+def silu_convolutions(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """SiLU of both convolutions in one pass; args as in `muse_adapter.ops.convolution`."""
+    from muse_adapter.ops.triton_gpu.convolution import Convolutions
+
+    return Convolutions.apply(x, stop, *(tensor for pair in weights for tensor in pair))
