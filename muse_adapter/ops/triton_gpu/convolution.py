@@ -15,8 +15,8 @@ from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.elementary import sigmoid
 
-STEPS, WIDTH = 16, 64  # a program's tile of positions and channels
-TILES = 8  # tiles of a program in the backward pass, which sums the weights' gradients over them
+STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
+CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -78,79 +78,113 @@ def convolve_forward(
 
 
 @triton.jit
-def d_convolved(
-    x, weight, dy, position, e, length, stop, sign,
-    E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """Gradient of the convolution (before SiLU) at the positions."""
-    value = convolved(x, weight, position, e, length, sign, E, TAPS, TYPE)
+def past_silu(value, grad):
+    """Gradient of what SiLU was given, from that of its result."""
     share = sigmoid(value)
-    return row_at(dy, position, e, stop, E, TYPE) * share * (1.0 + value * (1.0 - share))
+    return grad * share * (1.0 + value * (1.0 - share))
 
 
 @triton.jit
-def add_gradients(
-    x, weight, dy, position, e, length, stop, sign, dx, dweight,
-    E: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """Add what one direction gives to the gradients of a tile of x and of its weights."""
-    # The last tap, and the bias behind it, meet the present position.
-    grad = d_convolved(x, weight, dy, position, e, length, stop, sign, E, TAPS, TYPE)
-    row = tl.arange(0, ROWS)[:, None]
-    dweight += tl.where(row == TAPS, tl.sum(grad, 0)[None, :], 0.0)
-    for tap in tl.static_range(TAPS):
-        lag = sign * (TAPS - 1 - tap)
-        product = grad * row_at(x, position + lag, e, length, E, TYPE)
-        dweight += tl.where(row == tap, tl.sum(product, 0)[None, :], 0.0)
-        at = position - lag
-        reached = d_convolved(x, weight, dy, at, e, length, stop, sign, E, TAPS, TYPE)
-        dx += taps_at(weight, tap, e, E, TYPE) * reached
-    return dx, dweight
+def shifted(window, value, COUNT: tl.constexpr):
+    """The window, the last COUNT values of something, one step on."""
+    moved = ()
+    for i in tl.static_range(COUNT - 1):
+        moved = moved + (window[i + 1],)
+    return moved + (value,)
 
 
 @triton.jit
 def convolve_backward(
-    x, weight0, weight1, dy0, dy1, dx, dweight, L, stop,
-    E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr,
-    TILES: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
+    x, weight0, weight1, dy0, dy1, dx, dweight, L, stop, segment,
+    E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
+    WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of x, from both directions at once, and parts of those of the weights.
+
+    A program walks through a segment of time. At step t it knows x up to t, and so the gradients of
+    the first convolution up to t, and of the second one, which looks W = TAPS - 1 ahead, up to
+    t - W: all that x at t - W has a part in.
 
     Args:
         dy0, dy1: gradients of the outputs of `convolve_forward`.
         dx: (batch, L, E).
-        dweight: (directions, batch, parts of time, TAPS + 1, E).
+        dweight: (directions, batch, segments, TAPS + 1, E).
+        segment: steps in a segment.
     """
-    part, parts = tl.program_id(0), tl.num_programs(0)
-    e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    W: tl.constexpr = TAPS - 1
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    e = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    live = e < E
     video, batch = tl.program_id(2).to(tl.int64), tl.num_programs(2)
-    x += video * L * E
-    dx += video * L * E
-    dy0 += video * stop * E
-    dy1 += video * L * E
-    sum0 = tl.zeros([ROWS, WIDTH], TYPE)
-    sum1 = tl.zeros([ROWS, WIDTH], TYPE)
-    for tile in range(TILES):
-        begin = (part * TILES + tile) * STEPS
-        if begin < L:
-            position = begin + tl.arange(0, STEPS)
-            total = tl.zeros([STEPS, WIDTH], TYPE)
-            if begin < stop:
-                total, sum0 = add_gradients(
-                    x, weight0, dy0, position, e, L, stop, -1, total, sum0, E, TAPS, ROWS, TYPE
-                )
-            if BOTH:
-                total, sum1 = add_gradients(
-                    x, weight1, dy1, position, e, L, L, 1, total, sum1, E, TAPS, ROWS, TYPE
-                )
-            inside = (position < L)[:, None] & (e < E)[None, :]
-            tl.store(dx + position[:, None] * E + e[None, :], total, mask=inside)
-    row = tl.arange(0, ROWS)[:, None]
-    inside = (row <= TAPS) & (e < E)[None, :]
-    at = (video * parts + part) * (TAPS + 1) * E + row * E + e[None, :]
-    tl.store(dweight + at, sum0, mask=inside)
+    x += video * L * E + e
+    dx += video * L * E + e
+    dy0 += video * stop * E + e
+    dy1 += video * L * E + e
+    begin = part * segment
+    end = tl.minimum(begin + segment, L)
+
+    nothing = tl.zeros([WIDTH], TYPE)
+    taps0, taps1, sums0, sums1 = (), (), (), ()
+    for tap in tl.static_range(TAPS):
+        taps0 = taps0 + (tl.load(weight0 + tap * E + e, mask=live, other=0.0),)
+        taps1 = taps1 + (tl.load(weight1 + tap * E + e, mask=live, other=0.0),)
+        sums0 = sums0 + (nothing,)
+        sums1 = sums1 + (nothing,)
+    bias0 = tl.load(weight0 + TAPS * E + e, mask=live, other=0.0)
+    bias1 = tl.load(weight1 + TAPS * E + e, mask=live, other=0.0)
+    bias_sum0, bias_sum1 = nothing, nothing
+    # The last TAPS values, the newest one last.
+    seen, grads0, grads1 = (nothing,), (nothing,), (nothing,)
+    for i in tl.static_range(W):
+        at = begin - W + i
+        inside = live & (e < tl.where(at >= 0, E, 0))
+        seen = seen + (tl.load(x + at * E, mask=inside, other=0.0).to(TYPE),)
+        grads0 = grads0 + (nothing,)
+        grads1 = grads1 + (nothing,)
+    for t in range(begin, end + W):
+        back = t - W
+        here = live & (e < tl.where(t < L, E, 0))
+        seen = shifted(seen, tl.load(x + t * E, mask=here, other=0.0).to(TYPE), TAPS)
+        above = tl.load(dy0 + t * E, mask=live & (e < tl.where(t < stop, E, 0)), other=0.0)
+        value = bias0
+        for tap in tl.static_range(TAPS):
+            value += taps0[tap] * seen[tap]
+        grad0 = past_silu(value, above.to(TYPE))
+        grads0 = shifted(grads0, grad0, TAPS)
+        mine = tl.where(t < end, grad0, 0.0)  # the rest is the next segment's
+        bias_sum0 += mine
+        moved = ()
+        for tap in tl.static_range(TAPS):
+            moved = moved + (sums0[tap] + mine * seen[tap],)
+        sums0 = moved
+        d_seen = nothing
+        for tap in tl.static_range(TAPS):
+            d_seen += taps0[tap] * grads0[W - tap]
+        if BOTH:
+            above = tl.load(dy1 + back * E, mask=live & (e < tl.where(back >= 0, E, 0)), other=0.0)
+            value = bias1
+            for tap in tl.static_range(TAPS):
+                value += taps1[tap] * seen[W - tap]
+            grad1 = past_silu(value, above.to(TYPE))
+            grads1 = shifted(grads1, grad1, TAPS)
+            mine = tl.where(back >= begin, grad1, 0.0)
+            bias_sum1 += mine
+            moved = ()
+            for tap in tl.static_range(TAPS):
+                moved = moved + (sums1[tap] + mine * seen[W - tap],)
+            sums1 = moved
+            for tap in tl.static_range(TAPS):
+                d_seen += taps1[tap] * grads1[tap]
+        tl.store(dx + back * E, d_seen, mask=live & (e < tl.where(back >= begin, E, 0)))
+    rows = dweight + (video * parts + part) * (TAPS + 1) * E + e
+    for tap in tl.static_range(TAPS):
+        tl.store(rows + tap * E, sums0[tap], mask=live)
+    tl.store(rows + TAPS * E, bias_sum0, mask=live)
     if BOTH:
-        tl.store(dweight + batch * parts * (TAPS + 1) * E + at, sum1, mask=inside)
+        rows += batch * parts * (TAPS + 1) * E
+        for tap in tl.static_range(TAPS):
+            tl.store(rows + tap * E, sums1[tap], mask=live)
+        tl.store(rows + TAPS * E, bias_sum1, mask=live)
 
 
 class Convolutions(torch.autograd.Function):
@@ -166,7 +200,7 @@ class Convolutions(torch.autograd.Function):
         batch, length, channels = x.shape
         joined = _joined(weights)
         y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
-        width = _width(channels)
+        width = min(WIDTH, triton.next_power_of_2(channels))
         convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
             *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
             E=channels,
@@ -197,17 +231,14 @@ class _Gradients(torch.autograd.Function):
         batch, length, channels = x.shape
         joined = _joined(weights)
         taps = weights[0].shape[-1]
-        dx, width = torch.empty_like(x), _width(channels)
-        parts = triton.cdiv(length, STEPS * TILES)
+        dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
+        parts = triton.cdiv(length, SEGMENT)
         dweight = joined[0].new_empty(outputs, batch, parts, taps + 1, channels)
-        convolve_backward[(parts, triton.cdiv(channels, width), batch)](
-            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop),
+        convolve_backward[(triton.cdiv(channels, width), parts, batch)](
+            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
             E=channels,
             BOTH=outputs > 1,
             TAPS=taps,
-            ROWS=triton.next_power_of_2(taps + 1),
-            TILES=TILES,
-            STEPS=STEPS,
             WIDTH=width,
             TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             **OPTIONS,
@@ -235,6 +266,3 @@ def _joined(weights: tuple[Tensor, ...]) -> list[Tensor]:
         for weight, bias in zip(weights[::2], weights[1::2], strict=True)
     ]
 
-
-def _width(channels: int) -> int:
-    return min(WIDTH, triton.next_power_of_2(channels))

@@ -19,7 +19,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 def gate_forward(
     y0, y1, z, positions, out, total, L0, L1, P,
     E: tl.constexpr, BOTH: tl.constexpr, PLACED: tl.constexpr, KEPT: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """(y0 + y1) SiLU(z) of one video at one place.
 
@@ -35,25 +35,27 @@ def gate_forward(
     position = place.to(tl.int64)
     if PLACED:
         position = tl.load(positions + video * P + place)
-    y = tl.load(y0 + (video * L0 + position) * E + e, mask=live, other=0.0)
+    y = tl.load(y0 + (video * L0 + position) * E + e, mask=live, other=0.0).to(TYPE)
     if BOTH:
-        y += tl.load(y1 + (video * L1 + position) * E + e, mask=live, other=0.0)
-    gate = tl.load(z + row, mask=live, other=0.0).to(y.dtype)
+        y += tl.load(y1 + (video * L1 + position) * E + e, mask=live, other=0.0).to(TYPE)
+    gate = tl.load(z + row, mask=live, other=0.0).to(TYPE)
     tl.store(out + row, y * gate * sigmoid(gate), mask=live)
     if KEPT:
         tl.store(total + row, y, mask=live)
 
 
 @triton.jit
-def gate_backward(dout, z, total, dy, dz, P, E: tl.constexpr, WIDTH: tl.constexpr):
+def gate_backward(
+    dout, z, total, dy, dz, P, E: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr
+):
     """Gradients of the sum of the directions and of z, all (batch, P, E)."""
     place, video = tl.program_id(0), tl.program_id(1).to(tl.int64)
     e = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     live = e < E
     row = (video * P + place) * E + e
-    above = tl.load(dout + row, mask=live, other=0.0).to(dy.dtype.element_ty)
-    gate = tl.load(z + row, mask=live, other=0.0).to(above.dtype)
-    y = tl.load(total + row, mask=live, other=0.0).to(above.dtype)
+    above = tl.load(dout + row, mask=live, other=0.0).to(TYPE)
+    gate = tl.load(z + row, mask=live, other=0.0).to(TYPE)
+    y = tl.load(total + row, mask=live, other=0.0).to(TYPE)
     share = sigmoid(gate)
     tl.store(dy + row, above * gate * share, mask=live)
     tl.store(dz + row, above * y * share * (1.0 + gate * (1.0 - share)), mask=live)
@@ -80,7 +82,7 @@ class Gate(torch.autograd.Function):
             BOTH=len(y) > 1,
             PLACED=positions is not None,
             KEPT=keep,
-            **_meta(z),
+            **_meta(z, y[0].dtype),
         )
         if keep:
             ctx.save_for_backward(z, total, positions)
@@ -108,7 +110,7 @@ class _GateGradients(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
         gate_backward[_grid(z)](
-            grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z)
+            grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
         )
         if positions is None:
             return dz, None, *[dy for _ in lengths]
@@ -137,5 +139,6 @@ def _width(channels: int) -> int:
     return min(WIDTH, triton.next_power_of_2(channels))
 
 
-def _meta(z: Tensor) -> dict[str, Any]:
-    return {"WIDTH": _width(z.shape[2]), **OPTIONS}
+def _meta(z: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    wide = tl.float64 if dtype == torch.float64 else tl.float32
+    return {"WIDTH": _width(z.shape[2]), "TYPE": wide, **OPTIONS}
