@@ -55,6 +55,13 @@ def silu_convolutions(
     if hasattr(module, "silu_convolutions"):
         with torch.autocast(x.device.type, enabled=False):
             return module.silu_convolutions(x, weights, stop)
+    return convolve_in_turn(x, weights, stop)
+
+
+def convolve_in_turn(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """`silu_convolutions`, one direction after the other, in plain torch."""
     results = []
     for index, (weight, bias) in enumerate(weights):
         part = x if index else x[:, :stop]

@@ -1,7 +1,7 @@
 """Which backend runs the scan: argument, `use_backend`, MUSE_ADAPTER_BACKEND, then automatic.
 
 A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would
-fix it) and
+fix it), perhaps `DEVICE` (the only type of device that it is chosen for automatically) and
 
     scan(x, delta, A, B, C, D, delta_bias, *, delta_softplus, reverse, lengths) -> (y, last_state)
 
@@ -45,6 +45,7 @@ logger = logging.getLogger("muse_adapter")
 MODULES = {
     "numba": "muse_adapter.ops.numba_cpu",
     "triton": "muse_adapter.ops.triton_gpu",
+    "mamba_ssm": "muse_adapter.ops.mamba_ssm",
     "torch": "muse_adapter.ops.recurrent",
     "reference": "muse_adapter.ops.reference",
 }
@@ -113,7 +114,8 @@ def choose(device: torch.device, name: str | None = None) -> ModuleType:
             return _announced(wanted, source, _require(wanted, device))
     for automatic in MODULES:
         module = _module(automatic)
-        if module.unavailable(device) is None:
+        # Triton's interpreter runs on a CPU too, but only where it was asked for by name.
+        if getattr(module, "DEVICE", device.type) == device.type and not module.unavailable(device):
             return _announced(automatic, f"automatic for {device.type}", module)
     raise AssertionError("the reference backend runs everywhere")
 

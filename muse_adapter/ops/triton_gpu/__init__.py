@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 NAME = "triton"
+DEVICE = "cuda"  # AMD GPUs have this name, too
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
