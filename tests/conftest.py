@@ -44,6 +44,9 @@ THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or
 torch.set_num_threads(THREADS)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# Without a GPU, Triton's kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # A test never reaches for the network: names of hub models must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -249,10 +252,10 @@ def golden_scan(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
-    """Name of a backend of the scan that runs here."""
+    """Name of a backend of the scan that runs on the CPU."""
     from muse_adapter import ops
 
-    status = ops.backends()[request.param]
+    status = ops.backends("cpu")[request.param]
     if not status.available:
         pytest.skip(f"backend {request.param}: {status.reason}")
     return request.param

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import Direction, bidirectional_scan, short_convolution
+from muse_adapter.ops import Direction, bidirectional_scan, silu_convolutions
 
 
 class Mixer(nn.Module):
@@ -43,6 +43,11 @@ class Mixer(nn.Module):
             (B, L, D), or (B, T, D) at the wanted positions.
         """
         return self.out_proj(self.mix(tokens, lengths, readout))
+
+
+def _bias(conv: nn.Conv1d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
 
 
 class GatedConvolution(Mixer):
@@ -80,20 +85,19 @@ class GatedConvolution(Mixer):
             x = torch.where((positions < lengths.unsqueeze(1)).unsqueeze(-1), x, 0)
         return x, z
 
-    def convolve(self, x: Tensor, *, reverse: bool = False) -> Tensor:
-        """SiLU of a direction's convolution, (B, L, E)."""
-        conv = self.conv1d_b if reverse else self.conv1d
-        assert conv.bias is not None
-        return F.silu(short_convolution(x, conv.weight, conv.bias, reverse=reverse))
+    def convolve(self, x: Tensor, stop: int | None = None) -> tuple[Tensor, ...]:
+        """SiLU of each direction's convolution, (B, L, E); of the forward one up to `stop`."""
+        convs = [self.conv1d, self.conv1d_b] if self.bidirectional else [self.conv1d]
+        return silu_convolutions(x, [(conv.weight, _bias(conv)) for conv in convs], stop=stop)
 
     def mix(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Convolve and gate; see `Mixer.forward`."""
         x, z = self.project(tokens, lengths, readout)
-        y = self.convolve(x)
-        if self.bidirectional:
-            y = y + self.convolve(x, reverse=True)
+        y, *rest = self.convolve(x)
+        if rest:
+            y = y + rest[0]
         return (y if readout is None else readout.select(y)) * F.silu(z)
 
 
@@ -167,8 +171,9 @@ class BiMamba(GatedConvolution):
         """Scan both directions and gate; see `Mixer.forward`."""
         x, z = self.project(tokens, lengths, readout)
         # Nothing behind the last wanted token reaches it in the forward direction.
-        forward = self._direction(x if readout is None else x[:, : readout.stop], reverse=False)
-        backward = self._direction(x, reverse=True) if self.bidirectional else None
+        ahead, *rest = self.convolve(x, None if readout is None else readout.stop)
+        forward = self._direction(ahead, reverse=False)
+        backward = self._direction(rest[0], reverse=True) if rest else None
         positions = None if readout is None else readout.positions
         y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
         return y / 2 if self.divide_out and self.bidirectional else y
@@ -178,7 +183,6 @@ class BiMamba(GatedConvolution):
             (self.x_proj_b, self.dt_proj_b) if reverse else (self.x_proj, self.dt_proj)
         )
         a_log, skip = (self.A_b_log, self.D_b) if reverse else (self.A_log, self.D)
-        x = self.convolve(x, reverse=reverse)
         low_rank, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         delta = F.linear(low_rank, dt_proj.weight)  # the bias is added in the scan, in float32
         wide = torch.promote_types(a_log.dtype, torch.float32)

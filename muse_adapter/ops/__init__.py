@@ -1,6 +1,6 @@
 """The selective scan: one contract (`scan`), several backends (one file each)."""
 
-from muse_adapter.ops.convolution import short_convolution
+from muse_adapter.ops.convolution import short_convolution, silu_convolutions
 from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, load, use_backend
 from muse_adapter.ops.scan import Direction, bidirectional_scan, selective_scan
 
@@ -14,5 +14,6 @@ __all__ = [
     "bidirectional_scan",
     "selective_scan",
     "short_convolution",
+    "silu_convolutions",
     "use_backend",
 ]

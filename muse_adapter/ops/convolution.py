@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.dispatch import choose
 
 
 def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool = False) -> Tensor:
@@ -24,6 +26,48 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool 
         (batch, L, E) in the type of x.
     """
     return _ShortConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype), reverse)
+
+
+def silu_convolutions(
+    x: Tensor,
+    weights: Sequence[tuple[Tensor, Tensor]],
+    *,
+    stop: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """SiLU of the short convolutions of one direction or both, over the same tokens.
+
+    Args:
+        x: (batch, L, E).
+        weights: weight (E, 1, taps) and bias (E,) of the direction that looks back; then, if there
+            are two, of the one that looks ahead.
+        stop: only the tokens in front of it are wanted of the first direction; None: all.
+        backend: name of a backend; None chooses.
+
+    Returns:
+        (batch, stop, E), and of a second direction (batch, L, E), in the type of x.
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: the backend asked for cannot run.
+    """
+    stop = x.shape[1] if stop is None else min(stop, x.shape[1])
+    module = choose(x.device, backend)
+    if hasattr(module, "silu_convolutions"):
+        with without_autocast(x.device.type):
+            return module.silu_convolutions(x, weights, stop)
+    return convolve_in_turn(x, weights, stop)
+
+
+def convolve_in_turn(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """`silu_convolutions`, one direction after the other, in plain torch."""
+    results = []
+    for index, (weight, bias) in enumerate(weights):
+        part = x if index else x[:, :stop]
+        results.append(F.silu(short_convolution(part, weight, bias, reverse=bool(index))))
+    return tuple(results)
 
 
 class _ShortConvolution(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Which backend runs the scan: argument, `use_backend`, MUSE_ADAPTER_BACKEND, then automatic.
 
 A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would
-fix it) and
+fix it), perhaps `DEVICE` (the only type of device that it is chosen for automatically) and
 
     scan(x, delta, A, B, C, D, delta_bias, *, delta_softplus, reverse, lengths) -> (y, last_state)
 
@@ -32,6 +32,14 @@ of `scan`, `flags` its keywords.
     grad_y, grad_state: in the type of the state, any strides; None stands for zeros.
     gradients: of the seven inputs, in their shapes and any floating type, None for an absent D or
         delta_bias; no view of an input or of each other.
+
+It may also have, where it does better than one direction after the other,
+
+    bidirectional_scan(forward, backward, z, *, lengths, positions) -> y
+    silu_convolutions(x, weights, stop) -> (y,) or (y, y)
+
+with the arguments and results of `muse_adapter.ops.bidirectional_scan` and
+`muse_adapter.ops.silu_convolutions`.
 """
 
 from __future__ import annotations
@@ -52,6 +60,8 @@ logger = logging.getLogger("muse_adapter")
 # In the order of the automatic choice: the first that can run on the device is taken.
 MODULES = {
     "numba": "muse_adapter.ops.numba_cpu",
+    "triton": "muse_adapter.ops.triton_gpu",
+    "mamba_ssm": "muse_adapter.ops.mamba_ssm",
     "torch": "muse_adapter.ops.recurrent",
     "reference": "muse_adapter.ops.reference",
 }
@@ -130,7 +140,9 @@ def _resolve(device: torch.device, argument: str | None, chosen: str | None) -> 
             require(wanted, device)
             return _announced(wanted, source)
     for automatic in MODULES:
-        if _module(automatic).unavailable(device) is None:
+        module = _module(automatic)
+        # Triton's interpreter runs on a CPU too, but only where it was asked for by name.
+        if getattr(module, "DEVICE", device.type) == device.type and not module.unavailable(device):
             return _announced(automatic, f"automatic for {device.type}")
     raise AssertionError("the reference backend runs everywhere")
 

@@ -125,6 +125,10 @@ def bidirectional_scan(
     """
     module = choose(z.device, backend)
     with without_autocast(z.device.type):
+        if hasattr(module, "bidirectional_scan"):
+            return module.bidirectional_scan(
+                forward, backward, z, lengths=lengths, positions=positions
+            )
         total: Tensor | None = None
         for direction, reverse in ((forward, False), (backward, True)):
             if direction is None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from muse_adapter.ops import operator
+from muse_adapter.ops.convolution import convolve_in_turn
+from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
 
 NAME = "numba"
 
@@ -109,3 +112,15 @@ def scan_backward(
 
 
 scan = functools.partial(operator.scan, NAME)
+
+
+def silu_convolutions(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """SiLU of the short convolutions; see `muse_adapter.ops.dispatch`.
+
+    In half precision, and for widths that are no multiple of 16, by torch's own operations.
+    """
+    if x.shape[2] % 16 or x.dtype not in (torch.float32, torch.float64):
+        return convolve_in_turn(x, weights, stop)
+    return fused_convolutions(x, weights, stop)

@@ -28,6 +28,7 @@ from muse_adapter.ops.numba_cpu.simd import (
 )
 
 ROWS = 64  # positions that a thread goes through, block by block, while they are in its caches
+ENOUGH = 1 << 15  # below so many numbers a second thread is not worth its start
 PARTS = 16  # jobs there are at least, if the sequence is long enough
 
 
@@ -190,24 +191,23 @@ def parts_of(batch: int, length: int) -> int:
     return max(1, min(-(-PARTS // batch), length // ROWS))
 
 
-def run_forward(x: Tensor, w: Tensor, bias: Tensor, stop: int, threads: int) -> list[Tensor]:
+def run_forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> list[Tensor]:
     """SiLU of the convolutions: (batch, stop, E), and of a second direction (batch, L, E).
 
     Args:
         x: (batch, L, E), float32 or float64, E a multiple of WIDTH.
         w: (directions, taps, E), contiguous, like bias (directions, E).
         stop: positions wanted of the first direction.
-        threads: at most so many.
     """
     batch, length, channels = x.shape
     x = beside(x)
     results = [x.new_empty(batch, stop if i == 0 else length, channels) for i in range(len(w))]
-    _run(forward, x, w, bias, stop, threads, addresses(*results))
+    _run(forward, x, w, bias, stop, threads_for(x), addresses(*results))
     return results
 
 
 def run_backward(
-    x: Tensor, w: Tensor, bias: Tensor, grads: list[Tensor], threads: int
+    x: Tensor, w: Tensor, bias: Tensor, grads: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, w and bias from those of the results of `run_forward`."""
     batch, length, channels = x.shape
@@ -215,11 +215,18 @@ def run_backward(
     x, grads = beside(x), [beside(grad) for grad in grads]
     dx = x.new_empty(batch, length, channels)
     dw, dbias = zeros(x, jobs, *w.shape), zeros(x, jobs, *bias.shape)
+    threads = threads_for(x)
     work = x.new_empty(threads, (ROWS + w.shape[1]) * WIDTH)
     views = tuple(view(grad)[:3] for grad in grads)
     stop = grads[0].shape[1]
     _run(backward, x, w, bias, stop, threads, views, work.data_ptr(), addresses(dx, dw, dbias))
     return dx, summed(dw), summed(dbias)
+
+
+def threads_for(x: Tensor) -> int:
+    """How many threads share the work."""
+    jobs = len(x) * parts_of(*x.shape[:2])
+    return max(1, min(torch.get_num_threads(), jobs)) if x.numel() >= ENOUGH else 1
 
 
 def _run(

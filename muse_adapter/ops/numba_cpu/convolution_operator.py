@@ -1,0 +1,88 @@
+"""The convolutions of this backend as operators of torch, which tracing does not look into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.operator import LIBRARY
+
+LIBRARY.define(
+    "silu_convolutions(Tensor x, Tensor w, Tensor bias, SymInt stop) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "silu_convolutions_backward(Tensor x, Tensor w, Tensor bias, Tensor[] grads) -> "
+    "(Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def silu_convolutions(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """As in `muse_adapter.ops.dispatch`, for x in float32 or float64, E a multiple of 16."""
+    w = torch.stack([weight.squeeze(1).t() for weight, _ in weights]).to(x.dtype)
+    bias = torch.stack([bias for _, bias in weights]).to(x.dtype)
+    results = torch.ops.muse_adapter.silu_convolutions(x, w.contiguous(), bias, stop)
+    return results[: len(weights)]
+
+
+def _forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+    from muse_adapter.ops.numba_cpu.convolution import run_forward
+
+    results = run_forward(x, w, bias, stop)
+    return results[0], results[1] if len(results) == 2 else x.new_empty(0)
+
+
+def _forward_fake(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+    batch, length, channels = x.shape
+    second = (batch, length, channels) if w.shape[0] == 2 else (0,)
+    return x.new_empty(batch, stop, channels), x.new_empty(second)
+
+
+def _backward(
+    x: Tensor, w: Tensor, bias: Tensor, grads: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    from muse_adapter.ops.numba_cpu.convolution import run_backward
+
+    return run_backward(x, w, bias, list(grads))
+
+
+def _backward_fake(
+    x: Tensor, w: Tensor, bias: Tensor, grads: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), w.new_empty(w.shape), bias.new_empty(bias.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, bias = ctx.saved_tensors
+    given = list(grads[: w.shape[0]])
+    return *torch.ops.muse_adapter.silu_convolutions_backward(x, w, bias, given), None
+
+
+def _refuse_second(ctx: Any, *gradients: Tensor | None) -> Any:
+    raise RuntimeError(
+        "the convolutions of the numba backend have no second derivative: use backend='reference'"
+    )
+
+
+for _name, _run, _fake, _gradient in (
+    ("silu_convolutions", _forward, _forward_fake, _differentiate),
+    ("silu_convolutions_backward", _backward, _backward_fake, _refuse_second),
+):
+    LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"muse_adapter::{_name}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"muse_adapter::{_name}",
+        _gradient,
+        setup_context=_setup if _gradient is _differentiate else None,
+        lib=LIBRARY,
+    )

@@ -1,0 +1,116 @@
+"""The scan on GPU: kernels written in Triton, which compiles them on first use.
+
+Both directions run in one launch, each over its own inputs in the order of time: nothing is
+flipped. Parallel over videos, directions and blocks of channels, and over segments of time where
+these do not fill the chip: what each segment adds to the state, the carry from one to the next,
+then the outputs. The backward pass runs likewise, from states that the forward pass keeps every few
+steps. All sums have a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "triton"
+DEVICE = "cuda"  # AMD GPUs have this name, too
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Say why this backend cannot run.
+
+    Args:
+        device: where the tensors are; None asks about the machine.
+
+    Returns:
+        None if it can run, else the reason and what would fix it.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'muse-adapter[triton]'"
+    error = _load_error()
+    if error is not None:
+        return error
+    kind = "cuda" if device is None and torch.cuda.is_available() else "cpu"
+    kind = kind if device is None else device.type
+    if _interpreted():
+        return None if kind in ("cpu", "cuda") else f"Triton's interpreter cannot read {device}"
+    if kind != "cuda":
+        given = "torch finds no GPU" if device is None else f"got {device}"
+        return (
+            f"runs on GPUs, {given}: move the tensors to one, or set TRITON_INTERPRET=1 to run "
+            "the kernels slowly on the CPU"
+        )
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+        return f"Triton needs a GPU of compute capability 7.0 or newer, {device or 'this one'} is older"
+    return None
+
+
+@functools.cache
+def _load_error() -> str | None:
+    try:
+        import muse_adapter.ops.triton_gpu.function  # noqa: F401
+    except Exception as error:  # an old or broken triton raises whatever it likes
+        return f"triton does not load ({error}): pip install --upgrade 'muse-adapter[triton]'"
+    return None
+
+
+def _interpreted() -> bool:
+    """Whether Triton was told, before it was first used, to run kernels without a GPU."""
+    from triton.runtime import JITFunction
+
+    from muse_adapter.ops.triton_gpu.forward import outputs
+
+    return not isinstance(outputs, JITFunction)
+
+
+def scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    reverse: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run one direction; args and returns are those of the contract in `dispatch`."""
+    from muse_adapter.ops.triton_gpu.function import Scan
+
+    D = A.new_zeros(A.shape[0]) if D is None else D
+    bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
+    y, state = Scan.apply(int(reverse), delta_softplus, lengths, x, delta, A, B, C, D, bias)
+    return y, state
+
+
+def bidirectional_scan(
+    forward: Any, backward: Any, z: Tensor, *, lengths: Tensor | None, positions: Tensor | None
+) -> Tensor:
+    """Run both directions in one launch; args and returns as in `muse_adapter.ops.scan`."""
+    from muse_adapter.ops.triton_gpu.function import Scan
+    from muse_adapter.ops.triton_gpu.gate import Gate
+
+    sides = [forward] if backward is None else [forward, backward]
+    fields = [
+        tensor
+        for x, delta, A, B, C, D, delta_bias in sides
+        for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
+    ]
+    y = Scan.apply(0b10, True, lengths, *fields)[: len(sides)]
+    return Gate.apply(z, positions, *y)
+
+
+def silu_convolutions(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+) -> tuple[Tensor, ...]:
+    """SiLU of both convolutions in one pass; args as in `muse_adapter.ops.convolution`."""
+    from muse_adapter.ops.triton_gpu.convolution import Convolutions
+
+    return Convolutions.apply(x, stop, *(tensor for pair in weights for tensor in pair))

@@ -1,0 +1,267 @@
+"""The short convolutions of both directions with their SiLU: x is read once, nothing else kept.
+
+What SiLU was given is computed anew in the backward pass, which gives the gradient of x of both
+directions at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from muse_adapter.ops.triton_gpu.elementary import sigmoid
+
+STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
+CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+@triton.jit
+def row_at(tensor, position, e, length, E: tl.constexpr, TYPE: tl.constexpr):
+    """Values (STEPS, WIDTH) at the positions, zero outside of the video."""
+    inside = ((position >= 0) & (position < length))[:, None] & (e < E)[None, :]
+    return tl.load(tensor + position[:, None] * E + e[None, :], mask=inside, other=0.0).to(TYPE)
+
+
+@triton.jit
+def taps_at(weight, tap, e, E: tl.constexpr, TYPE: tl.constexpr):
+    """A tap of every channel, from (taps, E)."""
+    return tl.load(weight + tap * E + e, mask=e < E, other=0.0).to(TYPE)[None, :]
+
+
+@triton.jit
+def convolved(
+    x, weight, position, e, length, sign,
+    E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """The convolution at the positions; sign -1: taps look back, 1: ahead."""
+    # The last row of the weights is the bias.
+    result = taps_at(weight, TAPS, e, E, TYPE) + tl.zeros([position.shape[0], e.shape[0]], TYPE)
+    for tap in tl.static_range(TAPS):
+        seen = row_at(x, position + sign * (TAPS - 1 - tap), e, length, E, TYPE)
+        result += taps_at(weight, tap, e, E, TYPE) * seen
+    return result
+
+
+@triton.jit
+def convolve_forward(
+    x, weight0, weight1, y0, y1, L, stop,
+    E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
+    STEPS: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """SiLU of the convolutions of both directions.
+
+    Args:
+        x: (batch, L, E).
+        weight0, weight1: (TAPS + 1, E), the taps and the bias.
+        y0: (batch, stop, E), the first positions of the direction whose taps look back.
+        y1: (batch, L, E), of the other one, with BOTH.
+    """
+    position = tl.program_id(0) * STEPS + tl.arange(0, STEPS)
+    e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    video = tl.program_id(2).to(tl.int64)
+    x += video * L * E
+    offset = position[:, None] * E + e[None, :]
+    live = (e < E)[None, :]
+    if tl.program_id(0) * STEPS < stop:
+        value = convolved(x, weight0, position, e, L, -1, E, TAPS, TYPE)
+        inside = (position < stop)[:, None] & live
+        tl.store(y0 + video * stop * E + offset, value * sigmoid(value), mask=inside)
+    if BOTH:
+        value = convolved(x, weight1, position, e, L, 1, E, TAPS, TYPE)
+        inside = (position < L)[:, None] & live
+        tl.store(y1 + video * L * E + offset, value * sigmoid(value), mask=inside)
+
+
+@triton.jit
+def past_silu(value, grad):
+    """Gradient of what SiLU was given, from that of its result."""
+    share = sigmoid(value)
+    return grad * share * (1.0 + value * (1.0 - share))
+
+
+@triton.jit
+def shifted(window, value, COUNT: tl.constexpr):
+    """The window, the last COUNT values of something, one step on."""
+    moved = ()
+    for i in tl.static_range(COUNT - 1):
+        moved = moved + (window[i + 1],)
+    return moved + (value,)
+
+
+@triton.jit
+def convolve_backward(
+    x, weight0, weight1, dy0, dy1, dx, dweight, L, stop, segment,
+    E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
+    WIDTH: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of x, from both directions at once, and parts of those of the weights.
+
+    A program walks through a segment of time. At step t it knows x up to t, and so the gradients of
+    the first convolution up to t, and of the second one, which looks W = TAPS - 1 ahead, up to
+    t - W: all that x at t - W has a part in.
+
+    Args:
+        dy0, dy1: gradients of the outputs of `convolve_forward`.
+        dx: (batch, L, E).
+        dweight: (directions, batch, segments, TAPS + 1, E).
+        segment: steps in a segment.
+    """
+    W: tl.constexpr = TAPS - 1
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    e = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    live = e < E
+    video, batch = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    x += video * L * E + e
+    dx += video * L * E + e
+    dy0 += video * stop * E + e
+    dy1 += video * L * E + e
+    begin = part * segment
+    end = tl.minimum(begin + segment, L)
+
+    nothing = tl.zeros([WIDTH], TYPE)
+    taps0, taps1, sums0, sums1 = (), (), (), ()
+    for tap in tl.static_range(TAPS):
+        taps0 = taps0 + (tl.load(weight0 + tap * E + e, mask=live, other=0.0),)
+        taps1 = taps1 + (tl.load(weight1 + tap * E + e, mask=live, other=0.0),)
+        sums0 = sums0 + (nothing,)
+        sums1 = sums1 + (nothing,)
+    bias0 = tl.load(weight0 + TAPS * E + e, mask=live, other=0.0)
+    bias1 = tl.load(weight1 + TAPS * E + e, mask=live, other=0.0)
+    bias_sum0, bias_sum1 = nothing, nothing
+    # The last TAPS values, the newest one last.
+    seen, grads0, grads1 = (nothing,), (nothing,), (nothing,)
+    for i in tl.static_range(W):
+        at = begin - W + i
+        inside = live & (e < tl.where(at >= 0, E, 0))
+        seen = seen + (tl.load(x + at * E, mask=inside, other=0.0).to(TYPE),)
+        grads0 = grads0 + (nothing,)
+        grads1 = grads1 + (nothing,)
+    for t in range(begin, end + W):
+        back = t - W
+        here = live & (e < tl.where(t < L, E, 0))
+        seen = shifted(seen, tl.load(x + t * E, mask=here, other=0.0).to(TYPE), TAPS)
+        above = tl.load(dy0 + t * E, mask=live & (e < tl.where(t < stop, E, 0)), other=0.0)
+        value = bias0
+        for tap in tl.static_range(TAPS):
+            value += taps0[tap] * seen[tap]
+        grad0 = past_silu(value, above.to(TYPE))
+        grads0 = shifted(grads0, grad0, TAPS)
+        mine = tl.where(t < end, grad0, 0.0)  # the rest is the next segment's
+        bias_sum0 += mine
+        moved = ()
+        for tap in tl.static_range(TAPS):
+            moved = moved + (sums0[tap] + mine * seen[tap],)
+        sums0 = moved
+        d_seen = nothing
+        for tap in tl.static_range(TAPS):
+            d_seen += taps0[tap] * grads0[W - tap]
+        if BOTH:
+            above = tl.load(dy1 + back * E, mask=live & (e < tl.where(back >= 0, E, 0)), other=0.0)
+            value = bias1
+            for tap in tl.static_range(TAPS):
+                value += taps1[tap] * seen[W - tap]
+            grad1 = past_silu(value, above.to(TYPE))
+            grads1 = shifted(grads1, grad1, TAPS)
+            mine = tl.where(back >= begin, grad1, 0.0)
+            bias_sum1 += mine
+            moved = ()
+            for tap in tl.static_range(TAPS):
+                moved = moved + (sums1[tap] + mine * seen[W - tap],)
+            sums1 = moved
+            for tap in tl.static_range(TAPS):
+                d_seen += taps1[tap] * grads1[tap]
+        tl.store(dx + back * E, d_seen, mask=live & (e < tl.where(back >= begin, E, 0)))
+    rows = dweight + (video * parts + part) * (TAPS + 1) * E + e
+    for tap in tl.static_range(TAPS):
+        tl.store(rows + tap * E, sums0[tap], mask=live)
+    tl.store(rows + TAPS * E, bias_sum0, mask=live)
+    if BOTH:
+        rows += batch * parts * (TAPS + 1) * E
+        for tap in tl.static_range(TAPS):
+            tl.store(rows + tap * E, sums1[tap], mask=live)
+        tl.store(rows + TAPS * E, bias_sum1, mask=live)
+
+
+class Convolutions(torch.autograd.Function):
+    """SiLU of the convolutions of one direction or both, (batch, stop, E) and (batch, L, E).
+
+    Arguments: x (batch, L, E), the positions wanted of the first direction, then the weight
+    (E, 1, taps) and the bias (E,) of each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stop: int, *weights: Tensor) -> tuple[Tensor, ...]:
+        x = x.contiguous()
+        batch, length, channels = x.shape
+        joined = _joined(weights)
+        y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
+        width = min(WIDTH, triton.next_power_of_2(channels))
+        convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
+            *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
+            E=channels,
+            BOTH=len(y) > 1,
+            TAPS=weights[0].shape[-1],
+            STEPS=STEPS,
+            WIDTH=width,
+            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            **OPTIONS,
+        )
+        ctx.save_for_backward(x, *weights)
+        ctx.stop = stop
+        return tuple(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dx, *dweights = _Gradients.apply(ctx.stop, len(grads), *grads, *ctx.saved_tensors)
+        return dx, None, *dweights
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass as a function of its own, so that a derivative of it is refused by name."""
+
+    @staticmethod
+    def forward(ctx: Any, stop: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        dy, x, weights = tensors[:outputs], tensors[outputs], tensors[outputs + 1 :]
+        dy = [grad.contiguous() for grad in dy]
+        batch, length, channels = x.shape
+        joined = _joined(weights)
+        taps = weights[0].shape[-1]
+        dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
+        parts = triton.cdiv(length, SEGMENT)
+        dweight = joined[0].new_empty(outputs, batch, parts, taps + 1, channels)
+        convolve_backward[(triton.cdiv(channels, width), parts, batch)](
+            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
+            E=channels,
+            BOTH=outputs > 1,
+            TAPS=taps,
+            WIDTH=width,
+            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            **OPTIONS,
+        )
+        dweights = []
+        for grad, weight, bias in zip(
+            dweight.sum((1, 2)), weights[::2], weights[1::2], strict=True
+        ):
+            dweights += [grad[:-1].t().unsqueeze(1).to(weight.dtype), grad[-1].to(bias.dtype)]
+        return dx, *dweights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "the triton backend of the convolution has no second derivative: "
+            "use backend='reference'"
+        )
+
+
+def _joined(weights: tuple[Tensor, ...]) -> list[Tensor]:
+    """Taps and bias of each direction, (taps + 1, E), in the type of the sums."""
+    dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    return [
+        torch.cat([weight.squeeze(1).t(), bias.unsqueeze(0)]).to(dtype)
+        for weight, bias in zip(weights[::2], weights[1::2], strict=True)
+    ]

@@ -1,0 +1,79 @@
+"""What kernels share: functions of single numbers, and where a program's numbers lie."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Names that a kernel may read must be constants.
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def softplus(value):
+    """log(1 + exp(value)), exact to rounding in float32 and float64 (Triton has no log1p)."""
+    small = tl.exp2(-tl.abs(value) * LOG2E)
+    if value.dtype == tl.float64:
+        # log(1 + u) = log(w) u / (w - 1), where w is 1 + u as it was rounded (Kahan).
+        total = 1.0 + small
+        rounded = tl.where(total == 1.0, 1.0, total - 1.0)
+        log = tl.where(total == 1.0, small, tl.log(total) * (small / rounded))
+    else:
+        # log(1 + u) = 2 artanh(r) with r = u / (2 + u) < 1/3: a few terms of its series, a third of
+        # the instructions.
+        r = small / (2.0 + small)
+        q = r * r
+        series = 1.0 / 11 + q * (1.0 / 13)
+        series = 1.0 / 7 + q * (1.0 / 9 + q * series)
+        log = 2.0 * r * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * series)))
+    return tl.maximum(value, 0.0) + log
+
+
+@triton.jit
+def sigmoid(value):
+    """1 / (1 + exp(-value)), also where exp(-value) is infinite."""
+    small = tl.exp2(-tl.abs(value) * LOG2E)
+    return tl.where(value >= 0.0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def either(second, a, b):
+    """`a` in the first direction, `b` in the second."""
+    return tl.where(second, b, a)
+
+
+@triton.jit
+def span(lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr):
+    """Where a video's steps lie: L, how many are valid, position of step 0, positions a step."""
+    direction = side // batch
+    length = either(direction == 1, L0, L1)
+    valid = length
+    if MASKED:
+        valid = tl.minimum(tl.load(lengths + side % batch), length)
+    reverse = (backwards >> direction) & 1
+    return length, valid, reverse * (valid - 1), 1 - 2 * reverse
+
+
+@triton.jit
+def tiles(E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's channels and states: numbers, masks, offsets and mask of the (S, E) tile."""
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    s = tl.arange(0, STATES)
+    if E % BLOCK == 0:
+        live = tl.full([BLOCK], True, tl.int1)  # the compiler drops such a mask
+    else:
+        live = e < E
+    stated = s < S
+    return e, s, live, stated, s[:, None] * E + e[None, :], stated[:, None] & live[None, :]
+
+
+@triton.jit
+def gain_rows(
+    gain, video, length, time, channels,
+    CONSTANT: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Address of B or C of the program's video and group at position 0; (S, E) as it is."""
+    if CONSTANT:
+        return gain
+    return gain + video * length * time + tl.program_id(0) * BLOCK // channels * S

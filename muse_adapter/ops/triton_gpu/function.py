@@ -1,0 +1,357 @@
+"""The kernels as functions of tensors: layouts they can read, programs, memory, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
+from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
+
+BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
+CHUNK = 36  # steps from one kept state to the next
+RUN = 3  # steps whose states the backward pass holds in registers
+# Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit 4 times
+# on a scheduler, the backward kernel twice. With fewer, time is cut into segments. Constants, so
+# that results do not depend on the card.
+ENOUGH_FORWARD, ENOUGH_BACKWARD = 2048, 1024
+SHORTEST = 2 * CHUNK  # fewer steps in a segment are not worth the two further launches
+
+# One warp a program, multiplications and additions fused.
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+
+
+class Side(NamedTuple):
+    """One direction's inputs, as in the contract of `muse_adapter.ops.dispatch`, D and bias given.
+
+    Attributes:
+        x, delta: (batch, L, E).
+        A: (E, S).
+        B, C: (batch, L, G, S) or (1, 1, E, S).
+        D, bias: (E,).
+    """
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    bias: Tensor
+
+
+class Gains(NamedTuple):
+    """B or C of all sides as the kernels read them.
+
+    Attributes:
+        tensors: one for each side.
+        constant: whether they are constant in time, (S, E).
+        time: elements from one position to the next.
+        channels: channels in a group.
+    """
+
+    tensors: list[Tensor]
+    constant: bool
+    time: int
+    channels: int
+
+
+class Plan:
+    """How one or two scans over the same videos are cut into programs.
+
+    Args:
+        sides: the directions; two of them differ in L only.
+        backwards: bit d: direction d runs backwards.
+        softplus: pass the step sizes through softplus.
+        lengths: (batch,) or None.
+    """
+
+    def __init__(
+        self, sides: Sequence[Side], backwards: int, softplus: bool, lengths: Tensor | None
+    ) -> None:
+        x = sides[0].x
+        self.batch, _, self.E = x.shape
+        self.S = sides[0].A.shape[1]
+        self.lengths = [side.x.shape[1] for side in sides]
+        self.count = len(sides)
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.x = [side.x.contiguous() for side in sides]
+        self.delta = [side.delta.contiguous() for side in sides]
+        self.B = self._gains([side.B for side in sides])
+        self.C = self._gains([side.C for side in sides])
+        self.rates = self._stack([side.A.t() * math.log2(math.e) for side in sides])
+        self.D = self._stack([side.D for side in sides])
+        self.bias = self._stack([side.bias for side in sides])
+        self.valid = self.bias if lengths is None else lengths.clamp(min=0).to(torch.int32)
+        self.masked = lengths is not None
+        self.backwards = backwards
+        self.softplus = softplus
+        self.block = self._block()
+        self.blocks = triton.cdiv(self.E, self.block)
+        self.chunks = triton.cdiv(max(self.lengths), CHUNK)
+
+    def segments(self, enough: int) -> tuple[int, int]:
+        """How many segments time is cut into for that many programs, and steps in each."""
+        longest = max(self.lengths)
+        wanted = enough // (self.blocks * self.batch * self.count)
+        wanted = max(1, min(wanted, longest // SHORTEST))
+        steps = triton.cdiv(triton.cdiv(longest, wanted), CHUNK) * CHUNK
+        return triton.cdiv(longest, steps), steps
+
+    def _stack(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack([tensor.to(self.dtype) for tensor in tensors])
+
+    def _gains(self, gains: list[Tensor]) -> Gains:
+        groups, states = gains[0].shape[2:]
+        # Constant in time means (1, 1, E, S); one video of one step looks the same where G is E.
+        if gains[0].shape[:2] == (1, 1) and groups == self.E:
+            return Gains([gain[0, 0].t().contiguous() for gain in gains], True, 0, 1)
+        times = {gain.stride(1) for gain in gains}
+        regular = len(times) == 1 and all(
+            gain.stride(3) == 1
+            and (groups == 1 or gain.stride(2) == states)
+            and gain.stride(0) == gain.shape[1] * gain.stride(1)
+            for gain in gains
+        )
+        # Not the stride of what is contiguous: that of a single position means nothing.
+        time = gains[0].stride(1) if regular else groups * states
+        return Gains(
+            gains if regular else [gain.contiguous() for gain in gains],
+            *(False, time, self.E // groups),
+        )
+
+    def _block(self) -> int:
+        """Channels of a program: they must all be of one group of B, and of one of C."""
+        block = BLOCK
+        for gains in (self.B, self.C):
+            if not gains.constant and gains.channels != self.E:
+                block = math.gcd(block, gains.channels)
+        return min(block, triton.next_power_of_2(self.E))
+
+    def shape(self, *sizes: int) -> list[int]:
+        """A shape of the kernels: sizes, directions, batch, S, E."""
+        return [*sizes, self.count, self.batch, self.S, self.E]
+
+    def grid(self, *segments: int) -> tuple[int, ...]:
+        """Programs: blocks, segments if there are any, sides."""
+        return (self.blocks, *segments, self.count * self.batch)
+
+    def sizes(self, steps: int) -> tuple[int, ...]:
+        """The sizes that all kernels with segments take."""
+        return (self.lengths[0], self.lengths[-1], self.batch, steps, self.backwards)
+
+    def meta(self) -> dict[str, Any]:
+        """The constants that all kernels take."""
+        return {
+            "E": self.E,
+            "S": self.S,
+            "STATES": triton.next_power_of_2(self.S),
+            "BLOCK": self.block,
+            "TYPE": tl.float64 if self.dtype == torch.float64 else tl.float32,
+            **OPTIONS,
+        }
+
+    def flags(self) -> dict[str, Any]:
+        """The constants of kernels that walk through time."""
+        return {"SOFTPLUS": self.softplus, "MASKED": self.masked, **self.meta()}
+
+    def empty(self, *shape: int) -> Tensor:
+        """Memory in the type of the state."""
+        return self.rates.new_empty(shape)
+
+    def in_time(self, like: Sequence[Tensor], *shape: int, dtype: torch.dtype) -> list[Tensor]:
+        """Memory that no kernel writes behind the lengths: there it is zero."""
+        make = torch.zeros if self.masked else torch.empty
+        return [make(shape or tensor.shape, dtype=dtype, device=tensor.device) for tensor in like]
+
+
+def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """First and second of the tensors; the only one twice."""
+    return tensors[0], tensors[-1]
+
+
+def run_forward(plan: Plan, keep: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """Outputs of each side (batch, L, E), last states, and what the backward pass needs of them.
+
+    Returns:
+        y, last (directions, batch, S, E), kept (chunks, directions, batch, S, E) or None.
+    """
+    entries = last = plan.empty(*plan.shape())
+    B, C = plan.B, plan.C
+    segments, steps = plan.segments(ENOUGH_FORWARD)
+    if segments > 1:
+        entries = plan.empty(*plan.shape(segments))
+        totals = plan.empty(segments, plan.count, plan.batch, plan.E)
+        summaries[plan.grid(segments - 1)](
+            *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors)),
+            *(plan.rates, plan.bias, plan.valid, entries, totals),
+            *(*plan.sizes(steps), B.time, B.channels),
+            B_CONSTANT=B.constant,
+            **plan.flags(),
+        )
+        carries[plan.grid()](
+            *(entries, totals, plan.rates, entries, plan.batch, segments, 0),
+            GIVEN=False,
+            **plan.meta(),
+        )
+    y = plan.in_time(plan.x, dtype=plan.dtype)
+    kept = plan.empty(*plan.shape(plan.chunks)) if keep else None
+    outputs[plan.grid(segments)](
+        *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors)),
+        *(plan.rates, plan.D, plan.bias, plan.valid, entries, *pair(y)),
+        *(last if kept is None else kept, last),
+        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
+        B_CONSTANT=B.constant,
+        C_CONSTANT=C.constant,
+        ENTERED=segments > 1,
+        KEPT=keep,
+        CHUNK=CHUNK,
+        **plan.flags(),
+    )
+    return y, last, kept
+
+
+def run_backward(
+    plan: Plan, kept: Tensor, dy: Sequence[Tensor], dlast: Tensor | None
+) -> list[list[Tensor]]:
+    """Gradients of each side's seven tensors, in the order of `Side`.
+
+    Args:
+        kept: as `run_forward` left it.
+        dy: (batch, L, E) of each side.
+        dlast: (directions, batch, S, E); None: zero.
+    """
+    B, C = plan.B, plan.C
+    dy = [grad.contiguous() for grad in dy]
+    entries = dlast
+    segments, steps = plan.segments(ENOUGH_BACKWARD)
+    if segments > 1:
+        entries = plan.empty(*plan.shape(segments))
+        totals = plan.empty(segments, plan.count, plan.batch, plan.E)
+        gradient_summaries[plan.grid(segments - 1)](
+            *(*pair(plan.delta), *pair(C.tensors), *pair(dy)),
+            *(plan.rates, plan.bias, plan.valid, entries, totals),
+            *(*plan.sizes(steps), C.time, C.channels),
+            C_CONSTANT=C.constant,
+            **plan.flags(),
+        )
+        carries[plan.grid()](
+            *(entries, totals, plan.rates, entries if dlast is None else dlast),
+            *(plan.batch, segments, 1),
+            GIVEN=dlast is not None,
+            **plan.meta(),
+        )
+    dx = plan.in_time(plan.x, dtype=plan.x[0].dtype)
+    ddelta = plan.in_time(plan.delta, dtype=plan.delta[0].dtype)
+    dB, dC = (_gain_gradients(plan, gains, segments) for gains in (B, C))
+    drates = plan.empty(*plan.shape(segments))
+    dD, dbias = (plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2))
+    work = plan.empty(segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
+    gradients[plan.grid(segments)](
+        *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
+        *(plan.rates, plan.D, plan.bias, plan.valid),
+        *(kept if entries is None else entries, kept, work),
+        *(*pair(dx), *pair(ddelta), *pair(dB), *pair(dC), drates, dD, dbias),
+        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
+        B_CONSTANT=B.constant,
+        C_CONSTANT=C.constant,
+        ENTERED=entries is not None,
+        CHUNK=CHUNK,
+        RUN=RUN,
+        **plan.flags(),
+    )
+    # d exp(dt A) / dA is what the kernel gives: it differentiates 2**(dt rate) as if it were exp.
+    dA = drates.sum((0, 2)).transpose(1, 2)
+    dD, dbias = dD.sum((0, 2)), dbias.sum((0, 2))
+    grads = []
+    for side in range(plan.count):
+        dB_side, dC_side = (
+            part.sum(0).t()[None, None] if gains.constant else part.sum(0)
+            for gains, part in ((B, dB[side]), (C, dC[side]))
+        )
+        grads.append([dx[side], ddelta[side], dA[side], dB_side, dC_side, dD[side], dbias[side]])
+    return grads
+
+
+def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:
+    """Memory for the parts of the gradients of B or C, which are summed over the first dimension.
+
+    No two programs write to one place, and the sum has a fixed order.
+    """
+    if gains.constant:
+        shape = (segments * plan.batch, plan.S, plan.E)
+        return [plan.empty(*shape) for _ in range(plan.count)]
+    parts = triton.cdiv(gains.channels, plan.block)
+    return [
+        plan.in_time([tensor], parts, *tensor.shape, dtype=plan.dtype)[0]
+        for tensor in gains.tensors
+    ]
+
+
+class Scan(torch.autograd.Function):
+    """One or two scans in one launch, differentiable once: y of each, then the last state of each.
+
+    Arguments: bits of the directions that run backwards, softplus, lengths, the fields of the
+    `Side` of each direction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backwards: int, softplus: bool, lengths: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        plan = Plan(_sides(tensors), backwards, softplus, lengths)
+        y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
+        if kept is not None:
+            ctx.save_for_backward(lengths, kept, *tensors)
+            ctx.options = (backwards, softplus)
+        ctx.set_materialize_grads(False)
+        return *y, *last.transpose(2, 3).contiguous().unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradients = _Gradients.apply(*ctx.options, len(grads), *grads, *ctx.saved_tensors)
+        return None, None, None, *gradients
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass as a function of its own, so that a derivative of it is refused by name.
+
+    `once_differentiable` refuses only where dy has a gradient, and elsewhere drops it silently.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backwards: int, softplus: bool, outputs: int, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        grads, (lengths, kept, *inputs) = tensors[:outputs], tensors[outputs:]
+        sides = _sides(inputs)
+        plan = Plan(sides, backwards, softplus, lengths)
+        dy = [
+            torch.zeros_like(x, dtype=plan.dtype) if grad is None else grad
+            for grad, x in zip(grads[: len(sides)], plan.x, strict=True)
+        ]
+        dlast = None
+        if any(grad is not None for grad in grads[len(sides) :]):
+            dlast = torch.zeros_like(kept[0])
+            for into, grad in zip(dlast, grads[len(sides) :], strict=True):
+                if grad is not None:
+                    into.copy_(grad.transpose(1, 2))
+        flat = [grad for side in run_backward(plan, kept, dy, dlast) for grad in side]
+        return tuple(grad.to(like.dtype) for grad, like in zip(flat, inputs, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "the triton backend of the scan has no second derivative: use backend='reference'"
+        )
+
+
+def _sides(tensors: Sequence[Tensor]) -> list[Side]:
+    fields = len(Side._fields)
+    return [Side(*tensors[i : i + fields]) for i in range(0, len(tensors), fields)]
