@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from muse_adapter import MultiScaleMamba
 from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.ops import use_backend
 
 EVERY_FORM = pytest.mark.parametrize(
     ("aggregation", "mixer"),
@@ -50,6 +51,17 @@ MASKS = {"padding": [1, 1, 1, 0, 0], "holes": [1, 0, 1, 0, 1], "late start": [0,
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("filling", [1e6, math.nan])
 def test_masked_frames_influence_nothing(aggregation, mixer, mask, filling):
+    check_masked_frames(aggregation, mixer, mask, filling)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masked_frames_influence_nothing_on_any_backend(backend, mask):
+    with use_backend(backend):
+        check_masked_frames("scale_wise", "bimamba", mask, math.nan)
+
+
+def check_masked_frames(aggregation, mixer, mask, filling):
+    """Outputs and gradients are those of the videos without their masked frames."""
     head = awake(aggregation=aggregation, mixer=mixer)
     mask = torch.tensor([[1] * 5, mask], dtype=torch.bool)
     tokens = videos()

@@ -240,6 +240,7 @@ def test_study_goes_on_where_it_was_interrupted(
     column = summary["summary"]["conv"]["columns"]["MnR"]
     assert column["mean"] == pytest.approx(sum(values) / 2)
     assert column["spread"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert all("losses" not in run for run in summary["runs"])
     table = (tmp_path / "compare.md").read_text().splitlines()
     assert len(table) == 4 and table[3].startswith("| MUSE, convolution | 2 | ")
     assert table[3].count("±") == len(study.COLUMNS)

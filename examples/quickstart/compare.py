@@ -78,11 +78,16 @@ def compare(
                 "clips": material.sizes,
                 "chance_r1": 100 / len(videos_of(material.parts["test"])[0]),
                 "summary": {name: summarise(runs) for name, runs in results.items() if runs},
-                "runs": [run for runs in results.values() for run in runs],
+                "runs": [_without_curves(run) for runs in results.values() for run in runs],
             }
             write_json(folder / "compare.json", summary)
             write_bytes(folder / "compare.md", markdown_table(summary["summary"]).encode())
     return summary
+
+
+def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
+    """A run's result without its 800 losses; those stay in its own file."""
+    return {name: value for name, value in result.items() if name != "losses"}
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
