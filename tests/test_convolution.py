@@ -1,4 +1,4 @@
-"""The short convolution against torch's own, values and gradients."""
+"""The short convolutions against torch's own, values and gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from muse_adapter.ops import short_convolution
+from muse_adapter.ops import short_convolution, silu_convolutions
 
 
 def plain(x, weight, bias, reverse):
@@ -49,3 +49,75 @@ def test_a_slice_of_a_wider_tensor():
     torch.testing.assert_close(
         short_convolution(part, weight, bias), plain(part.contiguous(), weight, bias, False)
     )
+
+
+# batch, length, channels, taps, directions, positions wanted of the first direction
+SHAPES = {
+    "one position": (1, 1, 16, 4, 2, 1),
+    "two positions": (2, 2, 16, 4, 2, 2),
+    "no multiple of a block": (2, 7, 5, 4, 2, 7),
+    "one direction": (2, 130, 32, 4, 1, 130),
+    "the first direction ends early": (3, 200, 32, 4, 2, 8),
+    "one tap": (2, 70, 16, 1, 2, 33),
+    "more videos than jobs": (40, 70, 16, 3, 2, 70),
+    "one long video": (1, 1500, 48, 4, 2, 1500),
+}
+
+
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_both_directions_with_their_silu(backend, shape, dtype):
+    batch, length, channels, taps, directions, stop = shape
+    x = torch.randn(batch, length, channels + 3, dtype=dtype)[..., 3:].requires_grad_()
+    weights = [
+        (
+            torch.randn(channels, 1, taps, dtype=dtype, requires_grad=True),
+            torch.randn(channels, dtype=dtype, requires_grad=True),
+        )
+        for _ in range(directions)
+    ]
+    expected = [
+        F.silu(plain(x[:, : length if i else stop], *weight, bool(i)))
+        for i, weight in enumerate(weights)
+    ]
+    got = silu_convolutions(x, weights, stop=stop, backend=backend)
+    assert len(got) == directions
+    inputs = [x, *(tensor for pair in weights for tensor in pair)]
+    cotangents = [torch.randn_like(y) for y in expected]
+    wanted = [*expected, *torch.autograd.grad(expected, inputs, cotangents)]
+    given = [*got, *torch.autograd.grad(got, inputs, cotangents)]
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    for ours, theirs in zip(given, wanted, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= bound * theirs.abs().max()
+
+
+def test_one_result_used(backend):
+    x = torch.randn(2, 70, 16, dtype=torch.float64, requires_grad=True)
+    weights = [
+        (torch.randn(16, 1, 4, dtype=torch.float64), torch.randn(16, dtype=torch.float64))
+        for _ in range(2)
+    ]
+    for index in range(2):
+        got = silu_convolutions(x, weights, backend=backend)[index]
+        expected = F.silu(plain(x, *weights[index], bool(index)))
+        ours, theirs = (torch.autograd.grad(y.square().sum(), x)[0] for y in (got, expected))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    before = torch.get_num_threads()
+    x = torch.randn(3, 700, 64, requires_grad=True)
+    weights = [(torch.randn(64, 1, 4, requires_grad=True), torch.randn(64)) for _ in range(2)]
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = silu_convolutions(x, weights, stop=650)
+            loss = y[0].sum() + y[1].square().sum()
+            results.append([*y, *torch.autograd.grad(loss, [x, *(w for w, _ in weights)])])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
