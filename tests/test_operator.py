@@ -146,7 +146,11 @@ def test_another_choice_of_the_backend_compiles_anew():
             with use_backend(name):
                 compiled(tokens)
             counts.append(graphs.frame_count)
-    assert counts == [1, 2, 2, 2]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(dispatch.ENVIRONMENT, "reference")  # read when a graph is made, only then
+            with use_backend("torch"):
+                compiled(tokens)
+    assert counts == [1, 2, 2, 2] and graphs.frame_count == 2
     scan = torch.ops.muse_adapter.scan
     nodes = [
         [n.args for n in g.graph.nodes if n.target in (scan, scan.default)] for g in graphs.graphs
