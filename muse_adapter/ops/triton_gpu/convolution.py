@@ -265,4 +265,3 @@ def _joined(weights: tuple[Tensor, ...]) -> list[Tensor]:
         torch.cat([weight.squeeze(1).t(), bias.unsqueeze(0)]).to(dtype)
         for weight, bias in zip(weights[::2], weights[1::2], strict=True)
     ]
-

@@ -44,9 +44,7 @@ def either(second, a, b):
 
 
 @triton.jit
-def span(
-    lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr
-):
+def span(lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr):
     """Where a video's steps lie: L, how many are valid, position of step 0, positions a step."""
     direction = side // batch
     length = either(direction == 1, L0, L1)

@@ -168,9 +168,7 @@ class Plan:
     def in_time(self, like: Sequence[Tensor], *shape: int, dtype: torch.dtype) -> list[Tensor]:
         """Memory that no kernel writes behind the lengths: there it is zero."""
         make = torch.zeros if self.masked else torch.empty
-        return [
-            make(shape or tensor.shape, dtype=dtype, device=tensor.device) for tensor in like
-        ]
+        return [make(shape or tensor.shape, dtype=dtype, device=tensor.device) for tensor in like]
 
 
 def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -253,9 +251,7 @@ def run_backward(
     ddelta = plan.in_time(plan.delta, dtype=plan.delta[0].dtype)
     dB, dC = (_gain_gradients(plan, gains, segments) for gains in (B, C))
     drates = plan.empty(*plan.shape(segments))
-    dD, dbias = (
-        plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2)
-    )
+    dD, dbias = (plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2))
     work = plan.empty(segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
     gradients[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),

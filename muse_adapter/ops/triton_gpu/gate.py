@@ -116,12 +116,16 @@ class _GateGradients(torch.autograd.Function):
             return dz, None, *[dy for _ in lengths]
         videos = torch.arange(len(z), device=z.device).unsqueeze(1)
         # Adds where a position is wanted twice; in a fixed order, unlike `scatter_add`.
-        return dz, None, *[
-            dy.new_zeros(len(z), length, z.shape[2]).index_put_(
-                (videos, positions), dy, accumulate=True
-            )
-            for length in lengths
-        ]
+        return (
+            dz,
+            None,
+            *[
+                dy.new_zeros(len(z), length, z.shape[2]).index_put_(
+                    (videos, positions), dy, accumulate=True
+                )
+                for length in lengths
+            ],
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
