@@ -83,7 +83,7 @@ def test_floors_on_a_gpu_of_round_numbers() -> None:
 
 
 def test_gpu_gives_no_time_where_results_differ() -> None:
-    with pytest.raises(SystemExit, match="x: the results differ by 1.0e-01"):
+    with pytest.raises(SystemExit, match=r"x: the results differ by 1\.0e-01"):
         gpu.agree((torch.full((3,), 1.1),), (torch.ones(3),), ["x"])
 
 

@@ -28,7 +28,7 @@ EXTRAS = {
     "bench": {"matplotlib", "tqdm"},
 }
 CORE = {"torch>=2.4", "einops"}
-# In the version that fits the machine's torch or its compiler: torch for GPUs asks for its own triton.
+# In the version that fits the machine's torch (which, for GPUs, asks for its triton) or compiler.
 UNPINNED = {"triton", "mamba-ssm", "causal-conv1d", "muse-adapter"}
 
 

@@ -77,7 +77,8 @@ def summaries(
 def carries(
     ends, totals, rates, first,
     batch, segments, from_last,
-    GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+    GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Replace what each segment adds to the state by the state that enters it.
 
@@ -87,7 +88,7 @@ def carries(
         from_last: 1: the last segment comes first (gradients run against time).
     """
     side, sides = tl.program_id(1), tl.num_programs(1)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, _, live, _, tile, in_tile = tiles(E, S, STATES, BLOCK)
     rate = tl.load(rates + side // batch * S * E + tile, mask=in_tile, other=0.0)
     h = tl.zeros([STATES, BLOCK], TYPE)
     if GIVEN:
