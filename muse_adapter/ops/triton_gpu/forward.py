@@ -22,10 +22,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from muse_adapter.ops.triton_gpu.elementary import either, gain_rows, softplus, span, tiles
+from muse_adapter.ops.triton_gpu.elementary import (
+    VARYING,
+    either,
+    gain_rows,
+    softplus,
+    span,
+    tiles,
+)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def summaries(
     x0, x1, delta0, delta1, B0, B1,
     rates, bias, lengths, ends, totals,
@@ -73,7 +80,7 @@ def summaries(
     tl.store(totals + row * E + e, total, mask=live)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def carries(
     ends, totals, rates, first,
     batch, segments, from_last,
@@ -105,7 +112,7 @@ def carries(
             tl.store(ends + row * S * E + tile, h, mask=in_tile)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def outputs(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     rates, D, bias, lengths, entries, y0, y1,

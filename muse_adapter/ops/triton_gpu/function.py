@@ -309,8 +309,9 @@ class Scan(torch.autograd.Function):
     def forward(
         ctx: Any, backwards: int, softplus: bool, lengths: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        plan = Plan(_sides(tensors), backwards, softplus, lengths)
-        y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
+        with torch.cuda.device_of(tensors[0]):  # kernels are launched on the current device
+            plan = Plan(_sides(tensors), backwards, softplus, lengths)
+            y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
         if kept is not None:
             ctx.save_for_backward(lengths, kept, *tensors)
             ctx.options = (backwards, softplus)
@@ -346,7 +347,8 @@ class _Gradients(torch.autograd.Function):
             for into, grad in zip(dlast, grads[len(sides) :], strict=True):
                 if grad is not None:
                     into.copy_(grad.transpose(1, 2))
-        flat = [grad for side in run_backward(plan, kept, dy, dlast) for grad in side]
+        with torch.cuda.device_of(kept):
+            flat = [grad for side in run_backward(plan, kept, dy, dlast) for grad in side]
         return tuple(grad.to(like.dtype) for grad, like in zip(flat, inputs, strict=True))
 
     @staticmethod
