@@ -28,7 +28,7 @@ EXTRAS = {
     "bench": {"matplotlib", "tqdm"},
 }
 CORE = {"torch>=2.4", "einops"}
-# Only on machines with a GPU, in the version that fits its torch or its compiler.
+# In the version that fits the machine's torch (which, for GPUs, asks for its triton) or compiler.
 UNPINNED = {"triton", "mamba-ssm", "causal-conv1d", "muse-adapter"}
 
 

@@ -46,7 +46,7 @@ def unavailable(device: torch.device | None = None) -> str | None:
             "the kernels slowly on the CPU"
         )
     if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
-        return f"Triton needs a GPU of compute capability 7.0 or newer, {device or 'this one'} is older"
+        return "Triton needs a GPU of compute capability 7.0 or newer: use the backend 'torch'"
     return None
 
 

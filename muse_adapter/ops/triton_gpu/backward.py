@@ -11,8 +11,10 @@ import triton.language as tl
 
 from muse_adapter.ops.triton_gpu.elementary import (
     LN2,
+    VARYING,
     either,
     gain_rows,
+    part_rows,
     sigmoid,
     softplus,
     span,
@@ -20,7 +22,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
 )
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def gradient_summaries(
     delta0, delta1, C0, C1, dy0, dy1,
     rates, bias, lengths, ends, totals,
@@ -70,7 +72,7 @@ def gradient_summaries(
     tl.store(totals + row * E + e, total, mask=live)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def gradients(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     dy0, dy1,
@@ -116,24 +118,19 @@ def gradients(
     B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
     C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     dB, dC = either(second, dB0, dB1), either(second, dC0, dC1)
-    block = tl.program_id(0)
     row = (part * sides + side).to(tl.int64)
     if B_CONSTANT:
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
         d_in = tl.zeros([STATES, BLOCK], TYPE)
         dB += (part * batch + video) * S * E
     else:
-        in_group = block % tl.cdiv(B_channels, BLOCK)
-        dB_time = E // B_channels * S
-        dB += (in_group * batch + video) * length * dB_time + block * BLOCK // B_channels * S
+        dB, dB_time = part_rows(dB, video, batch, length, B_channels, E, S, BLOCK)
     if C_CONSTANT:
         gain_out = tl.load(C + tile, mask=in_tile, other=0.0).to(TYPE)
         d_out = tl.zeros([STATES, BLOCK], TYPE)
         dC += (part * batch + video) * S * E
     else:
-        in_group = block % tl.cdiv(C_channels, BLOCK)
-        dC_time = E // C_channels * S
-        dC += (in_group * batch + video) * length * dC_time + block * BLOCK // C_channels * S
+        dC, dC_time = part_rows(dC, video, batch, length, C_channels, E, S, BLOCK)
 
     g = tl.zeros([STATES, BLOCK], TYPE)
     if ENTERED:
@@ -163,6 +160,7 @@ def gradients(
                     gain_in = tl.load(B + position * B_time + s, mask=stated, other=0.0)
                     gain_in = gain_in.to(TYPE)[:, None]
                 h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
+        tl.debug_barrier()  # a lane may read from `work` what another has written
         for run_back in range(runs):
             run = runs - 1 - run_back
             if run_back > 0:
@@ -228,8 +226,7 @@ def gradients(
                 d_shift += tl.where(here, d_raw, 0.0)
                 tl.store(dx + position * E + e, d_driven * dt + skip * above, mask=here)
                 tl.store(ddelta + position * E + e, d_raw, mask=here)
-        # The next chunk writes over `work`, which other lanes of this program may still read.
-        tl.debug_barrier()
+        tl.debug_barrier()  # the next chunk writes over `work`
 
     tl.store(drates + row * S * E + tile, d_rate, mask=in_tile)
     tl.store(dD + row * E + e, d_skip, mask=live)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muse_adapter.ops.triton_gpu.elementary import sigmoid
+from muse_adapter.ops.triton_gpu.elementary import VARYING, sigmoid
 
 STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
 CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
@@ -47,7 +47,7 @@ def convolved(
     return result
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def convolve_forward(
     x, weight0, weight1, y0, y1, L, stop,
     E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
@@ -93,7 +93,7 @@ def shifted(window, value, COUNT: tl.constexpr):
     return moved + (value,)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def convolve_backward(
     x, weight0, weight1, dy0, dy1, dx, dweight, L, stop, segment,
     E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
@@ -201,16 +201,17 @@ class Convolutions(torch.autograd.Function):
         joined = _joined(weights)
         y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
         width = min(WIDTH, triton.next_power_of_2(channels))
-        convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
-            *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
-            E=channels,
-            BOTH=len(y) > 1,
-            TAPS=weights[0].shape[-1],
-            STEPS=STEPS,
-            WIDTH=width,
-            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            **OPTIONS,
-        )
+        with torch.cuda.device_of(x):  # kernels are launched on the current device
+            convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
+                *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
+                E=channels,
+                BOTH=len(y) > 1,
+                TAPS=weights[0].shape[-1],
+                STEPS=STEPS,
+                WIDTH=width,
+                TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+                **OPTIONS,
+            )
         ctx.save_for_backward(x, *weights)
         ctx.stop = stop
         return tuple(y)
@@ -234,15 +235,16 @@ class _Gradients(torch.autograd.Function):
         dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
         parts = triton.cdiv(length, SEGMENT)
         dweight = joined[0].new_empty(outputs, batch, parts, taps + 1, channels)
-        convolve_backward[(triton.cdiv(channels, width), parts, batch)](
-            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
-            E=channels,
-            BOTH=outputs > 1,
-            TAPS=taps,
-            WIDTH=width,
-            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            **OPTIONS,
-        )
+        with torch.cuda.device_of(x):
+            convolve_backward[(triton.cdiv(channels, width), parts, batch)](
+                *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
+                E=channels,
+                BOTH=outputs > 1,
+                TAPS=taps,
+                WIDTH=width,
+                TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+                **OPTIONS,
+            )
         dweights = []
         for grad, weight, bias in zip(
             dweight.sum((1, 2)), weights[::2], weights[1::2], strict=True

@@ -9,6 +9,14 @@ import triton.language as tl
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 
+# Arguments that change from call to call: no kernel is compiled anew for a 1 or a multiple of 16.
+VARYING = {
+    "do_not_specialize": [
+        *("L0", "L1", "L", "P", "stop"),
+        *("batch", "segment", "segments", "backwards", "from_last"),
+    ]
+}
+
 
 @triton.jit
 def softplus(value):
@@ -77,3 +85,15 @@ def gain_rows(
     if CONSTANT:
         return gain
     return gain + video * length * time + tl.program_id(0) * BLOCK // channels * S
+
+
+@triton.jit
+def part_rows(
+    gradient, video, batch, length, channels,
+    E: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Address of the program's part of the gradient of B or C, and elements between positions."""
+    group = tl.program_id(0) * BLOCK // channels
+    block = tl.program_id(0) - group * (channels // BLOCK)  # within the group
+    time = E // channels * S
+    return gradient + (block * batch + video) * length * time + group * S, time

@@ -22,10 +22,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from muse_adapter.ops.triton_gpu.elementary import either, gain_rows, softplus, span, tiles
+from muse_adapter.ops.triton_gpu.elementary import (
+    VARYING,
+    either,
+    gain_rows,
+    softplus,
+    span,
+    tiles,
+)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def summaries(
     x0, x1, delta0, delta1, B0, B1,
     rates, bias, lengths, ends, totals,
@@ -73,11 +80,12 @@ def summaries(
     tl.store(totals + row * E + e, total, mask=live)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def carries(
     ends, totals, rates, first,
     batch, segments, from_last,
-    GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
+    GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Replace what each segment adds to the state by the state that enters it.
 
@@ -87,7 +95,7 @@ def carries(
         from_last: 1: the last segment comes first (gradients run against time).
     """
     side, sides = tl.program_id(1), tl.num_programs(1)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, _, live, _, tile, in_tile = tiles(E, S, STATES, BLOCK)
     rate = tl.load(rates + side // batch * S * E + tile, mask=in_tile, other=0.0)
     h = tl.zeros([STATES, BLOCK], TYPE)
     if GIVEN:
@@ -104,7 +112,7 @@ def carries(
             tl.store(ends + row * S * E + tile, h, mask=in_tile)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def outputs(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     rates, D, bias, lengths, entries, y0, y1,

@@ -17,8 +17,8 @@ from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
 CHUNK = 36  # steps from one kept state to the next
 RUN = 3  # steps whose states the backward pass holds in registers
-# Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit 4 times
-# on a scheduler, the backward kernel twice. With fewer, time is cut into segments. Constants, so
+# Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit on a
+# scheduler 4 times, the backward kernel twice. With fewer, time is cut into segments. Constants, so
 # that results do not depend on the card.
 ENOUGH_FORWARD, ENOUGH_BACKWARD = 2048, 1024
 SHORTEST = 2 * CHUNK  # fewer steps in a segment are not worth the two further launches
@@ -94,7 +94,11 @@ class Plan:
         self.softplus = softplus
         self.block = self._block()
         self.blocks = triton.cdiv(self.E, self.block)
-        self.chunks = triton.cdiv(max(self.lengths), CHUNK)
+        longest = max(self.lengths)
+        self.chunks = triton.cdiv(longest, CHUNK)
+        numbers = longest * max(self.E, self.B.time, self.C.time, self.E * self.S // self.block)
+        if numbers >= 1 << 31:  # offsets within a video are 32-bit integers
+            raise ValueError(f"expected fewer than 2**31 numbers a video, got {numbers}")
 
     def segments(self, enough: int) -> tuple[int, int]:
         """How many segments time is cut into for that many programs, and steps in each."""
@@ -305,8 +309,9 @@ class Scan(torch.autograd.Function):
     def forward(
         ctx: Any, backwards: int, softplus: bool, lengths: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        plan = Plan(_sides(tensors), backwards, softplus, lengths)
-        y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
+        with torch.cuda.device_of(tensors[0]):  # kernels are launched on the current device
+            plan = Plan(_sides(tensors), backwards, softplus, lengths)
+            y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
         if kept is not None:
             ctx.save_for_backward(lengths, kept, *tensors)
             ctx.options = (backwards, softplus)
@@ -342,7 +347,8 @@ class _Gradients(torch.autograd.Function):
             for into, grad in zip(dlast, grads[len(sides) :], strict=True):
                 if grad is not None:
                     into.copy_(grad.transpose(1, 2))
-        flat = [grad for side in run_backward(plan, kept, dy, dlast) for grad in side]
+        with torch.cuda.device_of(kept):
+            flat = [grad for side in run_backward(plan, kept, dy, dlast) for grad in side]
         return tuple(grad.to(like.dtype) for grad, like in zip(flat, inputs, strict=True))
 
     @staticmethod

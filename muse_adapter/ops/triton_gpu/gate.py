@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muse_adapter.ops.triton_gpu.elementary import sigmoid
+from muse_adapter.ops.triton_gpu.elementary import VARYING, sigmoid
 
 WIDTH = 512  # channels that a program takes at once
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def gate_forward(
     y0, y1, z, positions, out, total, L0, L1, P,
     E: tl.constexpr, BOTH: tl.constexpr, PLACED: tl.constexpr, KEPT: tl.constexpr,
@@ -44,7 +44,7 @@ def gate_forward(
         tl.store(total + row, y, mask=live)
 
 
-@triton.jit
+@triton.jit(**VARYING)
 def gate_backward(
     dout, z, total, dy, dz, P, E: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr
 ):
@@ -75,15 +75,16 @@ class Gate(torch.autograd.Function):
         out = torch.empty_like(z)
         keep = any(ctx.needs_input_grad)
         total = torch.empty_like(z) if keep else out
-        gate_forward[_grid(z)](
-            *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out, total),
-            *(y[0].shape[1], y[-1].shape[1], z.shape[1]),
-            E=z.shape[2],
-            BOTH=len(y) > 1,
-            PLACED=positions is not None,
-            KEPT=keep,
-            **_meta(z, y[0].dtype),
-        )
+        with torch.cuda.device_of(z):  # kernels are launched on the current device
+            gate_forward[_grid(z)](
+                *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out, total),
+                *(y[0].shape[1], y[-1].shape[1], z.shape[1]),
+                E=z.shape[2],
+                BOTH=len(y) > 1,
+                PLACED=positions is not None,
+                KEPT=keep,
+                **_meta(z, y[0].dtype),
+            )
         if keep:
             ctx.save_for_backward(z, total, positions)
             ctx.lengths = [tensor.shape[1] for tensor in y]
@@ -109,9 +110,10 @@ class _GateGradients(torch.autograd.Function):
         positions: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
-        gate_backward[_grid(z)](
-            grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
-        )
+        with torch.cuda.device_of(z):
+            gate_backward[_grid(z)](
+                grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
+            )
         if positions is None:
             return dz, None, *[dy for _ in lengths]
         videos = torch.arange(len(z), device=z.device).unsqueeze(1)
