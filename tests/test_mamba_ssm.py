@@ -121,7 +121,7 @@ def outcome(module, arguments, used=(0, 1), **flags):
     """Outputs, last state and gradients."""
     results = module.scan(**arguments, **flags)
     torch.manual_seed(1)
-    loss = sum((results[i] * torch.randn_like(results[i])).sum() for i in used)
+    loss = sum((results[i] * torch.randn(results[i].shape).to(results[i])).sum() for i in used)
     inputs = [value for value in arguments.values() if value is not None]
     return [*results, *torch.autograd.grad(loss, inputs, allow_unused=True)]
 

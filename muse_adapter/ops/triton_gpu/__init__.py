@@ -30,6 +30,8 @@ def unavailable(device: torch.device | None = None) -> str | None:
     Returns:
         None if it can run, else the reason and what would fix it.
     """
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace it: use the backend 'torch' inside compiled code"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'muse-adapter[triton]'"
     error = _load_error()
@@ -68,6 +70,11 @@ def _interpreted() -> bool:
     return not isinstance(outputs, JITFunction)
 
 
+def _tracked(*tensors: Tensor) -> bool:
+    """Whether a gradient may be asked for: inside of an autograd function nothing says so."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def scan(
     x: Tensor,
     delta: Tensor,
@@ -86,7 +93,8 @@ def scan(
 
     D = A.new_zeros(A.shape[0]) if D is None else D
     bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
-    y, state = Scan.apply(int(reverse), delta_softplus, lengths, x, delta, A, B, C, D, bias)
+    tensors = (x, delta, A, B, C, D, bias)
+    y, state = Scan.apply(_tracked(*tensors), int(reverse), delta_softplus, lengths, *tensors)
     return y, state
 
 
@@ -103,7 +111,7 @@ def bidirectional_scan(
         for x, delta, A, B, C, D, delta_bias in sides
         for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
     ]
-    y = Scan.apply(0b10, True, lengths, *fields)[: len(sides)]
+    y = Scan.apply(_tracked(*fields), 0b10, True, lengths, *fields)[: len(sides)]
     return Gate.apply(z, positions, *y)
 
 

@@ -180,11 +180,11 @@ def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return tensors[0], tensors[-1]
 
 
-def run_forward(plan: Plan, keep: bool) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """Outputs of each side (batch, L, E), last states, and what the backward pass needs of them.
+def run_forward(plan: Plan, kept: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """Outputs of each side (batch, L, E), and last states (directions, batch, S, E).
 
-    Returns:
-        y, last (directions, batch, S, E), kept (chunks, directions, batch, S, E) or None.
+    Args:
+        kept: (chunks, directions, batch, S, E) receives what the backward pass needs; or None.
     """
     entries = last = plan.empty(*plan.shape())
     B, C = plan.B, plan.C
@@ -205,7 +205,6 @@ def run_forward(plan: Plan, keep: bool) -> tuple[list[Tensor], Tensor, Tensor | 
             **plan.meta(),
         )
     y = plan.in_time(plan.x, dtype=plan.dtype)
-    kept = plan.empty(*plan.shape(plan.chunks)) if keep else None
     outputs[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors)),
         *(plan.rates, plan.D, plan.bias, plan.valid, entries, *pair(y)),
@@ -214,11 +213,11 @@ def run_forward(plan: Plan, keep: bool) -> tuple[list[Tensor], Tensor, Tensor | 
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
         ENTERED=segments > 1,
-        KEPT=keep,
+        KEPT=kept is not None,
         CHUNK=CHUNK,
         **plan.flags(),
     )
-    return y, last, kept
+    return y, last
 
 
 def run_backward(
@@ -301,17 +300,23 @@ def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:
 class Scan(torch.autograd.Function):
     """One or two scans in one launch, differentiable once: y of each, then the last state of each.
 
-    Arguments: bits of the directions that run backwards, softplus, lengths, the fields of the
-    `Side` of each direction.
+    Arguments: whether a backward pass may come, bits of the directions that run backwards, softplus,
+    lengths, the fields of the `Side` of each direction.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, backwards: int, softplus: bool, lengths: Tensor | None, *tensors: Tensor
+        ctx: Any,
+        keep: bool,
+        backwards: int,
+        softplus: bool,
+        lengths: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch.cuda.device_of(tensors[0]):  # kernels are launched on the current device
             plan = Plan(_sides(tensors), backwards, softplus, lengths)
-            y, last, kept = run_forward(plan, keep=any(ctx.needs_input_grad))
+            kept = plan.empty(*plan.shape(plan.chunks)) if keep else None
+            y, last = run_forward(plan, kept)
         if kept is not None:
             ctx.save_for_backward(lengths, kept, *tensors)
             ctx.options = (backwards, softplus)
@@ -321,7 +326,7 @@ class Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = _Gradients.apply(*ctx.options, len(grads), *grads, *ctx.saved_tensors)
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 class _Gradients(torch.autograd.Function):
