@@ -504,11 +504,11 @@ def test_runs_where_nothing_can_be_written(run_python, tmp_path):
     package.mkdir(parents=True)
     for file in Path(inspect.getfile(backend)).parent.glob("*.py"):
         shutil.copy(file, package)
-    for name in ("operator.py", "dispatch.py"):
-        shutil.copy(Path(inspect.getfile(backend)).parent.parent / name, package.parent)
+    for file in Path(inspect.getfile(backend)).parents[1].glob("*.py"):
+        shutil.copy(file, package.parent)
     # Root may write in a read-only folder, but not in a file as if it were one.
     (package / "__pycache__").write_text("")
-    (package.parent / "__init__.py").touch()
+    (package.parent / "__init__.py").write_text("")
     (package.parent.parent / "__init__.py").touch()
     code = """
         import os, sys
