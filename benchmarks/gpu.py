@@ -180,7 +180,7 @@ def head(frames: int, side: int, target: float, options: argparse.Namespace) -> 
         except torch.cuda.OutOfMemoryError as error:
             row[f"{mixer}_failed"] = str(error).splitlines()[0]
         row["tokens"] = lengths[0]
-        model = None
+        del model, train
         gc.collect()
         torch.cuda.empty_cache()
     row |= {"seconds": seconds, "peak_bytes": peaks}
@@ -216,11 +216,11 @@ def step(given: Mapping[str, Tensor], backend: str) -> tuple[Tensor, ...]:
     weights = [(given[f"{side} weight"], given[f"{side} bias"]) for side in sides]
     convolved = silu_convolutions(given["x"], weights, backend=backend)
     names = ("delta", "A", "B", "C", "D", "delta_bias")
-    directions = [
+    forward, backward = (
         Direction(y, *(given[f"{side} {name}"] for name in names))
         for side, y in zip(sides, convolved, strict=True)
-    ]
-    y = bidirectional_scan(*directions, given["z"], backend=backend)
+    )
+    y = bidirectional_scan(forward, backward, given["z"], backend=backend)
     return y, *torch.autograd.grad(y.sum(), list(given.values()))
 
 

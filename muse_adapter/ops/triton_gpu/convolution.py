@@ -227,8 +227,8 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, stop: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        dy, x, weights = tensors[:outputs], tensors[outputs], tensors[outputs + 1 :]
-        dy = [grad.contiguous() for grad in dy]
+        x, weights = tensors[outputs], tensors[outputs + 1 :]
+        dy = [grad.contiguous() for grad in tensors[:outputs]]
         batch, length, channels = x.shape
         joined = _joined(weights)
         taps = weights[0].shape[-1]
