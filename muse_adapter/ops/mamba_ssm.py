@@ -101,10 +101,10 @@ def scan(
     tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     x, delta, A, B, C = (tensor.float() for tensor in (x, delta, A, B, C))
     D, delta_bias = (None if v is None else v.float().contiguous() for v in (D, delta_bias))
+    if delta_bias is not None and not delta_softplus:
+        delta, delta_bias = delta + delta_bias, None
     # A step of size zero leaves the state as it is.
-    no_step = delta.new_full((channels,), -math.inf)
-    if not delta_softplus:
-        no_step = torch.zeros_like(no_step) if delta_bias is None else -delta_bias.detach()
+    no_step = delta.new_full((channels,), -math.inf if delta_softplus else 0.0)
     if tracked and _constant(C, channels):
         C = C.expand(batch, length, -1, -1)
     B, C = _same_groups(B, C, batch, length, channels)

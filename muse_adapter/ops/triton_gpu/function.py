@@ -300,8 +300,8 @@ def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:
 class Scan(torch.autograd.Function):
     """One or two scans in one launch, differentiable once: y of each, then the last state of each.
 
-    Arguments: whether a backward pass may come, bits of the directions that run backwards, softplus,
-    lengths, the fields of the `Side` of each direction.
+    Arguments: whether a backward pass may come, bits of the directions that run backwards,
+    softplus, lengths, the fields of the `Side` of each direction.
     """
 
     @staticmethod
