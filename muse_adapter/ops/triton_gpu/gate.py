@@ -66,7 +66,8 @@ class Gate(torch.autograd.Function):
 
     The gradient of z reads the sum of the directions as it was kept, in the type of z.
 
-    Arguments: whether a backward pass may come, z (batch, P, E), positions (batch, P) or None, y (batch, L, E) of each direction.
+    Arguments: whether a backward pass may come, z (batch, P, E), positions (batch, P) or None,
+    y (batch, L, E) of each direction.
     """
 
     @staticmethod
