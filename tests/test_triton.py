@@ -294,10 +294,13 @@ def test_nan_stays_in_its_video_and_behind():
 
 
 def test_step_sizes_over_their_range():
-    """Softplus of the kernels is torch's, from where it vanishes to where it is the identity."""
+    """Softplus of the kernels is torch's, from where it vanishes to where it is the identity.
+
+    Torch's own is the identity from 20 on, which is 2e-12 off at the next point of the ramp.
+    """
     arguments = one_direction(2, channels=32, batch=1)
     arguments["delta_bias"] = None
-    for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 1e-6)):
+    for dtype, bound in ((torch.float64, 1e-11), (torch.float32, 1e-6)):
         ramp = torch.linspace(-60, 60, 64, device=DEVICE).reshape(1, 32, 2)
         given = {k: None if v is None else v.detach().to(dtype) for k, v in arguments.items()}
         given |= {"A": torch.zeros_like(given["A"]), "u": torch.ones_like(given["u"]), "D": None}
@@ -341,7 +344,7 @@ def test_head():
 
 
 def test_says_why_it_cannot_run(monkeypatch):
-    assert "runs on GPUs" in (backend.unavailable(torch.device("meta")) or "runs on GPUs")
+    assert "meta" in backend.unavailable(torch.device("meta"))
     with monkeypatch.context() as context:
         context.setattr(backend, "_interpreted", lambda: False)
         assert "got cpu" in backend.unavailable(torch.device("cpu"))

@@ -112,7 +112,7 @@ def bidirectional_scan(
         for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
     ]
     y = Scan.apply(_tracked(*fields), 0b10, True, lengths, *fields)[: len(sides)]
-    return Gate.apply(z, positions, *y)
+    return Gate.apply(_tracked(z, *y), z, positions, *y)
 
 
 def silu_convolutions(

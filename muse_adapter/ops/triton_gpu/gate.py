@@ -66,14 +66,14 @@ class Gate(torch.autograd.Function):
 
     The gradient of z reads the sum of the directions as it was kept, in the type of z.
 
-    Arguments: z (batch, P, E), positions (batch, P) or None, y (batch, L, E) of each direction.
+    Arguments: whether a backward pass may come, z (batch, P, E), positions (batch, P) or None,
+    y (batch, L, E) of each direction.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, positions: Tensor | None, *y: Tensor) -> Tensor:
+    def forward(ctx: Any, keep: bool, z: Tensor, positions: Tensor | None, *y: Tensor) -> Tensor:
         z = z.contiguous()
         out = torch.empty_like(z)
-        keep = any(ctx.needs_input_grad)
         total = torch.empty_like(z) if keep else out
         with torch.cuda.device_of(z):  # kernels are launched on the current device
             gate_forward[_grid(z)](
@@ -93,7 +93,8 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _GateGradients.apply(grad, ctx.lengths, ctx.dtype, *ctx.saved_tensors)
+        gradients = _GateGradients.apply(grad, ctx.lengths, ctx.dtype, *ctx.saved_tensors)
+        return None, *gradients
 
 
 class _GateGradients(torch.autograd.Function):
