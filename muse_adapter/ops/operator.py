@@ -8,6 +8,7 @@ shapes and types only and never enters a kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = require(backend, x.device)
-    kept = _empty_kept(x, A, backend, keep)
+    kept = _empty_kept(x, A, module, keep)
     with without_autocast(x.device.type):
         y, state = module.scan_forward(
             *(x, delta, A, B, C, D, delta_bias),
@@ -97,7 +98,7 @@ def _scan_fake(x: Tensor, delta: Tensor, A: Tensor, *others: Any) -> tuple[Tenso
     dtype = state_dtype(x)
     batch, _, channels = x.shape
     state = x.new_empty((batch, channels, A.shape[1]), dtype=dtype)
-    return x.new_empty(x.shape, dtype=dtype), state, _empty_kept(x, A, backend, keep)
+    return x.new_empty(x.shape, dtype=dtype), state, _empty_kept(x, A, require(backend, None), keep)
 
 
 def _scan_backward(
@@ -144,12 +145,11 @@ def _scan_backward_fake(
     )
 
 
-def _empty_kept(x: Tensor, A: Tensor, backend: str, keep: bool) -> Tensor:
+def _empty_kept(x: Tensor, A: Tensor, module: ModuleType, keep: bool) -> Tensor:
     """Memory for what the forward pass keeps for the backward pass."""
     if not keep:
         return x.new_empty(0, dtype=state_dtype(x))
-    shape = require(backend, x.device).kept_shape(*x.shape, A.shape[1])
-    return x.new_empty(shape, dtype=state_dtype(x))
+    return x.new_empty(module.kept_shape(*x.shape, A.shape[1]), dtype=state_dtype(x))
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
