@@ -529,3 +529,14 @@ def test_other_settings_or_clips_are_another_run(material: Material) -> None:
         replace(TINY, head="conv").run_name("clips"),
     }
     assert len(names) == 5
+
+
+def test_the_table_in_the_readme_is_the_one_of_the_kept_study() -> None:
+    root = Path(__file__).parents[1]
+    kept = root / "examples" / "quickstart" / "results"
+    figures = json.loads((kept / "compare.json").read_text(encoding="utf-8"))
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert study.markdown_table(figures["summary"]) in text
+    for runs_of in figures["summary"].values():
+        assert set(runs_of["seeds"]) <= {0, 1, 2}
+    assert (kept / "contact_sheet.png").read_bytes().startswith(PNG)

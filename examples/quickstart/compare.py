@@ -34,7 +34,6 @@ COLUMNS = (
     ("MnR", ("t2v", "MnR")),
     ("V2T R@1", ("v2t", "R@1")),
     ("order right, %", ("pair_preference",)),
-    ("training, s", ("train_seconds",)),
 )
 
 
