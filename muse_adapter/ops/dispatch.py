@@ -1,7 +1,7 @@
 """Which backend runs the scan: argument, `use_backend`, MUSE_ADAPTER_BACKEND, then automatic.
 
 A backend is a module with `NAME`, `unavailable(device)` (None, or why it cannot run and what would
-fix it), perhaps `DEVICE` (the only type of device that it is chosen for automatically) and
+fix it), perhaps `AUTOMATIC = False` (it runs only where it was asked for by name) and
 
     scan(x, delta, A, B, C, D, delta_bias, *, delta_softplus, reverse, lengths) -> (y, last_state)
 
@@ -141,8 +141,7 @@ def _resolve(device: torch.device, argument: str | None, chosen: str | None) -> 
             return _announced(wanted, source)
     for automatic in MODULES:
         module = _module(automatic)
-        # Triton's interpreter runs on a CPU too, but only where it was asked for by name.
-        if getattr(module, "DEVICE", device.type) == device.type and not module.unavailable(device):
+        if getattr(module, "AUTOMATIC", True) and module.unavailable(device) is None:
             return _announced(automatic, f"automatic for {device.type}")
     raise AssertionError("the reference backend runs everywhere")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NAME = "mamba_ssm"
-DEVICE = "never"  # not by automatic choice: by name only
+AUTOMATIC = False
 
 INSTALL = "pip install --no-build-isolation 'muse-adapter[mamba]'"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 NAME = "triton"
-DEVICE = "cuda"  # AMD GPUs have this name, too
+AUTOMATIC = False  # until the kernels have run on a GPU
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
