@@ -257,9 +257,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
     status = ops.backends("cpu")[request.param]
     if request.param == "triton":
-        pytest.skip(
-            "the interpreter is slow: test_triton.py has the same cases, small"
-        )
+        pytest.skip("the interpreter is slow: test_triton.py has the same cases, small")
     if not status.available:
         pytest.skip(f"backend {request.param}: {status.reason}")
     return request.param
