@@ -1,0 +1,318 @@
+"""What a patched CLIP4Clip or X-CLIP calls: arguments, the head, fused frames, optimizer groups.
+
+The patch (`muse-adapter patch`) inserts one-line calls of the four public functions; what they do
+is here: `add_arguments`, then `attach`, `fused_frames` in every forward, and `regroup`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muse_adapter.config import AGGREGATIONS, INITS, MIXERS, MuseConfig
+from muse_adapter.model import MultiScaleMamba
+from muse_adapter.optim import param_groups
+
+logger = logging.getLogger(__name__)
+
+# The sim_header of the published command line: our head, pooled by the host's "meanP".
+ALIAS = "MUSE"
+
+# Fields of MuseConfig that are arguments, with what argparse needs beside their default.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "scales": {"type": float, "nargs": "+", "help": "factors on the patch grid"},
+    "aggregation": {"choices": AGGREGATIONS, "help": "order of the sequence"},
+    "depth": {"type": int, "help": "mixer layers"},
+    "mixer": {"choices": MIXERS, "help": "what mixes the sequence"},
+    "d_state": {"type": int, "help": "state size of the scan"},
+    "d_conv": {"type": int, "help": "taps of the mixer's convolution"},
+    "expand": {"type": int, "help": "inner width of the mixer, as a multiple"},
+    "dropout": {"type": float, "help": "rate in the last layer, rising linearly from 0"},
+    "init": {
+        "choices": INITS,
+        "help": "identity: the head changes nothing at first; release: as in the official code",
+    },
+}
+# Settings of training alone: a checkpoint made with others still is of the same head.
+TRAINING_ONLY = ("version", "dropout", "init")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--muse` and its settings, and lets `--sim_header` be MUSE where the host has it.
+
+    Args:
+        parser: The host's parser, complete but for ours.
+    """
+    group = parser.add_argument_group("MUSE head (muse-adapter)")
+    group.add_argument("--muse", action="store_true", help="switch the head on")
+    for name, options in SETTINGS.items():
+        default = getattr(MuseConfig, name)
+        summary = f"{options['help']} (default: {_as_typed(default)})"
+        group.add_argument(f"--muse_{name}", **{**options, "default": default, "help": summary})
+    group.add_argument(
+        "--muse_lr_scale", type=float, default=10.0, help="factor on --lr for the head (default 10)"
+    )
+    group.add_argument(
+        "--muse_freeze_pyramid",
+        action="store_true",
+        help="keep the pyramid at its random start, as in the official code",
+    )
+    group.add_argument(
+        "--muse_grad_checkpointing",
+        action="store_true",
+        help="recompute the head in the backward pass: less memory, more time",
+    )
+    for action in parser._actions:
+        if action.dest == "sim_header" and action.choices and ALIAS not in action.choices:
+            action.choices = [*action.choices, ALIAS]
+
+
+def attach(model: nn.Module, task_config: Any) -> None:
+    """Gives the host its head as `model.muse`, or None where it is switched off.
+
+    To be called after the host's last `init_weights`, which would draw every linear layer anew. The
+    head is built without touching the host's random numbers.
+
+    Args:
+        model: A CLIP4Clip, an X-CLIP or a descendant, with its CLIP as `model.clip`.
+        task_config: The parsed arguments. Without ours (`add_arguments`) the head is off.
+
+    Raises:
+        ValueError: `--sim_header MUSE` without `--loose_type`, or settings that cannot be.
+    """
+    host: Any = model
+    alias = getattr(task_config, "sim_header", None) == ALIAS
+    if not (alias or getattr(task_config, "muse", False)):
+        host.muse = None
+        model._register_load_state_dict_pre_hook(_refuse_head)
+        return
+    if alias:
+        if not getattr(task_config, "loose_type", True):
+            raise ValueError("--sim_header MUSE is a loose similarity: add --loose_type")
+        host.sim_header = "meanP"
+    for name in ("train_frame_order", "eval_frame_order"):
+        if getattr(task_config, name, 0) == 2:
+            logger.warning("%s 2 shuffles the frames: MUSE then cannot learn their order", name)
+    config = MuseConfig(
+        dim=host.clip.visual.proj.shape[1],
+        **{name: getattr(task_config, f"muse_{name}") for name in SETTINGS},
+    )
+    # Its own draws, undone: what the host draws later is what it would draw without us.
+    with torch.random.fork_rng(devices=[]):
+        head = HostHead(config)
+    if task_config.muse_freeze_pyramid:
+        head.freeze_pyramid()
+    head.set_grad_checkpointing(task_config.muse_grad_checkpointing)
+    host.muse = head
+
+
+def fused_frames(
+    model: nn.Module,
+    video: Tensor,
+    video_mask: Tensor,
+    video_frame: int,
+    encode: str = "encode_image",
+) -> Tensor:
+    """What takes the place of the host's frame features.
+
+    A video without any real frame (an unreadable file) keeps the class feature of its padding, and
+    its first frame is marked as real **in `video_mask` itself**: the host would divide its empty
+    mean by zero and make the loss NaN.
+
+    Args:
+        model: The host, with `muse` and `clip`.
+        video: (B*T, 3, height, width), the frames as the host's `encode_image` takes them.
+        video_mask: (B, T), 1 for a real frame.
+        video_frame: T.
+        encode: Name of that method of `model.clip`. It must give, with `return_hidden=True`, a pair
+            (class features, all projected tokens), or those tokens alone.
+
+    Returns:
+        (B, T, D) in float32, contiguous; at masked frames the class feature as CLIP gives it.
+
+    Raises:
+        RuntimeError: The host drew the head's weights anew: `attach` stands before `init_weights`.
+        ValueError: `encode_image` gave other tokens than those of this CLIP's frames.
+    """
+    host: Any = model
+    head: HostHead = host.muse
+    head.check_start()
+    encoded = getattr(host.clip, encode)(video, return_hidden=True, video_frame=video_frame)
+    hidden = encoded[1] if isinstance(encoded, tuple) and len(encoded) == 2 else encoded
+    # (1 + H*W of them; the class token counts)
+    count = host.clip.visual.positional_embedding.shape[0]
+    expected = (video_mask.shape[0] * video_frame, count, head.config.dim)
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape) != expected:
+        raise ValueError(
+            f"{encode}(..., return_hidden=True) must give (class features, all projected tokens "
+            f"{expected}) or those tokens alone, got {_describe(encoded)}"
+        )
+    tokens = hidden.float().unflatten(0, (-1, video_frame))  # (B, T, 1+H*W, D)
+    empty = ~video_mask.bool().any(1)
+    video_mask[:, 0].masked_fill_(empty, 1)
+    with head.own_random_numbers(tokens.device):
+        frames = head.forward_features(tokens, video_mask)
+    frames = torch.where(empty[:, None, None], tokens[:, :, 0].detach(), frames)
+    return frames.contiguous()
+
+
+def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[dict[str, Any]]:
+    """Moves the head's parameters, by identity, into optimizer groups of their own.
+
+    Norms, biases, `A_log` and `D` are not decayed; the rest decays as strongly as the strongest of
+    the groups it was taken from. All groups are logged once, by the first process.
+
+    Args:
+        groups: The host's finished list.
+        model: The host, or a wrapper with it as `module`.
+        args: The parsed arguments: the head learns at `args.lr * args.muse_lr_scale`.
+
+    Returns:
+        The very same list where there is no head. Otherwise a new one: the host's groups without
+        the head's parameters, in their order, and then the head's.
+    """
+    head = getattr(getattr(model, "module", model), "muse", None)
+    if head is None:
+        return groups
+    ours = {id(parameter) for parameter in head.parameters()}
+    kept, decays = [], [0.0]
+    for group in groups:
+        params = list(group["params"])
+        rest = [parameter for parameter in params if id(parameter) not in ours]
+        if len(rest) == len(params):
+            kept.append(group)
+            continue
+        kept.append({**group, "params": rest})
+        decays.append(group.get("weight_decay", 0.0))
+    added = param_groups(
+        head, head, lr=args.lr, head_lr_scale=args.muse_lr_scale, weight_decay=max(decays)
+    )
+    for group in added:
+        group["name"] = group["name"].replace("head", "muse", 1)
+    result = kept + added
+    if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        # As a warning, since the hosts configure no logging and their own log of rates is empty.
+        for index, group in enumerate(result):
+            logger.warning(
+                "optimizer group %d (%s): %d tensors, lr %g, weight decay %s",
+                index,
+                group.get("name", "host"),
+                len(group["params"]),
+                group.get("lr", args.lr),
+                group.get("weight_decay", "default"),
+            )
+    return result
+
+
+class HostHead(MultiScaleMamba):
+    """The head inside a host: guards its weights and keeps its random numbers to itself.
+
+    Its checkpoint entries carry, as metadata beside the tensors, the configuration and the number
+    of training steps, so that a mismatch is found and a resumed run repeats the same dropout.
+    """
+
+    def __init__(self, config: MuseConfig | None = None, **fields: Any) -> None:
+        super().__init__(config, **fields)
+        self.steps = 0
+        self._start_checked = False
+
+    def check_start(self) -> None:
+        """At the first call: raises RuntimeError if the host re-initialised the head's layers."""
+        if self._start_checked:
+            return
+        self._start_checked = True
+        maps: list[Any] = [layer.fc for layer in self.layers]
+        # An identity start has zero weights, a trained layer a bias: neither has weights alone.
+        if self.config.init == "identity" and all(
+            bool(fc.weight.any()) and not bool(fc.bias.any()) for fc in maps
+        ):
+            raise RuntimeError(
+                "the weights of the MUSE head were drawn anew by the host: the line with attach "
+                "must stand after the last self.apply(self.init_weights)"
+            )
+
+    @contextlib.contextmanager
+    def own_random_numbers(self, device: torch.device) -> Iterator[None]:
+        """Dropout draws from a stream of its own, set by the number of training steps.
+
+        The host's random numbers stay what they are without the head, and a run that goes on from a
+        checkpoint draws what the uninterrupted one would.
+        """
+        if not self.training:
+            yield
+            return
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            seed = torch.initial_seed() + self.steps
+            torch.default_generator.manual_seed(seed)
+            for one in cuda:
+                with torch.cuda.device(one):
+                    torch.cuda.manual_seed(seed)
+            self.steps += 1
+            yield
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["muse"] = {"config": self.config.to_dict(), "steps": self.steps}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        # The hosts call this module by module and only log what does not fit, so it must raise.
+        given = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
+        if given:
+            record = (local_metadata or {}).get("muse", {})
+            self._raise_if_other(given, prefix, record.get("config", {}))
+            self.steps = record.get("steps", 0)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _raise_if_other(self, given: dict[str, Any], prefix: str, config: dict[str, Any]) -> None:
+        wanted = {prefix + name: tensor for name, tensor in self.state_dict().items()}
+        ours = self.config.to_dict()
+        problems = [
+            f"--muse_{name} was {value!r}, is {ours.get(name)!r}"
+            for name, value in config.items()
+            if name not in TRAINING_ONLY and ours.get(name) != value
+        ]
+        problems += [f"{name} is missing" for name in wanted if name not in given]
+        problems += [f"{name} is unknown" for name in given if name not in wanted]
+        problems += [
+            f"{name} must have shape {tuple(tensor.shape)}, got {tuple(given[name].shape)}"
+            for name, tensor in wanted.items()
+            if name in given and given[name].shape != tensor.shape
+        ]
+        if problems:
+            lines = "".join(f"\n  {problem}" for problem in problems)
+            raise ValueError(
+                f"the checkpoint's MUSE head is not this one ({len(problems)} problems):{lines}"
+            )
+
+
+def _refuse_head(state_dict: Any, prefix: str, *_: Any) -> None:
+    """Run before a host without head loads: the head of a checkpoint would be dropped unseen."""
+    name = next((name for name in state_dict if name.startswith(f"{prefix}muse.")), None)
+    if name is not None:
+        raise ValueError(
+            f"the checkpoint holds a MUSE head ({name}, ...), but --muse is not given; without the "
+            "head its CLIP gives other results than those it was trained for"
+        )
+
+
+def _as_typed(value: Any) -> str:
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{len(value)} values ({', '.join(map(_describe, value))})"
+    return type(value).__name__
