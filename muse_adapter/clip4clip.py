@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from muse_adapter.config import AGGREGATIONS, INITS, MIXERS, MuseConfig
 from muse_adapter.model import MultiScaleMamba
-from muse_adapter.optim import param_groups
+from muse_adapter.optim import undecayed_ids
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,8 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
     """Moves the head's parameters, by identity, into optimizer groups of their own.
 
     Norms, biases, `A_log` and `D` are not decayed; the rest decays as strongly as the strongest of
-    the groups it was taken from. All groups are logged once, by the first process.
+    the groups it was taken from. All groups are logged once, by the first process: the hosts' own
+    log of learning rates is empty on a current torch.
 
     Args:
         groups: The host's finished list.
@@ -190,16 +191,15 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
             continue
         kept.append({**group, "params": rest})
         decays.append(group.get("weight_decay", 0.0))
-    added = param_groups(
-        head, head, lr=args.lr, head_lr_scale=args.muse_lr_scale, weight_decay=max(decays)
-    )
-    for group in added:
-        group["name"] = group["name"].replace("head", "muse", 1)
-    result = kept + added
+    undecayed = set(undecayed_ids(head))
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    rate = args.lr * args.muse_lr_scale
+    for name, decay in (("muse.decay", max(decays)), ("muse.no_decay", 0.0)):
+        params = [p for p in trained if (id(p) in undecayed) == (name == "muse.no_decay")]
+        kept.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
     if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-        # As a warning, since the hosts configure no logging and their own log of rates is empty.
-        for index, group in enumerate(result):
-            logger.warning(
+        for index, group in enumerate(kept):
+            logger.info(
                 "optimizer group %d (%s): %d tensors, lr %g, weight decay %s",
                 index,
                 group.get("name", "host"),
@@ -207,7 +207,7 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
                 group.get("lr", args.lr),
                 group.get("weight_decay", "default"),
             )
-    return result
+    return kept
 
 
 class HostHead(MultiScaleMamba):

@@ -185,7 +185,7 @@ def _refusal(problems: list[str]) -> str:
     return (
         f"this checkout has the places but not CLIP4Clip's contract ({len(problems)} reasons):"
         f"{lines}\nNothing was changed. By hand: where the frame features of a video are made, "
-        "call encode_image so that it gives all projected tokens, and let model.muse.forward_features("
-        "tokens (B, T, 1+H*W, C), video_mask) take the place of the class features; the six lines "
-        "and what each does are in examples/README.md"
+        "call encode_image so that it gives all projected tokens, and let "
+        "model.muse.forward_features(tokens (B, T, 1+H*W, C), video_mask) take the place of the "
+        "class features; examples/README.md has the six lines and what each does"
     )
