@@ -175,6 +175,31 @@ def test_once_per_video(patched: Session, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(frames, features[0][1][[0, 2]])
 
 
+def test_a_thousand_videos_in_batches_of_16_take_63_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(tmp_path, "clip4clip")
+    assert cli.main(["patch", host.kind, str(host.path), "--write"]) == 0
+    with imported(host) as session, torch.no_grad():
+        model = session.build(session.args(*SMALL, "--muse_depth", "1", "--muse_scales", "0.5"))
+        model.eval()
+        counted = Counted(model.muse, monkeypatch)
+        texts, videos = [], []
+        for start in range(0, 1000, 16):
+            size = min(16, 1000 - start)
+            ids, mask, types, video, video_mask = make_batch(start, size, (FRAMES,) * size)
+            text, frames = model.get_sequence_visual_output(ids, types, mask, video, video_mask)
+            texts.append((text, mask))
+            videos.append((frames, video_mask))
+        rows = [
+            torch.cat([model.get_similarity_logits(t, f, m, v)[0] for f, v in videos], dim=1)
+            for t, m in texts
+        ]
+    assert torch.cat(rows).shape == (1000, 1000)
+    assert len(rows) * len(videos) == 3969
+    assert len(counted.videos) == 63
+
+
 def train_some(session: Session, *options: str) -> tuple[Any, Any, Any]:
     args = session.args(*SMALL, *options)
     model = session.build(args)

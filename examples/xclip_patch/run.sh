@@ -16,7 +16,8 @@ usage() {
     exit 2
 }
 [ $# -ge 4 ] || usage
-dataset=$1 checkout=$2 data=$(realpath -- "$3") output=$(realpath -m -- "$4")
+mkdir -p -- "$4"
+dataset=$1 checkout=$2 data=$(realpath -- "$3") output=$(realpath -- "$4")
 shift 4
 
 case $dataset in
