@@ -28,7 +28,7 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
     (folder / SCRIPTS[request.param]).write_text(
         "# muse_adapter.clip4clip.regroup\n"
         "import json, os, sys\n"
-        "name = f'seen.{os.environ.get(\\"RANK\\", 0)}.json'\n"
+        "name = 'seen.' + os.environ.get('RANK', '0') + '.json'\n"
         "json.dump({'argv': sys.argv[1:], 'rank': os.environ['LOCAL_RANK']}, open(name, 'w'))\n"
     )
     return request.param, folder
@@ -64,8 +64,8 @@ def test_the_papers_settings(checkout: tuple[str, Path], dataset: str, tmp_path:
     fake = tmp_path / "bin"
     fake.mkdir()
     (fake / "python").write_text(
-        '#!/bin/bash\nif [ "$1" != -m ]; then exec "%s" "$@"; fi\n'
-        'while [ "$1" != bash ]; do shift; done\nLOCAL_RANK=0 exec "$@"\n' % sys.executable
+        f'#!/bin/bash\nif [ "$1" != -m ]; then exec "{sys.executable}" "$@"; fi\n'
+        'while [ "$1" != bash ]; do shift; done\nLOCAL_RANK=0 exec "$@"\n'
     )
     (fake / "python").chmod(0o755)
     data, output = tmp_path / "my data", tmp_path / "out"
@@ -103,16 +103,10 @@ def test_torchrun_gives_each_process_its_rank(checkout: tuple[str, Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda folder: [], "run.sh msrvtt|didemo|activity CHECKOUT DATA OUTPUT"),
-        (lambda folder: ["vatex", str(folder), str(folder), "out"], "run.sh msrvtt|didemo|activity"),
-    ],
-    ids=["nothing", "unknown data"],
+    "arguments", [[], ["vatex", ".", ".", "out"]], ids=["nothing", "unknown data"]
 )
-def test_usage(checkout: tuple[str, Path], change, message: str) -> None:
+def test_usage(checkout: tuple[str, Path], arguments: list[str]) -> None:
     kind, folder = checkout
-    arguments = change(folder)
     done = subprocess.run(
         ["bash", str(EXAMPLES / f"{kind}_patch" / "run.sh"), *arguments],
         cwd=folder,
@@ -121,7 +115,7 @@ def test_usage(checkout: tuple[str, Path], change, message: str) -> None:
         timeout=60,
     )
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "run.sh msrvtt|didemo|activity CHECKOUT DATA OUTPUT" in done.stderr
 
 
 def test_an_unpatched_checkout_is_named(checkout: tuple[str, Path], tmp_path: Path) -> None:
