@@ -1,4 +1,4 @@
-"""The command line: `muse-adapter info`, also as `python -m muse_adapter info`.
+"""The command line: `muse-adapter info` and `patch`, also as `python -m muse_adapter`.
 
 A command is a function that takes the parsed arguments and returns the exit status, and one that
 adds its parser and names the former there; `COMMANDS` lists the latter.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from muse_adapter import ops
+from muse_adapter.patching.command import add_patch
 from muse_adapter.version import VERSION
 
 # Every package we can use, with the extra that brings it (None: always there). Versions are read
@@ -138,7 +139,7 @@ def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=info)
 
 
-COMMANDS = (add_info,)
+COMMANDS = (add_info, add_patch)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ def param_groups(
         for part, rate in rates.items()
         for kind, decay in decays.items()
     }
-    undecayed = set(_undecayed_ids(model))
+    undecayed = set(undecayed_ids(model))
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -103,7 +103,8 @@ def param_groups(
     return filled
 
 
-def _undecayed_ids(model: nn.Module) -> Iterator[int]:
+def undecayed_ids(model: nn.Module) -> Iterator[int]:
+    """`id` of every parameter that is not decayed, by the rules of `param_groups`."""
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         for name, parameter in own.items():

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "checkpoint": {"config"},
     "model": {"layers", "config", "checkpoint"},
     "backbones": {"model", "config"},
-    "clip4clip": {"model", "optim"},
+    "clip4clip": {"model", "optim", "config"},
 }
 SEE_ALL = {"__init__", "__main__"}
 
