@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from muse_adapter.ops import short_convolution, silu_convolutions
+from muse_adapter import MultiScaleMamba
+from muse_adapter.ops import backends, short_convolution, silu_convolutions, use_backend
 
 
 def plain(x, weight, bias, reverse):
@@ -121,3 +122,45 @@ def test_the_same_bits_with_any_number_of_threads():
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def numba_arguments():
+    """x, weights and biases that the kernels of the numba backend take."""
+    unavailable = backends("cpu")["numba"].reason
+    if unavailable is not None:
+        pytest.skip(f"backend numba: {unavailable}")
+    draws = ((2, 40, 16), (2, 4, 16), (2, 16))
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in draws]
+
+
+@pytest.mark.parametrize("stop", [40, 7])
+def test_the_operators_keep_torchs_rules(stop):
+    x, w, bias = numba_arguments()
+    torch.library.opcheck(torch.ops.muse_adapter.silu_convolutions.default, (x, w, bias, stop))
+    grads = [torch.randn(2, size, 16, dtype=torch.float64) for size in (stop, 40)]
+    plain_inputs = [tensor.detach() for tensor in (x, w, bias)]
+    backward = torch.ops.muse_adapter.silu_convolutions_backward.default
+    torch.library.opcheck(backward, (*plain_inputs, grads))
+
+
+def test_a_second_derivative_is_refused_by_name():
+    x, w, bias = numba_arguments()
+    y, _ = torch.ops.muse_adapter.silu_convolutions(x, w, bias, 40)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative: use backend='reference'"):
+        grad.sum().backward()
+
+
+def test_a_head_with_fused_convolutions_is_one_graph():
+    numba_arguments()
+    head = MultiScaleMamba(dim=16, depth=2, scales=(1.0,), init="release").double().eval()
+    tokens = torch.randn(2, 3, 5, 16, dtype=torch.float64)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    with use_backend("numba"):
+        results = []
+        for call in (head, compiled):
+            given = tokens.clone().requires_grad_()
+            y = call(given)
+            results.append((y, *torch.autograd.grad(y[0, 0], (given, *head.parameters()))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
