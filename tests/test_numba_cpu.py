@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,8 @@ import muse_adapter.ops.numba_cpu as backend
 
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
+
+from muse_adapter.ops.numba_cpu import denormals
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -398,6 +401,30 @@ def test_padding_is_never_read(reverse):
     for name in ("y", "grad x", "grad delta", "grad B", "grad C"):
         assert (got[name][1, 17:] == 0).all() and (got[name][2] == 0).all(), name
     assert (got["state"][2] == 0).all()
+
+
+@pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
+@directions
+def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
+    # One input, then nothing: the state halves 400 times, the gradient on its way back as well.
+    threads(2)
+    length, channels, states = 401, 256, 16
+    x = torch.zeros(2, length, channels)
+    x[:, -1 if reverse else 0] = 1e-3
+    one = torch.ones(2, length, channels)
+    gains = torch.ones(2, length, 1, states)
+    A = torch.full((channels, states), math.log(0.5))
+    tensors = [t.requires_grad_() for t in (x, one, A, gains, gains.clone())]
+    y, state = backend.scan(
+        *tensors, None, None, delta_softplus=False, reverse=reverse, lengths=None
+    )
+    (dx,) = torch.autograd.grad(y[:, 0 if reverse else -1].sum(), x)
+    smallest = torch.finfo(torch.float32).tiny
+    for decayed in (y, dx):
+        assert (decayed != 0).sum() > 100 * channels
+        assert not ((decayed != 0) & (decayed.abs() < smallest)).any()
+    assert (state == 0).all()
+    assert torch.tensor(1e-30) * 1e-10 != 0, "the caller's own mode is as it was"
 
 
 # Large enough that the work is shared.

@@ -10,6 +10,7 @@ from muse_adapter.ops.numba_cpu.blocks import (
     kernel,
     next_number,
 )
+from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
@@ -82,10 +83,12 @@ def backward(
     steps = advance(lanes_dc, chunk * size + WIDTH * WIDTH)
     slopes = advance(steps, chunk * WIDTH)
 
+    mode = flush_denormals()
     while True:
         number = next_number(counters)
         video, first = number // (blocks // longest), number % (blocks // longest) * longest
         if video >= batch:
+            restore_mode(mode)
             return
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number
+from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     WIDTH,
@@ -58,10 +59,12 @@ def forward(
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
 
+    mode = flush_denormals()
     while True:
         job = next_number(counters)
         video, first = job // (blocks // longest), job % (blocks // longest) * longest
         if video >= batch:
+            restore_mode(mode)
             return
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
