@@ -1,4 +1,4 @@
-"""What the head costs on this machine, as ratios: backends of the scan, each saving, peak memory.
+"""What the head costs on this machine: against its floor and attention, each saving, peak memory.
 
     python -m benchmarks.head                 # the table, a few minutes on two cores
     python -m benchmarks.head --memory        # also 65,920 tokens in a fresh process
@@ -10,7 +10,6 @@ A ratio is printed only after the alternatives agreed with each other in the sam
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
@@ -19,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import in_turn, machine, write_json
+from benchmarks.measure import agree, in_turn, machine, write_json
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.block import ResidualLayer
-from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.layers.mixers import Attention, BiMamba
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import backends, selective_scan, short_convolution
+from muse_adapter.ops import selective_scan, short_convolution, use_backend
 
 FRAMES, TOKENS, DIM, STATES = 12, 50, 512, 16
 LENGTH = FRAMES * 255  # class token, 3x3, 7x7 and 14x14 of each frame
@@ -39,7 +38,10 @@ def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of the scan")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a single layer")
+    parser.add_argument(
+        "--grids", type=int, nargs="+", default=(7, 14), help="patches a side, for the whole head"
+    )
     parser.add_argument("--dim", type=int, default=DIM)
     parser.add_argument(
         "--memory", action="store_true", help="also measure peak memory at 65,920 tokens"
@@ -51,10 +53,12 @@ def main() -> None:
     about = machine()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     rows: list[Row] = []
-    for measure in (scans, pair_loop, last_layer, merged_maps, shared_projection):
+    for measure in (whole_head, pair_loop, last_layer, merged_maps, shared_projection):
         for row in measure(options):
             seconds = f"({row['slow_s']:.4f} s, {row['fast_s']:.4f} s)"
             print(f"{row['what']:<72} {row['ratio']:6.2f}x   {seconds}")
+            if "floor_s" in row:
+                print(f"{'':<8}{row['fast_s'] / row['floor_s']:.2f} times its floor")
             rows.append(row)
     figures: dict[str, Any] = {"machine": about, "ratios": rows}
     if options.memory:
@@ -75,34 +79,86 @@ def markdown_table(figures: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {row['what']} | {row['ratio']:.1f} |" for row in figures["ratios"]),
         "",
+        "The head takes "
+        + " and ".join(
+            f"{row['fast_s'] / row['floor_s']:.2f} times its floor at {row['tokens']:,} tokens"
+            for row in figures["ratios"]
+            if "floor_s" in row
+        )
+        + ": the matrix products of its four layers, untrimmed, and its 3x3 convolutions alone.",
+        "",
         f"A training step over {memory['tokens']:,} tokens (64 frames of 14x14 patches, width 512, "
         f"`torch` backend, gradient checkpointing) peaks at {memory['peak_gib']:.2f} GiB.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def scans(options: argparse.Namespace) -> list[Row]:
-    """Every backend that runs here against the reference: one direction, forward and training."""
-    arguments = _scan_arguments(options.dim, options.length)
-    names = [name for name, status in backends("cpu").items() if status.available]
-    outcomes = {name: _scan_step(arguments, name) for name in names}
-    for name in names:
-        for got, expected in zip(outcomes[name], outcomes["reference"], strict=True):
-            _agree(got, expected, f"backend {name}")
-    rows = []
+def whole_head(options: argparse.Namespace) -> list[Row]:
+    """The head at inference, against as many attention layers, and against its floor."""
+    return [_whole_head(side, options) for side in options.grids]
+
+
+def _whole_head(side: int, options: argparse.Namespace) -> Row:
+    head = _head(options.dim)
+    tokens = torch.randn(1, FRAMES, 1 + side**2, options.dim)
+    sizes = (side // 2, side, 2 * side)
+    length = FRAMES * (1 + sum(size**2 for size in sizes))
+    x = torch.randn(1, length, options.dim)
+    maps = [
+        torch.randn(FRAMES, options.dim, size, size).to(memory_format=torch.channels_last)
+        for size in sizes
+    ]
+    attention = AttentionLayers(options.dim, len(head.layers))
     with torch.no_grad():
-        forward = in_turn(
-            {name: functools.partial(_scan, arguments, name) for name in names}, options.repeats
+        with use_backend("torch"):
+            expected = head(tokens)
+        agree(head(tokens), expected, "the head")
+        timings = in_turn(
+            {
+                "head": lambda: head(tokens),
+                "floor": lambda: floor(head, x, maps),
+                "attention": lambda: attention(x),
+            },
+            options.repeats,
         )
-    training = in_turn(
-        {name: functools.partial(_scan_step, arguments, name) for name in names}, options.repeats
-    )
-    for kind, timings in (("forward", forward), ("forward and backward", training)):
-        for name in names:
-            if name != "reference":
-                what = f"scan, L={options.length}, {kind}: {name} against reference"
-                rows.append(_row(what, timings, slow="reference", fast=name))
-    return rows
+    what = f"inference, {length:,} tokens: head against {len(head.layers)} attention layers"
+    row = _row(what, timings, slow="attention", fast="head")
+    return row | {"tokens": length, "floor_s": timings["floor"].median}
+
+
+class AttentionLayers(nn.Module):
+    """What stands against the head: attention and its projections, nothing else."""
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Attention(dim) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
+    """The head's large matrix products alone: what no other work could be faster than.
+
+    Of each layer, on all tokens: the input projection, both x and dt projections, and one merged
+    output product; of the pyramid, the 3x3 convolutions.
+    """
+    for layer in head.layers:
+        assert isinstance(layer, ResidualLayer) and isinstance(layer.mixer, BiMamba)
+        mixer = layer.mixer
+        inner = F.linear(x, mixer.in_proj.weight)[..., : x.shape[-1]]
+        for x_proj, dt_proj in (
+            (mixer.x_proj, mixer.dt_proj),
+            (mixer.x_proj_b, mixer.dt_proj_b),
+        ):
+            F.linear(x_proj(inner)[..., : mixer.dt_rank], dt_proj.weight)
+        F.linear(inner, mixer.out_proj.weight)
+    for stage, level in zip(head.pyramid.stages, maps, strict=True):
+        assert isinstance(stage, nn.Sequential)
+        stage[-2](level)
 
 
 def pair_loop(options: argparse.Namespace) -> list[Row]:
@@ -198,38 +254,13 @@ def _head(dim: int) -> MultiScaleMamba:
     return MultiScaleMamba(dim=dim, init="release").eval()  # "identity" would hide the mixers
 
 
-def _scan_arguments(channels: int, length: int) -> list[Tensor]:
-    u, delta = torch.randn(2, 1, channels, length)
-    A = -torch.arange(1.0, STATES + 1).expand(channels, -1).clone()
-    B, C = torch.randn(2, 1, STATES, length)
-    tensors = [u, delta - 2, A, B, C, torch.ones(channels), torch.randn(1, channels, length)]
-    return [tensor.requires_grad_() for tensor in (*tensors, torch.zeros(channels))]
-
-
-def _scan(arguments: list[Tensor], backend: str) -> Tensor:
-    u, delta, A, B, C, D, z, delta_bias = arguments
-    y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True, backend=backend)
-    assert isinstance(y, Tensor)
-    return y
-
-
-def _scan_step(arguments: list[Tensor], backend: str) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(_scan(arguments, backend).square().sum(), arguments)
-
-
 def _compare(
     what: str, slow: Callable[[], Tensor], fast: Callable[[], Tensor], options: argparse.Namespace
 ) -> Row:
     with torch.no_grad():
-        _agree(fast(), slow(), what)
+        agree(fast(), slow(), what)
         timings = in_turn({"slow": slow, "fast": fast}, options.repeats)
         return _row(what, timings, slow="slow", fast="fast")
-
-
-def _agree(got: Tensor, expected: Tensor, what: str) -> None:
-    error = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not error < 1e-4:
-        raise SystemExit(f"{what}: the results differ by {error:.1e}, so no time is given")
 
 
 def _row(what: str, timings: dict[str, Any], *, slow: str, fast: str) -> Row:

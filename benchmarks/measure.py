@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from muse_adapter import __version__
 
@@ -47,8 +49,25 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "muse_adapter": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
     }
+
+
+def agree(got: Tensor, expected: Tensor, what: str, bound: float = 1e-4) -> None:
+    """The gate before every timing.
+
+    Raises:
+        SystemExit: the results differ by more than `bound` of the largest value.
+    """
+    error = ((got - expected).abs().max() / expected.abs().max()).item()
+    if not error < bound:
+        raise SystemExit(f"{what}: the results differ by {error:.1e}, so no time is given")
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
@@ -63,6 +82,12 @@ def _timing(values: list[float]) -> Timing:
         return Timing(values[0], 0.0)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Timing(median, high - low)
+
+
+def _module() -> str:
+    """Name of the benchmark that was started, as in `benchmarks.head`."""
+    path = Path(sys.argv[0])
+    return f"benchmarks.{path.stem}" if path.stem != "__main__" else "benchmarks"
 
 
 def _processor() -> str:

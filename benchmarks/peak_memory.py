@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 
 import torch
 
+from benchmarks.measure import peak_gib
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, use_backend
 
@@ -36,9 +35,7 @@ def main() -> None:
     with use_backend(options.backend):
         head(tokens).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in head.parameters())
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(json.dumps({"tokens": lengths[0], "peak_gib": peak / 2**30}))
+    print(json.dumps({"tokens": lengths[0], "peak_gib": peak_gib()}))
 
 
 if __name__ == "__main__":

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, head, peak_memory
+from benchmarks import gpu, head, peak_memory, scan
 
-MEASURED = ["scan", "evaluation", "last layer", "output maps", "mixer"]
+MEASURED = ["inference", "evaluation", "last layer", "output maps", "mixer"]
 
 
 def test_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "figures.json"
-    options = ["--repeats", "1", "--length", "40", "--dim", "32", "--json", str(target)]
+    options = ["--repeats", "1", "--length", "40", "--dim", "32", "--grids", "2"]
+    options += ["--json", str(target)]
     monkeypatch.setattr(sys, "argv", ["head.py", *options])
     head.main()
     figures = json.loads(target.read_text())
@@ -30,23 +32,44 @@ def test_head(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_table_in_the_readme_is_the_one_of_the_kept_figures() -> None:
+def test_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    options = ["--repeats", "1", "--lengths", "9", "20", "--dim", "16", "--json", str(target)]
+    monkeypatch.setattr(sys, "argv", ["scan.py", *options])
+    monkeypatch.setattr(scan, "LONGEST_REFERENCE", 9)
+    scan.main()
+    figures = json.loads(target.read_text())
+    rows = {(row["length"], row["backend"]) for row in figures["rows"]}
+    assert {(9, "reference"), (9, "torch"), (20, "torch")} <= rows
+    assert (20, "reference") not in rows
+    for row in figures["rows"]:
+        assert row["forward_s"] > 0 and row["training_s"] > 0 and row["peak_gib"] > 0.05
+    assert scan.markdown_table(figures) in capsys.readouterr().out
+    assert figures["machine"]["command"].startswith("python -m benchmarks.scan --repeats 1")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("benchmark", [head, scan])
+def test_the_table_in_the_readme_is_the_one_of_the_kept_figures(benchmark: Any) -> None:
     root = Path(head.__file__).parent.parent
-    figures = json.loads((root / "benchmarks" / "results" / "head.json").read_text())
-    assert head.markdown_table(figures) in (root / "README.md").read_text(encoding="utf-8")
+    name = benchmark.__name__.rpartition(".")[2]
+    figures = json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert benchmark.markdown_table(figures) in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_time_is_given_where_results_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = head._scan_step
+    original = scan.step
 
-    def wrong(arguments: list, backend: str) -> tuple:
+    def wrong(inputs: list, backend: str) -> tuple:
         scale = 1.01 if backend == "torch" else 1.0
-        return tuple(gradient * scale for gradient in original(arguments, backend))
+        return tuple(result * scale for result in original(inputs, backend))
 
-    monkeypatch.setattr(head, "_scan_step", wrong)
-    monkeypatch.setattr(sys, "argv", ["head.py", "--repeats", "1", "--length", "9", "--dim", "32"])
+    monkeypatch.setattr(scan, "step", wrong)
+    monkeypatch.setattr(sys, "argv", ["scan.py", "--repeats", "1", "--lengths", "9", "--dim", "32"])
     with pytest.raises(SystemExit, match="backend torch: the results differ"):
-        head.main()
+        scan.main()
 
 
 def test_peak_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,6 +251,30 @@ def test_both_directions_with_lengths_and_positions(backend, cut):
         assert (a - b).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["both directions", "one direction"])
+@pytest.mark.parametrize("channels", [32, 6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inference_is_the_definition(backend, dtype, channels, both):
+    """Without gradients a backend may join the directions and the gate."""
+    length, lengths = 70, torch.tensor([70, 0, 33])
+    behind = torch.arange(length) >= lengths.unsqueeze(1)
+
+    def direction():
+        a = {name: t.detach() for name, t in draw(3, channels, length, 4, dtype).items()}
+        rows = [a[name].transpose(1, 2) for name in ("u", "delta", "B", "C")]
+        u, delta, B, C = (t.masked_fill(behind[:, :, None], float("nan")) for t in rows)
+        return Direction(u, delta, a["A"], B, C, a["D"], a["delta_bias"])
+
+    forward, backward = direction(), direction() if both else None
+    z = torch.randn(3, length, 2 * channels, dtype=dtype)[..., channels:]  # half of a wider tensor
+    got = bidirectional_scan(forward, backward, z, lengths=lengths, backend=backend)
+    expected = bidirectional_scan(forward, backward, z, lengths=lengths, backend="reference")
+    assert got.dtype == dtype and got.shape == expected.shape
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    assert (got - expected).abs().max() < bound * expected.abs().max()
+    assert (got[behind] == 0).all()
+
+
 def test_nan_stays_in_its_video(backend):
     arguments = {k: v.detach() for k, v in draw(3, 4, 17, 3, torch.float32).items()}
     clean = selective_scan(**arguments, delta_softplus=True, backend=backend)

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.bidirectional import Direction, scan_in_turn
 from muse_adapter.ops.dispatch import choose
-
-
-class Direction(NamedTuple):
-    """What one direction of a bidirectional scan reads, in the layout that linear layers give.
-
-    Attributes:
-        x: (batch, L, E) inputs, after convolution and SiLU.
-        delta: (batch, L, E) step sizes before bias and softplus.
-        A: (E, S), negative.
-        B, C: (batch, L, S).
-        D: (E,) skip connection.
-        delta_bias: (E,).
-    """
-
-    x: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    delta_bias: Tensor
 
 
 def selective_scan(
@@ -125,32 +105,8 @@ def bidirectional_scan(
     """
     module = choose(z.device, backend)
     with without_autocast(z.device.type):
-        if hasattr(module, "bidirectional_scan"):
-            return module.bidirectional_scan(
-                forward, backward, z, lengths=lengths, positions=positions
-            )
-        total: Tensor | None = None
-        for direction, reverse in ((forward, False), (backward, True)):
-            if direction is None:
-                continue
-            x, delta, A, B, C, D, delta_bias = direction
-            y, _ = module.scan(
-                x,
-                delta,
-                A,
-                B.unsqueeze(2),
-                C.unsqueeze(2),
-                D,
-                delta_bias,
-                delta_softplus=True,
-                reverse=reverse,
-                lengths=lengths,
-            )
-            if positions is not None:
-                y = y.gather(1, positions.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
-            total = y if total is None else total + y
-        assert total is not None
-        return (total * F.silu(z.to(total.dtype))).to(z.dtype)
+        run = getattr(module, "bidirectional_scan", None) or partial(scan_in_turn, module.scan)
+        return run(forward, backward, z, lengths=lengths, positions=positions)
 
 
 def _time_first(matrix: Tensor) -> Tensor:

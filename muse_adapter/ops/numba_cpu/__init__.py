@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops import operator
+from muse_adapter.ops.bidirectional import Direction, scan_in_turn
 from muse_adapter.ops.convolution import convolve_in_turn
 from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
+from muse_adapter.ops.numba_cpu.gated_scan import gated_scan, serves
 
 NAME = "numba"
 
@@ -112,6 +114,21 @@ def scan_backward(
 
 
 scan = functools.partial(operator.scan, NAME)
+
+
+def bidirectional_scan(
+    forward: Direction,
+    backward: Direction | None,
+    z: Tensor,
+    *,
+    lengths: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """Both directions and the gate; see `muse_adapter.ops.dispatch`."""
+    directions = [forward] if backward is None else [forward, backward]
+    if positions is None and serves(directions, z):
+        return gated_scan(directions, z, lengths)
+    return scan_in_turn(scan, forward, backward, z, lengths=lengths, positions=positions)
 
 
 def silu_convolutions(

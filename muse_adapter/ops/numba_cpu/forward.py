@@ -8,6 +8,7 @@ from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
+    LOG2E,
     WIDTH,
     advance,
     fetch,
@@ -32,6 +33,7 @@ def forward(
     c_view: Any,
     weights: Any,
     outputs: Any,
+    ending: Any,
 ) -> None:
     """Run the jobs that are left: outputs, last states, and the states for the backward pass.
 
@@ -48,6 +50,9 @@ def forward(
             and of the lengths (batch,), int64.
         outputs: addresses of y (batch, L, E), the last states (batch, blocks, S, WIDTH), and the
             states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none.
+        ending: what becomes of an output before it is written: 1 if what stands in y is added to
+            it; then address and strides of batch and time of a gate z (or address 0), by whose
+            SiLU it is multiplied.
     """
     batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
@@ -55,7 +60,7 @@ def forward(
     b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
     D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
     lengths = pointer(weights[3], 1)
-    y = pointer(outputs[0], unit)
+    y, z = pointer(outputs[0], unit), pointer(ending[1], unit)
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
 
@@ -79,6 +84,7 @@ def forward(
             to_b = video * b_view[1] + block // b_view[5] * b_view[3]
             to_c = video * c_view[1] + block // c_view[5] * c_view[3]
             to_y = video * length * channels + channel
+            to_z = video * ending[2] + channel
             for s in range(states):
                 store(h, s * WIDTH, zero)
             for begin in range(0, valid, chunk):
@@ -100,6 +106,11 @@ def forward(
                         state = state + driven * gain(b, row_b, b_view, s)
                         store(h, s * WIDTH, state)
                         result = result + state * gain(c, row_c, c_view, s)
+                    if ending[0]:
+                        result = result + load(y, to_y + position * channels)
+                    if ending[1]:
+                        gate = load(z, to_z + position * ending[3])
+                        result = result * gate / (exp2(gate * -LOG2E) + 1.0)
                     store(y, to_y + position * channels, result)
                     later = position + AHEAD * step
                     fetch(x, to_x + later * x_view[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,9 +138,26 @@ def run_forward(call: Call, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         kept: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk; or None.
     """
     y = call.x.new_empty(call.x.shape)
+    return y, _run_forward(call, y, kept, (0, 0, 0, 0))
+
+
+def run_gated(calls: Sequence[Call], z: Tensor) -> Tensor:
+    """The sum of the calls' outputs, times SiLU(z): (batch, L, E).
+
+    Args:
+        z: (batch, L, E) in the calls' type, channels beside each other.
+    """
+    y = z.new_empty(calls[0].x.shape)
+    for number, call in enumerate(calls):
+        last = number == len(calls) - 1
+        _run_forward(call, y, None, (int(number > 0), *(view(z)[:3] if last else (0, 0, 0))))
+    return y
+
+
+def _run_forward(call: Call, y: Tensor, kept: Tensor | None, ending: tuple[int, ...]) -> Tensor:
     last = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
-    call.run(forward, addresses(y, last, kept), threads=call.threads())
-    return y, last
+    call.run(forward, addresses(y, last, kept), ending, threads=call.threads())
+    return last
 
 
 def run_backward(
