@@ -328,6 +328,45 @@ def test_a_second_derivative_is_refused_by_name(part):
         torch.autograd.grad(gradient.sum(), wanted)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("sides", [1, 2])
+def test_the_operators_keep_torchs_rules(sides, keep):
+    """Schema, fake results and gradients, as torch.compile and torch.export rely on them."""
+    run = torch.ops.muse_adapter
+    fields = []
+    for length in (2, 3)[:sides]:
+        (direction,) = both_directions(2, 4, 3, (length,), torch.float64)
+        x, delta, A, B, C, D, bias = (tensor.detach() for tensor in direction)
+        fields += [x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, bias]
+    if keep:
+        fields = [tensor.requires_grad_() for tensor in fields]
+    lengths = torch.tensor([2, 1], device=DEVICE)
+    torch.library.opcheck(run.triton_scan.default, (fields, lengths, 0b10, True, keep))
+    z = normal(2, 2, 4).requires_grad_(keep)
+    positions = torch.tensor([[0, 0], [1, 0]], device=DEVICE)
+    for places, sizes in ((positions, (2, 3)), (None, (2, 2))):
+        y = [normal(2, length, 4).requires_grad_(keep) for length in sizes[:sides]]
+        torch.library.opcheck(run.triton_gate.default, (z, places, y, keep))
+    x = normal(2, 3, 4).requires_grad_(keep)
+    weights = [normal(*shape).requires_grad_(keep) for shape in ((4, 1, 2), (4,)) * sides]
+    torch.library.opcheck(run.triton_convolutions.default, (x, weights, 2))
+
+
+def test_a_compiled_head_is_one_graph_forward_and_backward():
+    head = MultiScaleMamba(dim=8, depth=2, scales=(1.0,), dropout=0, init="release").to(DEVICE)
+    tokens, mask = normal(2, 1, 5, 8, dtype=torch.float32), torch.ones(2, 1, dtype=torch.bool)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+
+    def run(model):
+        head.zero_grad()
+        with ops.use_backend("triton"):
+            video = model(tokens, mask.to(DEVICE))
+            video.sum().backward()
+        return {"video": video, **{k: v.grad.clone() for k, v in head.named_parameters()}}
+
+    compare(run(compiled), run(head), 1e-5)
+
+
 def test_head():
     """The whole head, masks included, as on the torch backend."""
     head = MultiScaleMamba(dim=8, depth=1, scales=(1.0,), init="release").to(DEVICE).double().eval()

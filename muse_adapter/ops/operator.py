@@ -16,23 +16,12 @@ from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.dispatch import require
+from muse_adapter.ops.library import refuse_second, register
 
-SCAN, SCAN_BACKWARD = "muse_adapter::scan", "muse_adapter::scan_backward"
 INPUTS = (
     "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "
     "Tensor? lengths, bool delta_softplus, bool reverse, str backend"
 )
-SCHEMAS = {
-    SCAN: f"({INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)",
-    SCAN_BACKWARD: f"(Tensor? grad_y, Tensor? grad_state, Tensor kept, {INPUTS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-}
-
-# By a library and not by `torch.library.custom_op`, whose first call imports the whole compiler:
-# a second of a process that may never compile, and every later call costs more.
-LIBRARY = torch.library.Library("muse_adapter", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name.partition("::")[2] + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def scan(
@@ -188,16 +177,17 @@ def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _refuse_second(ctx: Any, *gradients: Tensor | None) -> Any:
-    raise RuntimeError(
-        f"the {ctx.backend} backend of the scan has no second derivative: use backend='reference'"
-    )
+    refuse_second(f"the {ctx.backend} backend of the scan has")(ctx)
 
 
-LIBRARY.impl("scan", _scan, "CompositeExplicitAutograd")
-LIBRARY.impl("scan_backward", _scan_backward, "CompositeExplicitAutograd")
-torch.library.register_fake(SCAN, _scan_fake, lib=LIBRARY)
-torch.library.register_fake(SCAN_BACKWARD, _scan_backward_fake, lib=LIBRARY)
-torch.library.register_autograd(SCAN, _differentiate, setup_context=_setup, lib=LIBRARY)
-torch.library.register_autograd(
-    SCAN_BACKWARD, _refuse_second, setup_context=_setup_second, lib=LIBRARY
+register(
+    "scan",
+    f"({INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+    *(_scan, _scan_fake, _differentiate, _setup),
+)
+register(
+    "scan_backward",
+    f"(Tensor? grad_y, Tensor? grad_state, Tensor kept, {INPUTS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    *(_scan_backward, _scan_backward_fake, _refuse_second, _setup_second),
 )

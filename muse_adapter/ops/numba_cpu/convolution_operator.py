@@ -8,17 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.operator import LIBRARY
-
-LIBRARY.define(
-    "silu_convolutions(Tensor x, Tensor w, Tensor bias, SymInt stop) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-LIBRARY.define(
-    "silu_convolutions_backward(Tensor x, Tensor w, Tensor bias, Tensor[] grads) -> "
-    "(Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from muse_adapter.ops.library import refuse_second, register
 
 
 def silu_convolutions(
@@ -68,21 +58,13 @@ def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.muse_adapter.silu_convolutions_backward(x, w, bias, given), None
 
 
-def _refuse_second(ctx: Any, *gradients: Tensor | None) -> Any:
-    raise RuntimeError(
-        "the convolutions of the numba backend have no second derivative: use backend='reference'"
-    )
-
-
-for _name, _run, _fake, _gradient in (
-    ("silu_convolutions", _forward, _forward_fake, _differentiate),
-    ("silu_convolutions_backward", _backward, _backward_fake, _refuse_second),
-):
-    LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"muse_adapter::{_name}", _fake, lib=LIBRARY)
-    torch.library.register_autograd(
-        f"muse_adapter::{_name}",
-        _gradient,
-        setup_context=_setup if _gradient is _differentiate else None,
-        lib=LIBRARY,
-    )
+register(
+    "silu_convolutions",
+    "(Tensor x, Tensor w, Tensor bias, SymInt stop) -> (Tensor, Tensor)",
+    *(_forward, _forward_fake, _differentiate, _setup),
+)
+register(
+    "silu_convolutions_backward",
+    "(Tensor x, Tensor w, Tensor bias, Tensor[] grads) -> (Tensor, Tensor, Tensor)",
+    *(_backward, _backward_fake, refuse_second("the convolutions of the numba backend have")),
+)

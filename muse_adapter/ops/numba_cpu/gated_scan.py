@@ -9,12 +9,7 @@ from torch import Tensor
 
 from muse_adapter.ops.bidirectional import Direction
 from muse_adapter.ops.dispatch import require
-from muse_adapter.ops.operator import LIBRARY
-
-LIBRARY.define(
-    "gated_scan(Tensor[] ahead, Tensor[] back, Tensor z, Tensor? lengths) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from muse_adapter.ops.library import register
 
 
 def serves(directions: Sequence[Direction], z: Tensor) -> bool:
@@ -53,5 +48,8 @@ def _fake(ahead: list[Tensor], back: list[Tensor], z: Tensor, lengths: Tensor | 
     return z.new_empty(z.shape)
 
 
-LIBRARY.impl("gated_scan", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("muse_adapter::gated_scan", _fake, lib=LIBRARY)
+register(
+    "gated_scan",
+    "(Tensor[] ahead, Tensor[] back, Tensor z, Tensor? lengths) -> Tensor",
+    *(_run, _fake),
+)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from muse_adapter.ops.bidirectional import Direction
+from muse_adapter.ops.triton_gpu import operators
 
 NAME = "triton"
 AUTOMATIC = False  # until the kernels have run on a GPU
@@ -30,8 +32,6 @@ def unavailable(device: torch.device | None = None) -> str | None:
     Returns:
         None if it can run, else the reason and what would fix it.
     """
-    if torch.compiler.is_compiling():
-        return "torch.compile cannot trace it: use the backend 'torch' inside compiled code"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'muse-adapter[triton]'"
     error = _load_error()
@@ -70,11 +70,6 @@ def _interpreted() -> bool:
     return not isinstance(outputs, JITFunction)
 
 
-def _tracked(*tensors: Tensor) -> bool:
-    """Whether a gradient may be asked for: inside of an autograd function nothing says so."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def scan(
     x: Tensor,
     delta: Tensor,
@@ -89,36 +84,35 @@ def scan(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run one direction; args and returns are those of the contract in `dispatch`."""
-    from muse_adapter.ops.triton_gpu.function import Scan
-
     D = A.new_zeros(A.shape[0]) if D is None else D
     bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
-    tensors = (x, delta, A, B, C, D, bias)
-    y, state = Scan.apply(_tracked(*tensors), int(reverse), delta_softplus, lengths, *tensors)
+    fields = [x, delta, A, B, C, D, bias]
+    (y,), (state,) = operators.scans(fields, lengths, int(reverse), delta_softplus)
     return y, state
 
 
 def bidirectional_scan(
-    forward: Any, backward: Any, z: Tensor, *, lengths: Tensor | None, positions: Tensor | None
+    forward: Direction,
+    backward: Direction | None,
+    z: Tensor,
+    *,
+    lengths: Tensor | None,
+    positions: Tensor | None,
 ) -> Tensor:
-    """Run both directions in one launch; args and returns as in `muse_adapter.ops.scan`."""
-    from muse_adapter.ops.triton_gpu.function import Scan
-    from muse_adapter.ops.triton_gpu.gate import Gate
-
+    """Both directions in one launch; see `muse_adapter.ops.dispatch`."""
     sides = [forward] if backward is None else [forward, backward]
     fields = [
         tensor
         for x, delta, A, B, C, D, delta_bias in sides
         for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
     ]
-    y = Scan.apply(_tracked(*fields), 0b10, True, lengths, *fields)[: len(sides)]
-    return Gate.apply(_tracked(z, *y), z, positions, *y)
+    y, _ = operators.scans(fields, lengths, 0b10, True)
+    return operators.gated(z, positions, y)
 
 
 def silu_convolutions(
     x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
 ) -> tuple[Tensor, ...]:
-    """SiLU of both convolutions in one pass; args as in `muse_adapter.ops.convolution`."""
-    from muse_adapter.ops.triton_gpu.convolution import Convolutions
-
-    return Convolutions.apply(x, stop, *(tensor for pair in weights for tensor in pair))
+    """SiLU of both convolutions in one pass; see `muse_adapter.ops.dispatch`."""
+    joined = [tensor for pair in weights for tensor in pair]
+    return tuple(operators.convolutions(x, joined, stop))

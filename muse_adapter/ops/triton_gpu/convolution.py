@@ -6,7 +6,7 @@ directions at once.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -187,80 +187,63 @@ def convolve_backward(
         tl.store(rows + TAPS * E, bias_sum1, mask=live)
 
 
-class Convolutions(torch.autograd.Function):
+def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]:
     """SiLU of the convolutions of one direction or both, (batch, stop, E) and (batch, L, E).
 
-    Arguments: x (batch, L, E), the positions wanted of the first direction, then the weight
-    (E, 1, taps) and the bias (E,) of each.
+    Args:
+        x: (batch, L, E).
+        weights: weight (E, 1, taps) and bias (E,) of each direction.
+        stop: positions wanted of the first.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, stop: int, *weights: Tensor) -> tuple[Tensor, ...]:
-        x = x.contiguous()
-        batch, length, channels = x.shape
-        joined = _joined(weights)
-        y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
-        width = min(WIDTH, triton.next_power_of_2(channels))
-        with torch.cuda.device_of(x):  # kernels are launched on the current device
-            convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
-                *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
-                E=channels,
-                BOTH=len(y) > 1,
-                TAPS=weights[0].shape[-1],
-                STEPS=STEPS,
-                WIDTH=width,
-                TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-                **OPTIONS,
-            )
-        ctx.save_for_backward(x, *weights)
-        ctx.stop = stop
-        return tuple(y)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx, *dweights = _Gradients.apply(ctx.stop, len(grads), *grads, *ctx.saved_tensors)
-        return dx, None, *dweights
-
-
-class _Gradients(torch.autograd.Function):
-    """The backward pass as a function of its own, so that a derivative of it is refused by name."""
-
-    @staticmethod
-    def forward(ctx: Any, stop: int, outputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        x, weights = tensors[outputs], tensors[outputs + 1 :]
-        dy = [grad.contiguous() for grad in tensors[:outputs]]
-        batch, length, channels = x.shape
-        joined = _joined(weights)
-        taps = weights[0].shape[-1]
-        dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
-        parts = triton.cdiv(length, SEGMENT)
-        dweight = joined[0].new_empty(outputs, batch, parts, taps + 1, channels)
-        with torch.cuda.device_of(x):
-            convolve_backward[(triton.cdiv(channels, width), parts, batch)](
-                *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
-                E=channels,
-                BOTH=outputs > 1,
-                TAPS=taps,
-                WIDTH=width,
-                TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-                **OPTIONS,
-            )
-        dweights = []
-        for grad, weight, bias in zip(
-            dweight.sum((1, 2)), weights[::2], weights[1::2], strict=True
-        ):
-            dweights += [grad[:-1].t().unsqueeze(1).to(weight.dtype), grad[-1].to(bias.dtype)]
-        return dx, *dweights
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "the triton backend of the convolution has no second derivative: "
-            "use backend='reference'"
+    x = x.contiguous()
+    batch, length, channels = x.shape
+    joined = _joined(weights)
+    y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
+    width = min(WIDTH, triton.next_power_of_2(channels))
+    with torch.cuda.device_of(x):  # kernels are launched on the current device
+        convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
+            *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
+            E=channels,
+            BOTH=len(y) > 1,
+            TAPS=weights[0].shape[-1],
+            STEPS=STEPS,
+            WIDTH=width,
+            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            **OPTIONS,
         )
+    return y
 
 
-def _joined(weights: tuple[Tensor, ...]) -> list[Tensor]:
+def run_backward(
+    x: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor], stop: int
+) -> list[Tensor]:
+    """Gradients of x and of the weights, in their order."""
+    x = x.contiguous()
+    dy = [grad.contiguous() for grad in grads]
+    batch, length, channels = x.shape
+    joined = _joined(weights)
+    taps = weights[0].shape[-1]
+    dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
+    parts = triton.cdiv(length, SEGMENT)
+    dweight = joined[0].new_empty(len(dy), batch, parts, taps + 1, channels)
+    with torch.cuda.device_of(x):
+        convolve_backward[(triton.cdiv(channels, width), parts, batch)](
+            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
+            E=channels,
+            BOTH=len(dy) > 1,
+            TAPS=taps,
+            WIDTH=width,
+            TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            **OPTIONS,
+        )
+    results = [dx]
+    for grad, weight, bias in zip(dweight.sum((1, 2)), weights[::2], weights[1::2], strict=True):
+        taps_first = grad[:-1].t().unsqueeze(1).to(weight.dtype)
+        results += [taps_first.contiguous(), grad[-1].to(bias.dtype, copy=True)]
+    return results
+
+
+def _joined(weights: Sequence[Tensor]) -> list[Tensor]:
     """Taps and bias of each direction, (taps + 1, E), in the type of the sums."""
     dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
     return [

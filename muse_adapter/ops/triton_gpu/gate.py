@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,80 +62,45 @@ def gate_backward(
     tl.store(dz + row, above * y * share * (1.0 + gate * (1.0 - share)), mask=live)
 
 
-class Gate(torch.autograd.Function):
-    """(y0 + y1) SiLU(z) at the wanted positions, in the type of z; differentiable once.
+def run_forward(
+    z: Tensor, positions: Tensor | None, y: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, Tensor]:
+    """(y0 + y1) SiLU(z) at the wanted positions, and the sum of the directions.
 
-    The gradient of z reads the sum of the directions as it was kept, in the type of z.
-
-    Arguments: whether a backward pass may come, z (batch, P, E), positions (batch, P) or None,
-    y (batch, L, E) of each direction.
+    Args:
+        z: (batch, P, E).
+        positions: (batch, P), or None: all.
+        y: (batch, L, E) of each direction.
+        keep: whether the sum is wanted, in the type of z as the gradient reads it; else it is
+            empty.
     """
-
-    @staticmethod
-    def forward(ctx: Any, keep: bool, z: Tensor, positions: Tensor | None, *y: Tensor) -> Tensor:
-        z = z.contiguous()
-        out = torch.empty_like(z)
-        total = torch.empty_like(z) if keep else out
-        with torch.cuda.device_of(z):  # kernels are launched on the current device
-            gate_forward[_grid(z)](
-                *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out, total),
-                *(y[0].shape[1], y[-1].shape[1], z.shape[1]),
-                E=z.shape[2],
-                BOTH=len(y) > 1,
-                PLACED=positions is not None,
-                KEPT=keep,
-                **_meta(z, y[0].dtype),
-            )
-        if keep:
-            ctx.save_for_backward(z, total, positions)
-            ctx.lengths = [tensor.shape[1] for tensor in y]
-            ctx.dtype = y[0].dtype
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _GateGradients.apply(grad, ctx.lengths, ctx.dtype, *ctx.saved_tensors)
-        return None, *gradients
-
-
-class _GateGradients(torch.autograd.Function):
-    """The backward pass as a function of its own, so that a derivative of it is refused by name."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        lengths: list[int],
-        dtype: torch.dtype,
-        z: Tensor,
-        total: Tensor,
-        positions: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
-        with torch.cuda.device_of(z):
-            gate_backward[_grid(z)](
-                grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
-            )
-        if positions is None:
-            return dz, None, *[dy for _ in lengths]
-        videos = torch.arange(len(z), device=z.device).unsqueeze(1)
-        # Adds where a position is wanted twice; in a fixed order, unlike `scatter_add`.
-        return (
-            dz,
-            None,
-            *[
-                dy.new_zeros(len(z), length, z.shape[2]).index_put_(
-                    (videos, positions), dy, accumulate=True
-                )
-                for length in lengths
-            ],
+    z = z.contiguous()
+    out = torch.empty_like(z)
+    total = torch.empty_like(z) if keep else z.new_empty(0)
+    with torch.cuda.device_of(z):  # kernels are launched on the current device
+        gate_forward[_grid(z)](
+            *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out),
+            *(total if keep else out, y[0].shape[1], y[-1].shape[1], z.shape[1]),
+            E=z.shape[2],
+            BOTH=len(y) > 1,
+            PLACED=positions is not None,
+            KEPT=keep,
+            **_meta(z, y[0].dtype),
         )
+    return out, total
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "the triton backend of the scan has no second derivative: use backend='reference'"
+
+def run_backward(
+    grad: Tensor, z: Tensor, total: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of z, and of the sum of the directions (batch, P, E) in `dtype`."""
+    z = z.contiguous()
+    dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
+    with torch.cuda.device_of(z):
+        gate_backward[_grid(z)](
+            grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
         )
+    return dz, dy
 
 
 def _grid(z: Tensor) -> tuple[int, int, int]:
