@@ -112,19 +112,24 @@ def test_import_loads_torch_einops_and_nothing_else(run_python) -> None:
     done = run_python(
         """
         import json, sys, time
+        start = time.perf_counter()
         import torch, einops
+        others = time.perf_counter() - start
         before = set(sys.modules)
         start = time.perf_counter()
         import muse_adapter
         seconds = time.perf_counter() - start
         loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
-        print(json.dumps({"seconds": seconds, "loaded": sorted(loaded - sys.stdlib_module_names)}))
+        loaded = sorted(loaded - sys.stdlib_module_names)
+        print(json.dumps({"seconds": seconds, "others": others, "loaded": loaded}))
         """
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     print(f"import muse_adapter: {result['seconds']:.3f} s beyond torch and einops")
     assert set(result["loaded"]) <= {"muse_adapter", "torch", "einops"}
+    # Measured: 0.1 s against 2.
+    assert result["seconds"] < result["others"] / 2
 
 
 def test_core_works_where_nothing_optional_can_be_imported(run_python) -> None:

@@ -96,6 +96,7 @@ def test_constraints_pin_what_is_installed_here(setup_cfg: configparser.ConfigPa
     listed = [options[0]["install_requires"], *options[1].values()]
     wanted = {distribution_name(line) for text in listed for line in lines(text)}
     assert wanted - UNPINNED <= set(pinned)
+    assert not UNPINNED & set(pinned), "pip must choose these for the torch it installs"
 
 
 def test_every_folder_of_the_package_is_a_package() -> None:

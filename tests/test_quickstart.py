@@ -8,6 +8,7 @@ import shutil
 import string
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -107,7 +108,7 @@ def run_command(*arguments: str | Path) -> int:
 def test_default_run_leaves_results_pictures_and_an_index(
     material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = demo(TINY, material, tmp_path, progress=False)
+    summary = demo(TINY, material, tmp_path, began=time.perf_counter(), progress=False)
 
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["chance_r1"] == pytest.approx(100 / 8)
@@ -147,7 +148,9 @@ def test_slow_backend_announces_the_expected_time(
 ) -> None:
     monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "torch")
     monkeypatch.setattr(demo_module, "seconds_per_step", lambda *_: 90.0)
-    summary = demo(replace(TINY, steps=1), material, tmp_path, progress=False)
+    summary = demo(
+        replace(TINY, steps=1), material, tmp_path, began=time.perf_counter(), progress=False
+    )
     assert "expected time of the two trainings: about 3 min" in capsys.readouterr().out
     assert summary["environment"]["scan_backend"] == "torch"
 
@@ -449,7 +452,7 @@ def test_a_device_that_is_not_there(
     assert "--device cuda:1 is not there: torch finds no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off", b"junk"])
 def test_a_damaged_file_is_named(
     content: bytes, tmp_path: Path, material: Material, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -464,6 +467,11 @@ def test_a_damaged_file_is_named(
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged, delete it and start again"):
         runs.run(TINY, material, tmp_path, progress=False)
     assert checkpoint.read_bytes() == content
+
+    result = checkpoint.with_name("result.json")
+    result.write_bytes(content)
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        runs.finished(TINY, material, tmp_path)
 
 
 def test_progress_bars_are_named_with_their_install_line() -> None:
@@ -539,4 +547,6 @@ def test_the_table_in_the_readme_is_the_one_of_the_kept_study() -> None:
     assert study.markdown_table(figures["summary"]) in text
     for runs_of in figures["summary"].values():
         assert set(runs_of["seeds"]) <= {0, 1, 2}
+    assert set(figures["summary"]) == set(HEADS)
+    assert figures["summary"]["muse"]["columns"]["T2V R@1"]["mean"] >= 50 * figures["chance_r1"]
     assert (kept / "contact_sheet.png").read_bytes().startswith(PNG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -666,3 +667,18 @@ def test_contact_sheet_marks_the_hit(rendered: tuple, tmp_path: Path) -> None:
 def test_contact_sheet_without_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one query"):
         contact_sheet(tmp_path / "sheet.png", [])
+
+
+def test_a_damaged_cache_of_frames_is_named(rendered: tuple, tmp_path: Path) -> None:
+    clips = rendered[1]["test"][:1]
+    load_part(clips, num_frames=4, size=16, cache=tmp_path, progress=False)
+    (file,) = tmp_path.iterdir()
+    for content in (b"", b"junk", file.read_bytes()[:-100]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(f"{file} is damaged, delete it")):
+            load_part(clips, num_frames=4, size=16, cache=tmp_path, progress=False)
+
+
+def test_a_folder_for_captions_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"cannot read the captions {re.escape(str(tmp_path))}"):
+        read_captions(tmp_path, tmp_path)

@@ -7,12 +7,14 @@ import logging
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from muse_adapter import ops
 from muse_adapter.ops import (
     Direction,
     bidirectional_scan,
     dispatch,
+    recurrent,
     selective_scan,
     use_backend,
 )
@@ -285,25 +287,42 @@ def test_nan_stays_in_its_video(backend):
     assert torch.equal(y[1, :, :5], clean[1, :, :5]) and y[1, :, 5:].isnan().all()
 
 
-def test_the_torch_backend_keeps_no_state_of_every_token():
-    """The largest tensor alive in forward and backward is a chunk's, not (batch, L, E, S)."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives."""
 
-    class Largest(TorchDispatchMode):
-        elements = 0
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
 
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(tensor, torch.Tensor):
-                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-            return out
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
+        return out
 
-    arguments = draw(1, 64, 4000, 16, torch.float32)
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_the_torch_backend_keeps_no_state_of_every_token(reverse):
+    """The largest tensor of forward and backward is a chunk's, not (batch, L, E, S)."""
+    batch, channels, length, states = 1, 64, 4000, 16
+    arguments = draw(batch, channels, length, states, torch.float32)
+    u, delta, A, B, C, D, bias = (
+        arguments[name].detach() for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    )
+    rows = (u.transpose(1, 2), delta.transpose(1, 2), A)
+    inputs = (*rows, B.transpose(1, 2)[:, :, None], C.transpose(1, 2)[:, :, None], D, bias)
+    flags = {"delta_softplus": True, "reverse": reverse, "lengths": None}
+    every_state = batch * channels * length * states
+    # Below the operator, into which the mode does not look.
     with Largest() as largest:
-        y = selective_scan(**arguments, delta_softplus=True, backend="torch")
-        y.sum().backward()
-    assert largest.elements < 4000 * 64 * 16 / 4
+        kept = torch.empty(recurrent.kept_shape(batch, length, channels, states))
+        y, _ = recurrent.scan_forward(*inputs, **flags, kept=kept)
+        recurrent.scan_backward(torch.ones_like(y), None, kept, *inputs, **flags)
+    assert largest.elements < every_state / 4
+    with Largest() as largest:
+        torch.stack([A] * length)
+    assert largest.elements >= every_state, "a tensor of every state would be seen"
 
 
 def test_choice_of_the_backend(monkeypatch, caplog):

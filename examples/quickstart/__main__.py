@@ -127,10 +127,12 @@ def run_training(options: argparse.Namespace) -> None:
         print(markdown_table(summary["summary"]))
         print(f"results: {folder / 'compare.json'}, {folder / 'compare.md'}")
         return
-    demo(settings, material, folder, device=options.device, progress=progress)
+    summary = demo(
+        settings, material, folder, began=began, device=options.device, progress=progress
+    )
     print(f"\nresults:  {folder / 'results.json'}")
     print(f"pictures: {folder / 'contact_sheet.png'}, {folder / 'curves.png'}")
-    print(f"total time: {time.perf_counter() - began:.0f} s")
+    print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
     where = "" if folder == Path("quickstart-output") else f" --folder {shlex.quote(str(folder))}"
     query = QUERY if material.rendered else material.parts["test"].clips[0].caption
     print(f"search:   {COMMAND} search {shlex.quote(query)}{where}")

@@ -75,6 +75,9 @@ def compare(
             summary = {
                 "environment": environment(scan_backend(device)),
                 "clips": material.sizes,
+                "training_seconds": round(
+                    sum(run["train_seconds"] for runs in results.values() for run in runs)
+                ),
                 "chance_r1": 100 / len(videos_of(material.parts["test"])[0]),
                 "summary": {name: summarise(runs) for name, runs in results.items() if runs},
                 "runs": [_without_curves(run) for runs in results.values() for run in runs],

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.quickstart.files import ensure_folder, write_bytes
+from examples.quickstart.files import ensure_folder, read_tensors, write_tensors
 from muse_adapter.video import UnreadableVideo, read_frames
 
 LISTED = 5  # how many of the faulty files or lines a message names
@@ -165,7 +165,7 @@ def load_part(
         The readable clips, decoded.
 
     Raises:
-        ValueError: there are no clips, or none can be read.
+        ValueError: there are no clips, none can be read, or the file in the cache is damaged.
         OSError: the cache cannot be written to.
     """
     if not clips:
@@ -176,13 +176,11 @@ def load_part(
     else:
         file = Path(cache) / f"frames-{_fingerprint(paths, num_frames, size)}.pt"
         if file.exists():
-            decoded = _Decoded(**torch.load(file, weights_only=True))
+            decoded = _Decoded(**read_tensors(file))
         else:
             ensure_folder(file.parent)
             decoded = _decode(paths, num_frames, size, progress)
-            buffer = io.BytesIO()
-            torch.save(vars(decoded), buffer)
-            write_bytes(file, buffer.getvalue())
+            write_tensors(file, vars(decoded))
 
     row_of = {paths[number]: row for row, number in enumerate(decoded.readable)}
     if not row_of:
@@ -204,6 +202,8 @@ def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
         text = csv_path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file of captions: {csv_path}") from None
+    except OSError as error:
+        raise OSError(f"cannot read the captions {csv_path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{csv_path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"

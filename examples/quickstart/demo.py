@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from examples.quickstart.curves import draw_curves
 from examples.quickstart.data import Part
 from examples.quickstart.evaluate import embed_texts, embed_videos, videos_of
 from examples.quickstart.material import PARTS, Material
-from examples.quickstart.report import environment, result_table, write_json
+from examples.quickstart.report import environment, peak_gib, result_table, write_json
 from examples.quickstart.runs import run, scan_backend, seconds_per_step
 from examples.quickstart.search import write_index
 from examples.quickstart.settings import Settings
@@ -29,6 +30,7 @@ def demo(
     material: Material,
     folder: Path,
     *,
+    began: float,
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def demo(
         settings: of the MUSE run; the other differs in the head alone.
         material: the clips.
         folder: gets `results.json`, `contact_sheet.png`, `curves.png` and the search index.
+        began: reading of `time.perf_counter` at the start of the command.
         device: where to train.
         progress: whether to show progress bars.
 
@@ -74,6 +77,9 @@ def demo(
         {head: trained.losses for head, trained in runs.items()},
         {head: trained.validation for head, trained in runs.items()},
     )
+    summary["seconds"] = round(time.perf_counter() - began, 1)
+    summary["peak_gib"] = round(peak_gib(), 2)
+    write_json(folder / "results.json", summary)
     return summary
 
 

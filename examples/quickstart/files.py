@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import pickle
+import struct
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def ensure_folder(folder: Path) -> None:
@@ -18,6 +25,40 @@ def ensure_folder(folder: Path) -> None:
         raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(f"cannot write to the folder {folder}: permission denied")
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values beside and rename."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    ensure_folder(path.parent)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What `write_tensors` wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # What torch raises depends on where the file is cut; the file itself has been read by now.
+    except (RuntimeError, EOFError, OSError, struct.error, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged, delete it and start again: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text's encoding, or of its syntax
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

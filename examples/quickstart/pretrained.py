@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from examples.quickstart.files import read_json
 from examples.quickstart.heads import build_head
 from examples.quickstart.model import DualEncoder
 from examples.quickstart.settings import Settings
@@ -35,7 +35,7 @@ def import_transformers() -> Any:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def read_config(folder: str) -> dict:

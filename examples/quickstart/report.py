@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,6 +55,12 @@ def environment(backend: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "scan_backend": backend,
     }
+
+
+def peak_gib() -> float:
+    """Most memory that the process has had at any time, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def write_json(path: Path, content: Any) -> None:

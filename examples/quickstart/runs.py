@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from examples.quickstart.batches import TrainingSet
 from examples.quickstart.evaluate import captions_of, evaluate
+from examples.quickstart.files import read_json
 from examples.quickstart.material import Material
 from examples.quickstart.model import build_model, build_tokenizer
 from examples.quickstart.report import write_json
@@ -75,7 +75,7 @@ def run(
 def finished(settings: Settings, material: Material, folder: Path) -> dict[str, Any] | None:
     """The result of a run that was already finished, or None."""
     path = run_folder(folder, settings, material) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def seconds_per_step(settings: Settings, material: Material, device: str, steps: int = 3) -> float:

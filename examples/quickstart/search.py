@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from examples.quickstart.checkpoint import read_checkpoint, write_checkpoint
 from examples.quickstart.data import Part
 from examples.quickstart.evaluate import embed_texts, embed_videos, videos_of
+from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.model import build_model, load_tokenizer
 from examples.quickstart.settings import Settings
 from examples.quickstart.train import Trained
@@ -47,7 +47,7 @@ def write_index(folder: Path, settings: Settings, run: Trained, parts: list[Part
         "captions": [clip.caption for clip in clips],
         "paths": [str(clip.path) for clip in clips],
     }
-    write_checkpoint(folder / INDEX, content)
+    write_tensors(folder / INDEX, content)
 
 
 def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Hit], list[str]]:
@@ -70,7 +70,7 @@ def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Hit], list
         raise FileNotFoundError(
             f"nothing was trained in {folder} yet: run the quickstart there first (no {path})"
         )
-    content = read_checkpoint(path)
+    content = read_tensors(path)
     settings = Settings(**content["settings"])
     tokenizer = load_tokenizer(settings, content["tokenizer"])
     warnings = tokenizer.warnings(query)

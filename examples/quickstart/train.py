@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.quickstart.batches import TrainingSet, batch_of
-from examples.quickstart.checkpoint import (
-    random_state,
-    read_checkpoint,
-    restore_random_state,
-    write_checkpoint,
-)
 from examples.quickstart.data import Part
 from examples.quickstart.evaluate import captions_of, evaluate
+from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.model import (
     MAX_LOGIT_SCALE,
     DualEncoder,
@@ -28,6 +23,7 @@ from examples.quickstart.model import (
     build_model,
     build_tokenizer,
 )
+from examples.quickstart.random_state import random_state, restore_random_state
 from examples.quickstart.settings import Settings
 from muse_adapter import param_groups
 
@@ -211,13 +207,13 @@ def _save(
         "validation": run.validation,
         "seconds": run.seconds,
     }
-    write_checkpoint(path, content)
+    write_tensors(path, content)
 
 
 def _restore(
     path: Path, run: Trained, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    content = read_checkpoint(path)
+    content = read_tensors(path)
     run.model.load_own_state(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     restore_random_state(content["random"], device)
