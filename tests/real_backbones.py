@@ -1,0 +1,95 @@
+"""Small models of the real libraries, with random weights; where a library is missing, a skip."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import nn
+
+
+def load(name: str) -> ModuleType:
+    return pytest.importorskip(name, reason=f"needs {name}")
+
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+    "max_position_embeddings": 8,
+}
+
+
+CLIP = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 12}
+NAFLEX_VISION = {k: v for k, v in VISION.items() if k != "image_size"} | {"num_patches": 16}
+
+
+def hf(name: str, config: str, **values: Any) -> Callable[[], nn.Module]:
+    """A function that builds a model of transformers with random weights."""
+
+    def build() -> nn.Module:
+        transformers = pytest.importorskip("transformers", reason="needs transformers")
+        transformers.logging.set_verbosity_error()
+        return getattr(transformers, name)(getattr(transformers, config)(**values))
+
+    return build
+
+
+def timm_model(name: str, **values: Any) -> Callable[[], nn.Module]:
+    values = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2} | values
+    return lambda: load("timm").create_model(name, pretrained=False, **values)
+
+
+def open_clip_model(embed_dim: int = 12, **vision: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+        vision_cfg = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
+        clip = load("open_clip").CLIP
+        return clip(embed_dim=embed_dim, vision_cfg=vision_cfg | vision, text_cfg=text)
+
+    return build
+
+
+def open_clip_timm(name: str, **vision: Any) -> Callable[[], nn.Module]:
+    return open_clip_model(timm_model_name=name, image_size=160, **vision)
+
+
+def openai_clip(**values: Any) -> nn.Module:
+    """OpenAI's own CLIP, float32: its norms compute in no other type."""
+    found = importlib.util.find_spec("clip")
+    if found is None or found.origin is None:
+        pytest.skip("needs OpenAI's clip (clip-anytorch)")
+    # Its __init__ asks for pkg_resources, which setuptools no longer has; the model needs none.
+    spec = importlib.util.spec_from_file_location(
+        "openai_clip_model", Path(found.origin).parent / "model.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = {
+        "embed_dim": 12,
+        "image_resolution": 16,
+        "vision_layers": 2,
+        "vision_width": 64,
+        "vision_patch_size": 4,
+        "context_length": 8,
+        "vocab_size": 50,
+        "transformer_width": 16,
+        "transformer_heads": 2,
+        "transformer_layers": 1,
+    } | values
+    return module.CLIP(**values)
