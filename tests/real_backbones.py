@@ -54,12 +54,14 @@ def timm_model(name: str, **values: Any) -> Callable[[], nn.Module]:
     return lambda: load("timm").create_model(name, pretrained=False, **values)
 
 
-def open_clip_model(embed_dim: int = 12, **vision: Any) -> Callable[[], nn.Module]:
+def open_clip_model(
+    kind: str = "CLIP", bias: float | None = None, **vision: Any
+) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
         vision_cfg = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
-        clip = load("open_clip").CLIP
-        return clip(embed_dim=embed_dim, vision_cfg=vision_cfg | vision, text_cfg=text)
+        clip = getattr(load("open_clip"), kind)
+        return clip(12, vision_cfg=vision_cfg | vision, text_cfg=text, init_logit_bias=bias)
 
     return build
 

@@ -89,10 +89,10 @@ def read_description(folder: Path) -> Description:
         version = values.pop("format")
         values.pop("muse_adapter_version")
         if version == FORMAT:
+            if odd := set(values) ^ {field.name for field in fields(Description)}:
+                raise KeyError(*sorted(odd))
             for name in ("frame_size", "grid"):  # JSON has no tuples
                 values[name] = values[name] and tuple(values[name])
-            if set(values) != (names := {field.name for field in fields(Description)}):
-                raise KeyError(*sorted(set(values) ^ names))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error!r}") from error
     if version != FORMAT:
