@@ -67,7 +67,7 @@ def open_clip_model(
 
 
 def open_clip_timm(name: str, **vision: Any) -> Callable[[], nn.Module]:
-    return open_clip_model(timm_model_name=name, image_size=160, **vision)
+    return open_clip_model(timm_model_name=name, image_size=64, **vision)
 
 
 def openai_clip(**values: Any) -> nn.Module:
@@ -95,3 +95,26 @@ def openai_clip(**values: Any) -> nn.Module:
         "transformer_layers": 1,
     } | values
     return module.CLIP(**values)
+
+
+# One of each family, with the side of its frames.
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "HF CLIP": (hf("CLIPModel", "CLIPConfig", **CLIP), 16),
+    "HF SigLIP": (hf("SiglipVisionModel", "SiglipVisionConfig", **VISION), 16),
+    "HF SigLIP 2": (
+        hf("Siglip2VisionModel", "Siglip2VisionConfig", **NAFLEX_VISION),
+        16,
+    ),
+    "HF DINOv2": (hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **VISION), 16),
+    "HF ViT": (hf("ViTModel", "ViTConfig", **VISION), 16),
+    "timm CLIP": (timm_model("vit_base_patch32_clip_224"), 32),
+    "timm SigLIP": (timm_model("vit_base_patch16_siglip_224"), 32),
+    "timm DINOv2": (timm_model("vit_small_patch14_reg4_dinov2"), 32),
+    "timm EVA": (timm_model("eva02_tiny_patch14_224"), 32),
+    "open_clip": (open_clip_model(), 16),
+    "open_clip timm": (
+        open_clip_timm("test_vit", timm_pool="map", timm_proj="none"),
+        64,
+    ),
+    "OpenAI CLIP": (openai_clip, 16),
+}
