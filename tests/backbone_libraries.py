@@ -7,13 +7,35 @@ a GPU breaks that import on a torch for the CPU.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+
+
+def import_openai_clip() -> ModuleType | None:
+    """OpenAI's clip; None where it is not installed.
+
+    It asks for the `packaging` inside pkg_resources, which setuptools no longer has.
+    """
+    if importlib.util.find_spec("clip") is None:
+        return None
+    if importlib.util.find_spec("pkg_resources") is not None:
+        return importlib.import_module("clip")
+    stand_in: Any = ModuleType("pkg_resources")
+    importlib.import_module("packaging.version")
+    stand_in.packaging = sys.modules["packaging"]
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        return importlib.import_module("clip")
+    finally:
+        del sys.modules["pkg_resources"]
 
 
 def make_importable() -> torch.library.Library | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from backbone_libraries import import_openai_clip
 from torch import nn
 
 
@@ -72,16 +71,9 @@ def open_clip_timm(name: str, **vision: Any) -> Callable[[], nn.Module]:
 
 def openai_clip(**values: Any) -> nn.Module:
     """OpenAI's own CLIP, float32: its norms compute in no other type."""
-    found = importlib.util.find_spec("clip")
-    if found is None or found.origin is None:
+    clip = import_openai_clip()
+    if clip is None:
         pytest.skip("needs OpenAI's clip (clip-anytorch)")
-    # Its __init__ asks for pkg_resources, which setuptools no longer has; the model needs none.
-    spec = importlib.util.spec_from_file_location(
-        "openai_clip_model", Path(found.origin).parent / "model.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     values = {
         "embed_dim": 12,
         "image_resolution": 16,
@@ -94,7 +86,7 @@ def openai_clip(**values: Any) -> nn.Module:
         "transformer_heads": 2,
         "transformer_layers": 1,
     } | values
-    return module.CLIP(**values)
+    return clip.model.CLIP(**values)
 
 
 # One of each family, with the side of its frames.
