@@ -46,6 +46,7 @@ OPTIONAL = (
     "transformers",
     "open_clip",
     "timm",
+    "torchvision",
     "accelerate",
     "tqdm",
 )

@@ -6,6 +6,7 @@ import contextlib
 import doctest
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ def run_blocks(blocks: list[Block]) -> list[str]:
             assert same, (
                 f"README line {block.line} prints\n{printed.getvalue()}\nand shows\n{block.output}"
             )
+    return missing
 
 
 def test_readme_runs_and_prints_what_it_shows(
@@ -138,6 +140,14 @@ def test_right_output_passes(shown: str) -> None:
 def test_wrong_output_fails() -> None:
     with pytest.raises(AssertionError, match=r"README line 7 prints\s+42"):
         run_blocks(read_blocks(PAGE.format(shown="43")))
+
+
+def test_block_without_its_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    page = "```python\nimport {}\n```\n"
+    assert run_blocks(read_blocks(page.format("timm"))) == ["line 2 (timm)"]
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        run_blocks(read_blocks(page.format("nowhere")))
 
 
 def test_output_belongs_to_the_block_right_before_it() -> None:

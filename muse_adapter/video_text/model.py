@@ -21,7 +21,7 @@ class VideoTextModel(nn.Module):
         encoder: The video encoder; its head's width D is that of the text embeddings.
         text: The text tower: a CLIP-like model of Hugging Face or its text model, an open_clip or
             OpenAI CLIP model, or any module from token ids to (B, D). It may be the encoder's own
-            backbone.
+            backbone, and is then frozen with it.
 
     Attributes:
         logit_scale: Logarithm of what cosines are multiplied with in the loss: the tower's own
