@@ -1,4 +1,4 @@
-"""VideoEncoder and VideoTextModel in accelerate and Lightning train as in a plain loop."""
+"""VideoTextModel, and VideoEncoder in it, in accelerate, Lightning and torch.compile."""
 
 from __future__ import annotations
 
@@ -149,3 +149,18 @@ def test_lightning(freeze: bool, tmp_path: Path) -> None:
     trainer.fit(module.train(), loader(), loader())
     assert modes == [not freeze] * 3
     check_trained(module.model, freeze=freeze)
+
+
+@pytest.mark.slow
+def test_whole_model_compiles_to_one_graph() -> None:
+    torch._dynamo.reset()
+    model, (batch, *_) = make_model(freeze=False), list(loader())
+    results = []
+    for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        loss = run(*batch)
+        loss.backward()
+        results.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters()}})
+    torch._dynamo.reset()
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, msg=name)

@@ -70,7 +70,7 @@ def cache_tokens(
         dtype: Type in which tokens are stored; `torch.float16` or `torch.bfloat16` halve the
             folder. None: as the backbone gives them, so that nothing is lost.
         grid: Patch grid (H, W), where the encoder's `tokens` is a function of one's own.
-        videos_per_shard: Videos of one file: what is held in memory, and an interrupt loses, at most.
+        videos_per_shard: Videos of one file: as many are held in memory, and lost by an interrupt.
         num_workers: Processes that read videos ahead, as in `torch.utils.data.DataLoader`.
 
     Returns:
