@@ -65,7 +65,8 @@ def cache_tokens(
     Args:
         encoder: With a frozen backbone (`freeze=True`); moved to its device by the caller.
         videos: `videos[i]` is the frames (T, 3, height, width), preprocessed for the backbone, or
-            the pair of them and a mask (T,). T may differ between videos, height and width not.
+            the pair of them and a mask (T,). T may differ between videos, height and width not. At
+            every call the same videos in the same order, which is not checked.
         folder: Made where it does not exist.
         dtype: Type in which tokens are stored; `torch.float16` or `torch.bfloat16` halve the
             folder. None: as the backbone gives them, so that nothing is lost.
