@@ -7,15 +7,16 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from muse_adapter.config import MuseConfig
+from muse_adapter.files import import_safetensors, write_whole
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+_PURPOSE = "saving and loading heads"
 
 _HUB_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(f"{_HUB_PART}/{_HUB_PART}")
@@ -60,25 +61,15 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in head.state_dict().items()
     }
-    contents = {
-        WEIGHTS_NAME: _safetensors().torch.save(state, metadata={"format": "pt"}),
-        CONFIG_NAME: config.to_json().encode(),
-    }
+    safetensors = import_safetensors(_PURPOSE)
     target = Path(folder)
-    beside = {name: target / f".{name}.{os.getpid()}.part" for name in contents}
+    contents = {
+        target / WEIGHTS_NAME: safetensors.torch.save(state, metadata={"format": "pt"}),
+        target / CONFIG_NAME: config.to_json().encode(),
+    }
     try:
         target.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, content in contents.items():
-                with beside[name].open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name, part in beside.items():
-                os.replace(part, target / name)
-        finally:
-            for part in beside.values():
-                part.unlink(missing_ok=True)
+        write_whole(contents)
     except OSError as error:
         raise OSError(f"cannot write the head to {str(target)!r}: {error}") from error
 
@@ -98,7 +89,7 @@ def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str,
         OSError: The hub does not give the model.
         ValueError: A file is damaged or of another kind, or the config is not for this version.
     """
-    safetensors = _safetensors()
+    safetensors = import_safetensors(_PURPOSE)
     folder = _local_folder(name)
     for file_name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / file_name).is_file():
@@ -215,17 +206,6 @@ def _hub_folder(name: str) -> Path:
             f"{name!r} is not a folder here, and the hub does not give it: {error}"
         ) from error
     return Path(path)
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "saving and loading heads needs safetensors: pip install 'muse-adapter[hub]'"
-        ) from error
-    return safetensors
 
 
 def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

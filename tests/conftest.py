@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_libraries import make_importable
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # Without a GPU, Triton's kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+TORCHVISION = make_importable()
 # A test never reaches for the network: names of hub models must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

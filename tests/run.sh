@@ -37,11 +37,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # An installation is good for the requirements it was made from, and for this folder.
 stamp=$venv/tests-installed
-wanted=$(pwd; cat setup.cfg pyproject.toml constraints.txt | cksum)
+libraries=$venv/backbone-libraries
+wanted=$(pwd; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$venv/bin/python" -m pip install --quiet --editable '.[test]'
+    # In a folder that only the tests look into: tests/backbone_libraries.py says why.
+    rm -rf "$libraries"
+    "$venv/bin/python" -m pip install --quiet --no-deps --target "$libraries" -r tests/backbone-libraries.txt
     printf '%s\n' "$wanted" >"$stamp"
 fi
 
+export BACKBONE_LIBRARIES=$(cd "$libraries" && pwd)
 # The caller's -m wins over ours: pytest takes the last one.
 exec "$venv/bin/python" -m pytest -n "$workers" -m 'not slow' "$@"

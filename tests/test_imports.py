@@ -15,15 +15,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "muse_adapter"
 MAY_IMPORT = {
     "version": set(),
     "config": set(),
+    "files": set(),
     "ops": set(),
     "optim": set(),
     "metrics": set(),
     "patching": set(),
     "video": set(),
     "layers": {"ops"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "files"},
     "model": {"layers", "config", "checkpoint"},
     "backbones": {"model", "config"},
+    "token_cache": {"backbones", "files"},
+    "video_text": {"backbones"},
     "clip4clip": {"model", "optim", "config"},
 }
 SEE_ALL = {"__init__", "__main__"}
@@ -43,6 +46,8 @@ OPTIONAL = (
     "transformers",
     "open_clip",
     "timm",
+    "torchvision",
+    "accelerate",
     "tqdm",
 )
 

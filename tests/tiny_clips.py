@@ -143,3 +143,14 @@ class TimmVit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+class Words(nn.Module):
+    """A text tower: the mean of learned words."""
+
+    def __init__(self, dim: int = 12) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.words(ids).mean(1)

@@ -110,7 +110,7 @@ class VideoEncoder(nn.Module):
         Args:
             frames: (B, T, 3, height, width), floating point, preprocessed for the backbone.
             frame_mask: (B, T), True or 1 = real frame; None: all are. Masked frames may hold
-                anything, they are not encoded.
+                anything; they are not encoded (inside a compiled graph, encoded as black).
             grid: Patch grid (H, W), where ``tokens`` is a function of one's own; None: square.
             output_frames: Whether the fused frame features are returned too.
 
@@ -123,7 +123,7 @@ class VideoEncoder(nn.Module):
             ValueError: A shape is wrong, or ``grid`` is not that of the backbone.
         """
         tokens = self.forward_tokens(frames, frame_mask)
-        grid = self._grid(frames, grid)
+        grid = self.grid_of(frames, grid)
         if not output_frames:
             return self.head(tokens, frame_mask, grid=grid)
         features = self.head.forward_features(tokens, frame_mask, grid=grid)
@@ -145,28 +145,63 @@ class VideoEncoder(nn.Module):
         """
         check_frames(frames, frame_mask)
         flat = frames.flatten(0, 1)
-        if frame_mask is None or bool((mask := frame_mask.to(flat.device).flatten() != 0).all()):
-            tokens = self._encode(flat)
-        else:
-            index = mask.nonzero().squeeze(1)
-            if index.numel():
-                kept = self._encode(flat[index])
-            else:
-                # One black frame, masked too: under DDP every rank has to run the backbone.
-                index = index.new_zeros(1)
-                kept = self._encode(torch.zeros_like(flat[:1]))
-            tokens = kept.new_zeros(len(flat), *kept.shape[1:]).index_copy(0, index, kept)
-        return tokens.unflatten(0, frames.shape[:2])
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        """Tokens of single frames in the head's type: (n, 3, height, width) -> (n, N, C)."""
-        slices = frames.split(self.frames_per_slice or len(frames))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            parts = [self._read(part) for part in slices]
-        tokens = torch.cat(parts) if len(parts) > 1 else parts[0]
+        mask = None if frame_mask is None else frame_mask.to(flat.device).flatten() != 0
+        tokens = self._masked_tokens(flat, mask).unflatten(0, frames.shape[:2])
         # Half-precision backbones are common; the head computes in the type of its weights.
         parameter = next(_floating(self.head), None)
         return tokens if parameter is None else tokens.to(parameter.dtype)
+
+    def frame_tokens(self, frames: Tensor) -> Tensor:
+        """Reads the tokens of single frames, in slices of ``frames_per_slice``.
+
+        Args:
+            frames: (n, 3, height, width), floating point, preprocessed for the backbone.
+
+        Returns:
+            Tokens (n, N, C) in the type in which the backbone gives them.
+        """
+        slices = frames.split(self.frames_per_slice or len(frames))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            parts = [self._read(part) for part in slices]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def grid_of(self, frames: Tensor, grid: Grid | None = None) -> Grid | None:
+        """The patch grid of frames (..., height, width).
+
+        Args:
+            frames: Of any shape that ends with height and width.
+            grid: The grid where ``tokens`` is a function of one's own; elsewhere None, or the
+                right one.
+
+        Returns:
+            (H, W); None for a function of one's own whose grid is not given: square.
+
+        Raises:
+            ValueError: ``grid`` is not that of the backbone.
+        """
+        if self.patch_tokens is None:
+            return grid
+        known = self.patch_tokens.grid_of(self.backbone, (frames.shape[-2], frames.shape[-1]))
+        if grid is not None and tuple(grid) != known:
+            raise ValueError(f"grid of these frames is (H, W) = {known}, got {tuple(grid)}")
+        return known
+
+    def _masked_tokens(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (n, N, C) of frames (n, 3, height, width), zeros where the mask (n,) is False."""
+        if mask is not None and torch.compiler.is_compiling():
+            # How many frames are real must not shape a graph: masked ones are encoded as black.
+            tokens = self.frame_tokens(torch.where(mask[:, None, None, None], frames, 0))
+            return torch.where(mask[:, None, None], tokens, 0)
+        if mask is None or bool(mask.all()):
+            return self.frame_tokens(frames)
+        index = mask.nonzero().squeeze(1)
+        if index.numel():
+            kept = self.frame_tokens(frames[index])
+        else:
+            # One black frame, masked too: under DDP every rank has to run the backbone.
+            index = index.new_zeros(1)
+            kept = self.frame_tokens(torch.zeros_like(frames[:1]))
+        return kept.new_zeros(len(frames), *kept.shape[1:]).index_copy(0, index, kept)
 
     def _read(self, frames: Tensor) -> Tensor:
         if self.own_tokens is not None:
@@ -176,14 +211,6 @@ class VideoEncoder(nn.Module):
         if isinstance(self.head, MultiScaleMamba) and self.head.config.num_prefix_tokens == 0:
             tokens = tokens[:, self.patch_tokens.num_prefix_tokens :]
         return tokens
-
-    def _grid(self, frames: Tensor, given: Grid | None) -> Grid | None:
-        if self.patch_tokens is None:
-            return given
-        known = self.patch_tokens.grid_of(self.backbone, (frames.shape[-2], frames.shape[-1]))
-        if given is not None and tuple(given) != known:
-            raise ValueError(f"grid of these frames is (H, W) = {known}, got {tuple(given)}")
-        return known
 
     def extra_repr(self) -> str:
         family = "own function" if self.patch_tokens is None else self.patch_tokens.family
