@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -47,7 +48,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "muse_adapter": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
 
 
