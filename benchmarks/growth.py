@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -63,23 +64,18 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Comparison | None:
-    """Compare costs by length; None where fewer than two lengths have both costs."""
+    """Compare costs by length; None where fewer than two lengths have both, or all are equal."""
     lengths = sorted(n for n in first.keys() & second.keys() if first[n] > 0 and second[n] > 0)
-    if len(lengths) < 2:
+    # Logarithms of length and of the costs' ratio, which is above zero where the first is dearer.
+    gaps = [(math.log(n), math.log(first[n] / second[n])) for n in lengths if first[n] != second[n]]
+    if len(lengths) < 2 or not gaps:
         return None
-    # Above zero where the first is dearer; equal costs count as dearer.
-    gaps = [math.log(first[n] / second[n]) for n in lengths]
-    crossings = _sign_changes([math.log(n) for n in lengths], gaps)
-    return Comparison(lengths[0], lengths[-1], gaps[0] < 0, crossings)
+    return Comparison(lengths[0], lengths[-1], gaps[0][1] < 0, _sign_changes(gaps))
 
 
-def _sign_changes(positions: Sequence[float], values: Sequence[float]) -> tuple[float, ...]:
+def _sign_changes(gaps: Sequence[tuple[float, float]]) -> tuple[float, ...]:
     found = []
-    for index in range(len(values) - 1):
-        here, there = values[index], values[index + 1]
+    for (x, here), (next_x, there) in itertools.pairwise(gaps):
         if (here < 0) != (there < 0):
-            part = here / (here - there)
-            found.append(
-                math.exp(positions[index] + part * (positions[index + 1] - positions[index]))
-            )
+            found.append(math.exp(x + here / (here - there) * (next_x - x)))
     return tuple(found)
