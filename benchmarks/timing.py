@@ -56,9 +56,9 @@ def measure(name: str, case: Case, settings: Settings) -> Outcome:
     torch.set_num_threads(settings.threads)
     contender = contenders(settings.device, DTYPES[settings.dtype])[name]
     assert isinstance(contender, Contender), contender
-    # Loads and compiles the kernels.
-    Work(contender, case._replace(frames=1, grid=(2, 2), batch=1), settings)()
-    work = Work(contender, case, settings)
+    warm_up = Work(contender, case._replace(frames=1, grid=(2, 2), batch=1), settings)
+    warm_up()  # loads and compiles the kernels
+    work = Work(contender, case, settings, warm_up.module)
     measured = _on_cpu if settings.device == "cpu" else _on_gpu
     times, peak, held, result = measured(work, settings)
     low, median, high = quartiles(times)

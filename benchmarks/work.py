@@ -6,7 +6,7 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.contenders import Contender
 from benchmarks.settings import DTYPES, Case, Settings
@@ -23,15 +23,23 @@ class Work:
         contender: the head.
         case: the tokens, and what is done with them.
         settings: device, type and width.
+        module: the head itself, if it is there already.
     """
 
-    def __init__(self, contender: Contender, case: Case, settings: Settings) -> None:
+    def __init__(
+        self,
+        contender: Contender,
+        case: Case,
+        settings: Settings,
+        module: nn.Module | None = None,
+    ) -> None:
         self.contender, self.case, self.settings = contender, case, settings
         self.training = case.mode == "training"
         # Half precision is autocast's, as in the hosts: weights and tokens stay float32.
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         torch.manual_seed(0)
-        self.module = contender.build(settings.dim).to(settings.device, dtype).train(self.training)
+        self.module = contender.build(settings.dim) if module is None else module
+        self.module.to(settings.device, dtype).train(self.training)
         torch.manual_seed(1)
         tokens_a_frame = 1 + case.grid[0] * case.grid[1]
         tokens = torch.randn(case.batch, case.frames, tokens_a_frame, settings.dim)
