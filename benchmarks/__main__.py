@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     settings = _settings(parser, options)
+    torch.set_num_threads(settings.threads)
     if settings.device == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     try:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from benchmarks.contenders import Contender, definition
@@ -61,7 +62,12 @@ def difference(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype:
 @functools.cache
 def _expected(function: str, dim: int) -> Results:
     exact = dataclasses.replace(PRESETS["quick"], device="cpu", dtype="float64", dim=dim)
-    return _outcome(Work(definition(function), CASE, exact))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of small steps, which threads only wait for
+    try:
+        return _outcome(Work(definition(function), CASE, exact))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _outcome(work: Work) -> Results:
