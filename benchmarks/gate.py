@@ -18,7 +18,7 @@ from benchmarks.work import Work
 BOUNDS = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # A gradient is measured against at least this part of the largest: sums that cancel keep no digits.
 SMALL = 1e-2
-CASE = Case("training", 3, (3, 3), 2)
+CASE = Case("training", 2, (3, 3), 2)
 
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
 

@@ -96,8 +96,8 @@ PRESETS = {
         grids=((7, 7),),
         batches=(1,),
         limit_s=1.8,
-        pairs=24,
-        pair_batch=6,
+        pairs=16,
+        pair_batch=4,
         leave_out=("muse-reference", "attention-math"),  # slow, and not what one would use
     ),
     # The frames and the grid of the paper's data sets.

@@ -14,6 +14,7 @@ from benchmarks.settings import DTYPES, Case, Settings
 from benchmarks.work import Work, sample
 
 SPREAD = 0.1  # of the median: beyond it a machine counts as busy
+ENOUGH = 3  # repeats that a spread can be told from
 LEAST = 5  # repeats on a GPU
 
 
@@ -41,8 +42,8 @@ class Outcome(NamedTuple):
 
     @property
     def busy(self) -> bool:
-        """Whether repeats differ too much to be believed."""
-        return self.high - self.low > SPREAD * self.median
+        """Whether repeats differ too much to be believed, or are too few to tell."""
+        return self.runs < ENOUGH or self.high - self.low > SPREAD * self.median
 
 
 def measure(name: str, case: Case, settings: Settings) -> Outcome:

@@ -434,6 +434,14 @@ def test_rows_of_a_busy_machine_say_so_and_are_measured_again(
     assert len(fake.asked) == len(measured) and not any(row["busy"] for row in measured)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "runs", "busy"),
+    [(1.0, 1.09, 4, False), (0.9, 1.1, 4, True), (1.0, 1.0, 2, True)],
+)
+def test_when_a_machine_counts_as_busy(low: float, high: float, runs: int, busy: bool) -> None:
+    assert timing.Outcome(1.0, low, high, runs, 0, 0, 0, []).busy is busy
+
+
 def test_other_settings_do_not_go_into_the_same_file(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
