@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for row in measure_rows(settings, figures, keep):
             print(describe(row), flush=True)
+        for name, reason in figures["not_here"].items():
+            print(f"{name} does not run here: {reason}")
         pairs = figures.get("pair_loop")
         if pairs is None or pairs["busy"] or pairs["measured"]["size"] != settings.pairs:
             figures["pair_loop"] = measure_pairs(settings)

@@ -12,7 +12,7 @@ from benchmarks.settings import MODES
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X<>ph8"
 # From dark to light, and of different hues for those who see them.
-COLOURS = ("#000000", "#1b4f8a", "#8a1c1c", "#2f7d32", "#6a4c93", "#b5651d", "#4d9de0", "#9a9a9a")
+COLOURS = ("#000000", "#1b4f8a", "#8a1c1c", "#2f7d32", "#6a4c93", "#b5651d", "#4d9de0")
 
 
 def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -28,6 +28,8 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
+    by_mode = {mode: lines(figures, mode) for mode in MODES}
+    order = list(dict.fromkeys(what for found in by_mode.values() for what in found))
     written = []
     for name, cost, unit, scale in (
         ("time", "seconds", "ms", 1e3),
@@ -37,7 +39,8 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
         axes = figure.subplots(1, len(MODES), sharey=True)
         handles: dict[str, Any] = {}
         for axis, mode in zip(axes, MODES, strict=True):
-            for index, (what, rows) in enumerate(lines(figures, mode).items()):
+            for what, rows in by_mode[mode].items():
+                index = order.index(what)  # a head looks the same in all panels
                 rows = [row for row in rows if row[cost] > 0]
                 tokens = [row["tokens"] for row in rows]
                 colour = COLOURS[index % len(COLOURS)]
@@ -48,7 +51,7 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
                     color=colour,
                     marker=MARKERS[index % len(MARKERS)],
                     markersize=5,
-                    label=what,
+                    label=what.replace("`", ""),
                 )
                 if cost == "seconds":
                     low, high = zip(*(row["quartiles_s"] for row in rows), strict=True)
@@ -60,7 +63,9 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
                         alpha=0.2,
                         linewidth=0,
                     )
-            axis.set(xscale="log", yscale="log", title=mode, xlabel="tokens of a video")
+            axis.set(yscale="log", title=mode, xlabel="tokens of a video")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.grid(which="both", alpha=0.2)
         what = "time of a run" if name == "time" else "peak memory of a run"
         axes[0].set_ylabel(f"{what}, {unit}")

@@ -459,6 +459,11 @@ def test_other_settings_do_not_go_into_the_same_file(
     assert "torch '1.0', now" in capsys.readouterr().err
 
 
+def test_heads_that_cannot_run_are_named(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--frames", "2"]) == 0
+    assert "attention-cudnn does not run here: torch does not offer" in capsys.readouterr().out
+
+
 def test_rows_without_a_time_say_why(fake: Fake, tmp_path: Path) -> None:
     target = tmp_path / "heads.json"
     assert main([*RUN, "--json", str(target), "--limit", "0.002"]) == 0
