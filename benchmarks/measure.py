@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -48,7 +47,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "muse_adapter": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.head", *sys.argv[1:]]),
     }
 
 
