@@ -1,0 +1,221 @@
+"""README's sections on the benchmarks, made from the figures in `benchmarks/results`.
+
+    python -m benchmarks.report            # rewrite them, and draw the pictures
+
+A section stands between `<!-- NAME.json -->` and `<!-- end of NAME.json -->` and is empty as long
+as there is no such file. Nothing between these marks is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import head
+from benchmarks.growth import Growth, compare, fit
+from benchmarks.settings import MODES
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COSTS = {"time": "seconds", "memory": "peak_bytes"}
+
+Figures = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+def main() -> None:
+    """Rewrite README's sections and draw the pictures that they show."""
+    readme = ROOT / "README.md"
+    readme.write_text(with_sections(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    heads = RESULTS / "heads.json"
+    if heads.exists():
+        from benchmarks.pictures import draw
+
+        draw(json.loads(heads.read_text(encoding="utf-8")), RESULTS)
+
+
+def with_sections(text: str) -> str:
+    """A README with its sections as the kept figures give them.
+
+    Raises:
+        ValueError: the marks of a section are missing.
+    """
+    for name, section in SECTIONS.items():
+        first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        if text.count(first) != 1 or text.count(last) != 1:
+            raise ValueError(f"README must have the marks {first.strip()} and {last.strip()} once")
+        before, rest = text.split(first)
+        _, after = rest.split(last)
+        file = RESULTS / name
+        content = section(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+        text = before + first + content + last + after
+    return text
+
+
+def readme_section(figures: Figures) -> str:
+    """`markdown` with a heading and the pictures, for the README."""
+    folder = RESULTS.relative_to(ROOT).as_posix()
+    return (
+        f"\n### Against attention and CLIP4Clip's heads\n\n{markdown(figures)}\n"
+        f"![Time of a run over the tokens of a video, a line for each head]({folder}/time.png)\n\n"
+        f"![Peak memory of a run over the tokens of a video, a line for each head]"
+        f"({folder}/memory.png)\n\n"
+    )
+
+
+def markdown(figures: Figures) -> str:
+    """All that the figures say: costs at one length, growth, crossing lengths, evaluation."""
+    parts = [_heading(figures), _costs(figures), _growth(figures), _crossings(figures)]
+    if "pair_loop" in figures:
+        parts.append(_pairs(figures["pair_loop"]))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def lines(figures: Figures, mode: str) -> dict[str, list[Row]]:
+    """The measured rows of each head over length, of one mode and the smallest batch size."""
+    rows = [row for row in figures["rows"] if "seconds" in row]
+    batch = min((row["batch"] for row in rows), default=0)
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: int(row["tokens"])):
+        if row["mode"] == mode and row["batch"] == batch:
+            found.setdefault(row["what"], []).append(row)
+    return found
+
+
+def _heading(figures: Figures) -> str:
+    about, settings = figures["machine"], figures["settings"]
+    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
+    kind = "what torch allocates" if "gpu" in about else "resident, in a fresh process"
+    return (
+        f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}; width "
+        f"{settings['dim']}, {settings['dtype']}. Times are medians ± half the distance of the "
+        "quartiles; training is forward and backward; memory is the peak of a run "
+        f"({kind}) above weights, tokens and libraries."
+    )
+
+
+def _costs(figures: Figures) -> str:
+    """The table at the longest length at which MUSE was measured in both modes."""
+    by_mode = {mode: lines(figures, mode) for mode in MODES}
+    lengths = [
+        {(row["tokens"], row["frames"], tuple(row["grid"]), row["batch"]) for rows in found.values()
+         for row in rows if row["function"] == "muse"}
+        for found in by_mode.values()
+    ]  # fmt: skip
+    if not (both := lengths[0] & lengths[1]):
+        return ""
+    tokens, frames, (height, width), batch = max(both)
+    table = [
+        f"{frames} frames of {height}x{width} patches, batch {batch}:",
+        "",
+        "| head | parameters | inference, ms | GFLOP | MiB | training, ms | GFLOP | MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    at_length = {
+        mode: {what: row for what, rows in found.items() for row in rows if row["tokens"] == tokens}
+        for mode, found in by_mode.items()
+    }
+    for what in dict.fromkeys(what for found in at_length.values() for what in found):
+        cells, parameters = [], ""
+        for mode in MODES:
+            row = at_length[mode].get(what)
+            cells += ["", "", ""] if row is None else _cells(row)
+            parameters = parameters if row is None else f"{row['parameters']:,}"
+        table.append(f"| {what} | {parameters} | {' | '.join(cells)} |")
+    return "\n".join(table)
+
+
+def _cells(row: Row) -> list[str]:
+    low, high = row["quartiles_s"]
+    time = f"{_digits(row['seconds'] * 1e3)} ± {_digits((high - low) / 2 * 1e3)}"
+    busy = ", busy machine" if row["busy"] else ""
+    return [time + busy, _digits(row["flops"] / 1e9), _digits(row["peak_bytes"] / 2**20)]
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+
+
+def _growth(figures: Figures) -> str:
+    """The exponents of all heads."""
+    table = [
+        "Fitted growth with the tokens of a video, cost ~ tokens^p, p ± its standard error:",
+        "",
+        "| head | " + " | ".join(f"{cost}, {mode}" for mode in MODES for cost in COSTS) + " |",
+        "|---|---|---|---|---|",
+    ]
+    by_mode = {mode: lines(figures, mode) for mode in MODES}
+    for what in dict.fromkeys(what for found in by_mode.values() for what in found):
+        fits = [
+            fit({row["tokens"]: row[cost] for row in by_mode[mode].get(what, [])})
+            for mode in MODES
+            for cost in COSTS.values()
+        ]
+        if any(fits):
+            table.append(f"| {what} | {' | '.join(_exponent(found) for found in fits)} |")
+    return "\n".join(table) if len(table) > 4 else ""
+
+
+def _exponent(found: Growth | None) -> str:
+    return "" if found is None else f"{found.exponent:.2f} ± {found.error:.2f}"
+
+
+def _crossings(figures: Figures) -> str:
+    """Where MUSE meets attention, on every backend and kernel, whatever it says."""
+    table = []
+    for mode in MODES:
+        found = lines(figures, mode)
+        of = {what: rows[0]["function"] for what, rows in found.items()}
+        for ours in (what for what in found if of[what] == "muse"):
+            for theirs in (what for what in found if of[what] == "attention"):
+                for name, cost in COSTS.items():
+                    first, second = (
+                        {row["tokens"]: row[cost] for row in found[what]} for what in (ours, theirs)
+                    )
+                    if (comparison := compare(first, second)) is not None:
+                        table.append(f"| {ours} | {theirs} | {mode} | {name} | {comparison} |")
+    if not table:
+        return ""
+    head = ["Crossing lengths, interpolated between measured ones:", ""]
+    titles = ["| MUSE | against | | of | MUSE is |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *titles, *table])
+
+
+def _pairs(row: Row) -> str:
+    """The evaluation as a whole."""
+    height, width = row["grid"]
+    measured = row["measured"]
+    title = (
+        f"Evaluation as a whole: {row['head']}, {row['frames']} frames of {height}x{width} "
+        f"patches, batches of {row['batch']} texts and {row['batch']} videos"
+    )
+    table = [
+        title + (", on a busy machine:" if row["busy"] else ":"),
+        "",
+        "| texts x videos | head runs, pair loop | once per video | seconds, pair loop "
+        "| once per video | |",
+        "|---|---|---|---|---|---|",
+        _pair_line(measured, "measured"),
+        *(_pair_line(part, "computed from measured parts") for part in row["computed"]),
+    ]
+    return "\n".join(table)
+
+
+def _pair_line(part: Row, kind: str) -> str:
+    runs, seconds = part["head_runs"], part["seconds"]
+    size = f"{part['size']:,} x {part['size']:,}"
+    return (
+        f"| {size} | {runs['published']:,} | {runs['ours']:,} | {_digits(seconds['published'])} | "
+        f"{_digits(seconds['ours'])} | {kind} |"
+    )
+
+
+SECTIONS: dict[str, Callable[[Any], str]] = {
+    "head.json": lambda figures: "\n" + head.markdown_table(figures) + "\n",
+    "heads.json": readme_section,
+}
+
+if __name__ == "__main__":
+    main()
