@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import head
+from benchmarks import head, scan
 from benchmarks.growth import Growth, compare, fit
 from benchmarks.settings import MODES
 
@@ -214,8 +214,10 @@ def _pair_line(part: Row, kind: str) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "head.json": lambda figures: "\n" + head.markdown_table(figures) + "\n",
+    "scan.json": lambda figures: "\n" + scan.markdown_table(figures) + "\n",
     "heads.json": readme_section,
 }
+
 
 if __name__ == "__main__":
     main()
