@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, head, peak_memory
+from benchmarks import evaluation, gpu, head, peak_memory
 
 MEASURED = ["scan", "evaluation", "last layer", "output maps", "mixer"]
 
@@ -47,6 +47,32 @@ def test_no_time_is_given_where_results_differ(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["head.py", "--repeats", "1", "--length", "9", "--dim", "32"])
     with pytest.raises(SystemExit, match="backend torch: the results differ"):
         head.main()
+
+
+def evaluate(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    sizes = ["--texts", "7", "--videos", "5", "--batch", "2", "--frames", "2", "--dim", "32"]
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", *sizes, "--repeats", "1", *options])
+    evaluation.main()
+
+
+def test_evaluation_counts_the_runs_of_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    evaluate(monkeypatch, "--json", str(target))
+    figures = json.loads(target.read_text())
+    assert figures["evaluation"]["runs"] == {"once": 3, "per_pair": 12}
+    assert evaluation.expected_runs(7, 5, 2) == {"once": 3, "per_pair": 12}
+    printed = capsys.readouterr().out
+    assert printed == evaluation.markdown_table(figures)
+    assert "| 63 |" in printed and "| 3,969 |" in printed
+    assert "--texts 7" in figures["machine"]["command"]
+
+
+def test_evaluation_gives_no_time_where_the_ways_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation.MultiScaleMamba, "eval", lambda head: head)  # dropout stays on
+    with pytest.raises(SystemExit, match="the similarities differ by"):
+        evaluate(monkeypatch)
 
 
 def test_peak_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
