@@ -2,7 +2,7 @@
 
 `MUSE_ADAPTER_CLIP4CLIP` and `MUSE_ADAPTER_XCLIP` may hold paths of checkouts (CLIP4Clip 508ffa3,
 X-CLIP 6b5344f); the same tests then run on copies of those too. They need what those codes need
-(ftfy, regex, tqdm, opencv, boto3, requests, pandas).
+(`NEEDED`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FILES = {
     "clip4clip": ("modules/modeling.py", "main_task_retrieval.py", "CLIP4Clip"),
     "xclip": ("modules/modeling_xclip.py", "main_xclip.py", "XCLIP"),
 }
+NEEDED = ("cv2", "ftfy", "regex", "tqdm", "boto3", "requests", "pandas", "torchvision")
 KINDS = [(kind, real) for kind in FILES for real in (False, True)]
 IDS = [f"{kind}-{'real' if real else 'lookalike'}" for kind, real in KINDS]
 DIM, WORDS, FRAMES, PATCH, SIDE = 64, 8, 4, 8, 4
@@ -188,7 +189,7 @@ def imported(host: Host) -> Iterator[Session]:
         patch.syspath_prepend(str(host.path))
         patch.setattr(sys, "dont_write_bytecode", True)
         if host.real:
-            for name in ("cv2", "ftfy", "regex", "tqdm", "boto3", "requests", "pandas"):
+            for name in NEEDED:
                 pytest.importorskip(name, reason=f"a real checkout needs {name}")
             if not torch.distributed.is_initialized():
                 store = torch.distributed.HashStore()
@@ -205,6 +206,12 @@ def imported(host: Host) -> Iterator[Session]:
             if made_group:
                 torch.distributed.destroy_process_group()
             for name in set(sys.modules) - before:
-                file = getattr(sys.modules[name], "__file__", None)
-                if file and Path(file).is_relative_to(host.path):
+                if lies_in(host.path, sys.modules[name]):
                     del sys.modules[name]
+
+
+def lies_in(folder: Path, module: ModuleType) -> bool:
+    """Whether a module comes from a folder; one without `__init__.py` has a path and no file."""
+    file = getattr(module, "__file__", None)
+    places = [file] if file else getattr(module, "__path__", [])
+    return any(Path(place).is_relative_to(folder) for place in places)

@@ -175,6 +175,26 @@ def test_once_per_video(patched: Session, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(frames, features[0][1][[0, 2]])
 
 
+def test_similarity_sees_the_fused_frames_alone(
+    patched: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = patched.build(patched.args(*SMALL))
+    batch = make_batch(0, frames=(3, 3, 3))
+    assert len(patched.similarity(model, batch)[0].unique()) == 3, "three videos, three columns"
+
+    def similarity(fused: Tensor) -> Tensor:
+        monkeypatch.setattr(model.muse, "forward_features", lambda *_: fused.repeat(3, 1, 1))
+        return patched.similarity(model, batch)
+
+    fused = torch.randn(1, FRAMES, DIM)
+    first = similarity(fused)
+    torch.testing.assert_close(first, first[:, :1].expand(-1, 3))
+    # X-CLIP's frame contrasts ignore the mask: they alone see what stands at the last frame.
+    fused[:, -1] += 1
+    seen = not torch.allclose(similarity(fused), first)
+    assert seen == (patched.host.kind == "xclip")
+
+
 def test_a_thousand_videos_in_batches_of_16_take_63_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
