@@ -25,7 +25,7 @@ from muse_adapter.ops import backends, selective_scan
 
 LENGTHS = (254, 1000, 3060, 8160, 12_360, 32_960, 65_920)
 STATES = 16
-# The reference keeps every state of every step for its backward pass: 5 GiB at 12,360 steps.
+# The reference keeps every state of every step, and takes seconds already here.
 LONGEST_REFERENCE = 12_360
 
 Row = dict[str, Any]
@@ -95,8 +95,10 @@ def markdown_table(figures: dict[str, Any]) -> str:
     """The table of the README, from what `--json` wrote: each backend against the others."""
     about = figures["machine"]
     names = list(dict.fromkeys(row["backend"] for row in figures["rows"]))
-    pairs = [(fast, slow) for i, slow in enumerate(names) for fast in names[i + 1 :]]
-    heads = [f"{kind}: {fast} / {slow}" for kind in ("fwd", "fwd+bwd") for fast, slow in pairs]
+    pairs = [(fast, slow) for i, fast in enumerate(names) for slow in names[i + 1 :]]
+    heads = [
+        f"{kind}: {fast} against {slow}" for kind in ("fwd", "fwd+bwd") for fast, slow in pairs
+    ]
     heads += [f"GiB: {name}" for name in names]
     lines = [
         f"`{about['command']}` on {about['threads']} threads of an {about['processor']}, torch "
@@ -122,11 +124,14 @@ def markdown_table(figures: dict[str, Any]) -> str:
 
 
 def arguments(channels: int, length: int) -> list[Tensor]:
-    """u, delta, A, B, C, D, z and delta_bias of one video, which want gradients."""
-    u, delta = torch.randn(2, 1, channels, length)
+    """u, delta, A, B, C, D, z and delta_bias of one video, which want gradients.
+
+    In memory time comes before channels, as the linear layers of a mixer give it.
+    """
+    u, delta, z = torch.randn(3, 1, length, channels).transpose(2, 3)
     A = -torch.arange(1.0, STATES + 1).expand(channels, -1).clone()
-    B, C = torch.randn(2, 1, STATES, length)
-    tensors = [u, delta - 2, A, B, C, torch.ones(channels), torch.randn(1, channels, length)]
+    B, C = torch.randn(2, 1, length, STATES).transpose(2, 3)
+    tensors = [u, delta - 2, A, B, C, torch.ones(channels), z]
     return [tensor.requires_grad_() for tensor in (*tensors, torch.zeros(channels))]
 
 

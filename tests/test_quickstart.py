@@ -30,6 +30,7 @@ from examples.quickstart.demo import demo
 from examples.quickstart.evaluate import evaluate, pair_preference, videos_of
 from examples.quickstart.heads import HEADS, build_head
 from examples.quickstart.material import Material, load_material
+from examples.quickstart.report import result_table
 from examples.quickstart.search import search
 from examples.quickstart.settings import Settings
 from examples.quickstart.text import WordTokenizer
@@ -549,4 +550,8 @@ def test_the_table_in_the_readme_is_the_one_of_the_kept_study() -> None:
         assert set(runs_of["seeds"]) <= {0, 1, 2}
     assert set(figures["summary"]) == set(HEADS)
     assert figures["summary"]["muse"]["columns"]["T2V R@1"]["mean"] >= 50 * figures["chance_r1"]
+    default = json.loads((kept / "results.json").read_text(encoding="utf-8"))
+    assert result_table(default["results"]) in text
+    assert f"took {default['seconds']:.0f} s and\n{default['peak_gib']:.1f} GiB" in text
+    assert default["seconds"] < 6 * 60 and default["peak_gib"] < 4
     assert (kept / "contact_sheet.png").read_bytes().startswith(PNG)
