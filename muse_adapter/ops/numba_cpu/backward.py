@@ -11,14 +11,17 @@ from muse_adapter.ops.numba_cpu.blocks import (
     next_number,
 )
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
-from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
+from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
     advance,
+    any_above,
     fetch,
     inline,
+    larger,
     load,
+    magnitude,
     pointer,
     splat,
     store,
@@ -31,6 +34,26 @@ LN2 = 1.0 / LOG2E
 def work_size(states: int, chunk: int) -> int:
     """How many numbers of working memory `backward` needs for each thread."""
     return ((4 * chunk + 1) * states + 2 * chunk + 2 * WIDTH) * WIDTH
+
+
+@inline
+def retake_step(
+    calm: bool, dt: Any, driven: Any, states: int, rates: Any, work: Any, gains: Any
+) -> None:
+    """Bring all states of a block one step further, and keep the decays.
+
+    Args:
+        work: the states before the step, before those after it; the decays.
+        gains: B, where its row begins, its view.
+    """
+    h, decays = work
+    b, row_b, b_view = gains
+    for s in range(states):
+        rate = load(rates, s * WIDTH)
+        decay = exp2_product(dt, rate) if calm else exp2(dt * rate)
+        store(decays, s * WIDTH, decay)
+        state = decay * load(h, s * WIDTH) + driven * gain(b, row_b, b_view, s)
+        store(h, (states + s) * WIDTH, state)
 
 
 @kernel
@@ -116,25 +139,28 @@ def backward(
                 to_b = video * b_view[1] + block // b_view[5] * b_view[3]
                 to_c = video * c_view[1] + block // c_view[5] * c_view[3]
 
+                steepest = zero
                 for s in range(states):
                     store(h, s * WIDTH, load(kept, s * WIDTH))
+                    steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
                 for t in range(count):
                     position = start + (begin + t) * step
-                    inputs = load(x, to_x + position * x_view[2])
                     dt = load(delta, to_delta + position * delta_view[2]) + shift
                     slope = splat(unit)
                     if softplus:
                         dt, slope = softplus_and_slope(dt)
                     store(steps, t * WIDTH, dt)
                     store(slopes, t * WIDTH, slope)
-                    row_b = to_b + position * b_view[2]
-                    driven = dt * inputs
-                    for s in range(states):
-                        now = t * size + s * WIDTH
-                        decay = exp2(dt * load(rates, s * WIDTH))
-                        store(decays, now, decay)
-                        state = decay * load(h, now) + driven * gain(b, row_b, b_view, s)
-                        store(h, now + size, state)
+                for t in range(count):
+                    position = start + (begin + t) * step
+                    dt = load(steps, t * WIDTH)
+                    driven = dt * load(x, to_x + position * x_view[2])
+                    work = advance(h, t * size), advance(decays, t * size)
+                    gains = b, to_b + position * b_view[2], b_view
+                    if any_above(magnitude(dt) * steepest, CALM):
+                        retake_step(False, dt, driven, states, rates, work, gains)
+                    else:
+                        retake_step(True, dt, driven, states, rates, work, gains)
                     fetch(dy, to_dy + position * dy_view[2])
                     fetch(dx, to_dx + position * channels)
                     fetch(ddelta, to_dx + position * channels)

@@ -6,19 +6,36 @@ from typing import Any
 
 from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
-from muse_adapter.ops.numba_cpu.elementary import exp2, softplus_and_slope
+from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
     advance,
+    any_above,
     fetch,
+    inline,
+    larger,
     load,
+    magnitude,
     pointer,
     splat,
     store,
 )
 
-AHEAD = 8  # rows from the one that is computed to the one that is sent for
+
+@inline
+def take_step(
+    calm: bool, dt: Any, driven: Any, result: Any, states: int, rates: Any, h: Any, gains: Any
+) -> Any:
+    """Bring all states of a block one step further, and add what they give to `result`."""
+    b, row_b, b_view, c, row_c, c_view = gains
+    for s in range(states):
+        rate = load(rates, s * WIDTH)
+        decay = exp2_product(dt, rate) if calm else exp2(dt * rate)
+        state = decay * load(h, s * WIDTH) + driven * gain(b, row_b, b_view, s)
+        store(h, s * WIDTH, state)
+        result = result + state * gain(c, row_c, c_view, s)
+    return result
 
 
 @kernel
@@ -38,7 +55,7 @@ def forward(
     """Run the jobs that are left: outputs, last states, and the states for the backward pass.
 
     Args:
-        counters: address of the number of the next job.
+        counters: addresses of the numbers of the next job, and of the next thread.
         unit: 1 in the type of the state.
         sizes: batch, L, blocks, S, steps in a chunk, blocks in a job.
         flags: softplus, reverse.
@@ -49,7 +66,8 @@ def forward(
         weights: addresses of the rates A log2(e) (blocks, S, WIDTH), of D (E,) and the bias (E,),
             and of the lengths (batch,), int64.
         outputs: addresses of y (batch, L, E), the last states (batch, blocks, S, WIDTH), and the
-            states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none.
+            states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none; and of
+            a chunk of vectors for each thread to work with.
         ending: what becomes of an output before it is written: 1 if what stands in y is added to
             it; then address and strides of batch and time of a gate z (or address 0), by whose
             SiLU it is multiplied.
@@ -64,6 +82,7 @@ def forward(
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
 
+    steps = advance(pointer(outputs[3], unit), next_number(counters + 8) * chunk * WIDTH)
     mode = flush_denormals()
     while True:
         job = next_number(counters)
@@ -85,34 +104,42 @@ def forward(
             to_c = video * c_view[1] + block // c_view[5] * c_view[3]
             to_y = video * length * channels + channel
             to_z = video * ending[2] + channel
+            steepest = zero
             for s in range(states):
                 store(h, s * WIDTH, zero)
+                steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
             for begin in range(0, valid, chunk):
                 if outputs[2]:
                     for s in range(states):
                         store(kept, begin // chunk * size + s * WIDTH, load(h, s * WIDTH))
-                for t in range(begin, min(begin + chunk, valid)):
+                end = min(begin + chunk, valid)
+                # All of a chunk first: one by one, the states would wait for each of them.
+                for t in range(begin, end):
                     position = start + t * step
-                    inputs = load(x, to_x + position * x_view[2])
                     dt = load(delta, to_delta + position * delta_view[2]) + shift
                     if softplus:
                         dt, _ = softplus_and_slope(dt)
+                    store(steps, (t - begin) * WIDTH, dt)
+                for t in range(begin, end):
+                    position = start + t * step
+                    dt = load(steps, (t - begin) * WIDTH)
+                    inputs = load(x, to_x + position * x_view[2])
                     row_b = to_b + position * b_view[2]
                     row_c = to_c + position * c_view[2]
                     driven = dt * inputs
                     result = skip * inputs
-                    for s in range(states):
-                        state = exp2(dt * load(rates, s * WIDTH)) * load(h, s * WIDTH)
-                        state = state + driven * gain(b, row_b, b_view, s)
-                        store(h, s * WIDTH, state)
-                        result = result + state * gain(c, row_c, c_view, s)
+                    gains = b, row_b, b_view, c, row_c, c_view
+                    if any_above(magnitude(dt) * steepest, CALM):
+                        result = take_step(False, dt, driven, result, states, rates, h, gains)
+                    else:
+                        result = take_step(True, dt, driven, result, states, rates, h, gains)
                     if ending[0]:
                         result = result + load(y, to_y + position * channels)
                     if ending[1]:
                         gate = load(z, to_z + position * ending[3])
                         result = result * gate / (exp2(gate * -LOG2E) + 1.0)
                     store(y, to_y + position * channels, result)
-                    later = position + AHEAD * step
+                    later = position + chunk * step  # a row of the next chunk
                     fetch(x, to_x + later * x_view[2])
                     fetch(delta, to_delta + later * delta_view[2])
                     fetch(y, to_y + later * channels)

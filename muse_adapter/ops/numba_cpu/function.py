@@ -156,7 +156,9 @@ def run_gated(calls: Sequence[Call], z: Tensor) -> Tensor:
 
 def _run_forward(call: Call, y: Tensor, kept: Tensor | None, ending: tuple[int, ...]) -> Tensor:
     last = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
-    call.run(forward, addresses(y, last, kept), ending, threads=call.threads())
+    threads = call.threads()
+    steps = call.x.new_empty(threads, CHUNK, WIDTH)
+    call.run(forward, addresses(y, last, kept, steps), ending, threads=threads)
     return last
 
 
