@@ -8,8 +8,12 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
+import subprocess
 import sys
+import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,8 @@ import muse_adapter.ops.numba_cpu as backend
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
 
-from muse_adapter.ops.numba_cpu import denormals
+from muse_adapter.ops.numba_cpu import denormals, team
+from muse_adapter.ops.numba_cpu.pool import share
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -326,6 +331,20 @@ def test_exponential_at_its_ends(dtype):
     assert got.tolist() == [0, 0, 0, 0, 1, 1, *[float("inf")] * 4]
 
 
+@directions
+def test_steep_steps_among_calm_ones(reverse):
+    """Exponents near 0 are computed in another way than those that may leave the range."""
+    arguments = draw(torch.float32, 2, 40, 48, 5)
+    delta = arguments[1].detach()
+    generator = torch.Generator().manual_seed(0)
+    steep = torch.rand(delta.shape, generator=generator) < 0.05
+    arguments[1] = torch.where(steep, delta.abs() * 300, delta).requires_grad_()
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, 2, 40, 48, 5)
+    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
+    agree(got, gradients(naive, exact, cotangents, **options(reverse)), 1e-5)
+
+
 @dtypes
 def test_exponential_of_any_nan(dtype):
     """Also of one with bits set that the polynomial would shift into the exponent."""
@@ -448,6 +467,22 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def run_beside():
+    """Starts code in another process, which ends with the test, and returns its first line."""
+    running = []
+
+    def start(code):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return running[-1].stdout.readline()
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
 def test_the_same_bits_with_any_number_of_threads(threads):
     threads(1)
     expected = shared_work()
@@ -508,9 +543,24 @@ def test_after_a_fork(threads):
     assert torch.equal(again[0], expected[0])
 
 
-def test_an_error_on_another_thread_is_raised():
-    from muse_adapter.ops.numba_cpu.pool import share
+@pytest.fixture(params=["torch's threads", "a pool"])
+def helpers(request, monkeypatch):
+    """Each kind of threads that share work."""
+    if request.param == "a pool":
+        monkeypatch.setattr(team, "region", lambda: None)
+    elif team.region() is None:
+        pytest.skip("torch has no OpenMP of the GNU kind here")
 
+
+def test_the_same_bits_on_any_threads(helpers, threads):
+    threads(1)
+    expected = shared_work()
+    threads(2)
+    identical(shared_work(), expected)
+
+
+def test_an_error_on_another_thread_is_raised(helpers, threads):
+    threads(2)
     main = threading.get_ident()
     gate = threading.Event()
 
@@ -523,6 +573,49 @@ def test_an_error_on_another_thread_is_raised():
 
     with pytest.raises(ValueError, match="from the helper"):
         share(work, 2)
+
+
+@pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
+def test_work_is_done_by_threads_that_torch_has(threads):
+    """By as many as were asked for, and not by new ones."""
+    threads(3)
+    torch.randn(1 << 20).exp()
+    before = set(os.listdir("/proc/self/task"))
+    workers = []
+
+    def work():
+        workers.append(str(threading.get_native_id()))
+        time.sleep(0.02)
+
+    for count in (2, 3):
+        share(work, count)
+        assert len(workers) == count and set(workers) <= before
+        workers.clear()
+
+
+def test_beside_a_busy_process(threads, run_beside):
+    """Which has as many threads as there are cores: the result, and no starving."""
+    threads(2)
+    expected = shared_work()
+    ready = run_beside("""
+        import torch
+        a = torch.randn(512, 512)
+        torch.set_num_threads(max(2, torch.get_num_threads()))
+        a @ a
+        print("ready", flush=True)
+        while True:
+            a @ a
+    """)
+    assert ready == "ready\n"
+    times = {1: [], 2: []}
+    for _ in range(5):
+        for count, taken in times.items():
+            threads(count)
+            begin = time.perf_counter()
+            identical(shared_work(), expected)
+            taken.append(time.perf_counter() - begin)
+    # A second thread that has to wait for its turn may cost time, but not many times the work.
+    assert statistics.median(times[2]) < 5 * statistics.median(times[1])
 
 
 def test_runs_where_nothing_can_be_written(run_python, tmp_path):

@@ -1,4 +1,4 @@
-"""The scan on CPU: kernels compiled by numba on first use, on a few threads of ours.
+"""The scan on CPU: kernels compiled by numba on first use, shared by threads.
 
 Parallel over videos and blocks of channels, sequential in time. The forward pass keeps the state
 before every chunk of time, and the backward pass computes those inside a chunk anew, so that no

@@ -230,8 +230,8 @@ def as_given(
     )
 
 
-# By numpy, both: torch would wake its OpenMP threads, and those of two busy processes starve each
-# other, for far longer than the sum takes.
+# By numpy, both: torch would wake its threads, which takes longer than the sum if the machine is
+# busy.
 
 
 def zeros(like: Tensor, *shape: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""A few threads of ours for kernels that let go of the interpreter's lock.
+"""Threads for kernels that let go of the interpreter's lock: torch's, or else a few of ours.
 
 Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer
-when two threads call at once, and two busy OpenMP processes starve each other.
+when two threads call at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+from muse_adapter.ops.numba_cpu import team
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
@@ -40,13 +42,20 @@ def share(work: Callable[[], None], threads: int) -> None:
     """Call `work` here and at the same time on other threads, and wait until all have returned.
 
     Args:
-        work: does jobs until none is left. The calls divide the jobs as they go, so that a helper
-            that would start late, because the machine or the pool is busy, is called off.
+        work: does jobs until none is left. The calls divide the jobs as they go, so that a thread
+            that starts late, because the machine is busy, finds less to do or nothing.
         threads: at most so many calls, at least 1.
     """
     if threads == 1:
         work()
         return
+    enter = team.region()
+    errors = team.run(enter, work, threads) if enter else _run_on_pool(work, threads)
+    if errors:
+        raise errors[0]
+
+
+def _run_on_pool(work: Callable[[], None], threads: int) -> list[BaseException]:
     helpers = _helpers(threads - 1)
     started = [helpers.submit(work) for _ in range(threads - 1)]
     try:
@@ -54,6 +63,4 @@ def share(work: Callable[[], None], threads: int) -> None:
     finally:
         waited = [helper for helper in started if not helper.cancel()]
         errors = [helper.exception() for helper in waited]
-    for error in errors:
-        if error is not None:
-            raise error
+    return [error for error in errors if error is not None]
