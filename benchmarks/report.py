@@ -1,6 +1,6 @@
 """README's sections on the benchmarks, made from the figures in `benchmarks/results`.
 
-    python -m benchmarks.report            # rewrite them, and draw the pictures
+    python -m benchmarks.report            # rewrite them, heads.md and the pictures beside them
 
 A section stands between `<!-- NAME.json -->` and `<!-- end of NAME.json -->` and is empty as long
 as there is no such file. Nothing between these marks is written by hand.
@@ -8,6 +8,7 @@ as there is no such file. Nothing between these marks is written by hand.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +34,9 @@ def main() -> None:
     if heads.exists():
         from benchmarks.pictures import draw
 
-        draw(json.loads(heads.read_text(encoding="utf-8")), RESULTS)
+        figures = json.loads(heads.read_text(encoding="utf-8"))
+        heads.with_suffix(".md").write_text(markdown(figures), encoding="utf-8")
+        draw(figures, RESULTS)
 
 
 def with_sections(text: str) -> str:
@@ -55,21 +58,32 @@ def with_sections(text: str) -> str:
 
 
 def readme_section(figures: Figures) -> str:
-    """`markdown` with a heading and the pictures, for the README."""
+    """The part of `markdown` that most will want, with a heading and the pictures."""
     folder = RESULTS.relative_to(ROOT).as_posix()
-    return (
-        f"\n### Against attention and CLIP4Clip's heads\n\n{markdown(figures)}\n"
-        f"![Time of a run over the tokens of a video, a line for each head]({folder}/time.png)\n\n"
-        f"![Peak memory of a run over the tokens of a video, a line for each head]"
-        f"({folder}/memory.png)\n\n"
-    )
+    parts = [
+        "### Against attention and CLIP4Clip's heads",
+        _heading(figures),
+        _costs(figures),
+        _crossings(figures, fastest=True),
+        _pairs(figures),
+        *(
+            f"![{what} of a run over the tokens of a video, a line for each head]({folder}/{file})"
+            for what, file in (("Time", "time.png"), ("Peak memory", "memory.png"))
+        ),
+        f"Growth with length, and all backends and kernels: [`heads.md`]({folder}/heads.md).",
+    ]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
 
 def markdown(figures: Figures) -> str:
     """All that the figures say: costs at one length, growth, crossing lengths, evaluation."""
-    parts = [_heading(figures), _costs(figures), _growth(figures), _crossings(figures)]
-    if "pair_loop" in figures:
-        parts.append(_pairs(figures["pair_loop"]))
+    parts = [
+        _heading(figures),
+        _costs(figures),
+        _growth(figures),
+        _crossings(figures),
+        _pairs(figures),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -92,7 +106,8 @@ def _heading(figures: Figures) -> str:
         f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}; width "
         f"{settings['dim']}, {settings['dtype']}. Times are medians ± half the distance of the "
         "quartiles; training is forward and backward; memory is the peak of a run "
-        f"({kind}) above weights, tokens and libraries."
+        f"({kind}) above weights, tokens and libraries. Tokens of a video are the backbone's, "
+        "T (1 + H W); MUSE and the heads with other mixers make about five times as many of them."
     )
 
 
@@ -162,29 +177,46 @@ def _exponent(found: Growth | None) -> str:
     return "" if found is None else f"{found.exponent:.2f} ± {found.error:.2f}"
 
 
-def _crossings(figures: Figures) -> str:
-    """Where MUSE meets attention, on every backend and kernel, whatever it says."""
+def _crossings(figures: Figures, *, fastest: bool = False) -> str:
+    """Where MUSE meets attention, on all backends and kernels or the fastest, whatever it says."""
     table = []
     for mode in MODES:
         found = lines(figures, mode)
-        of = {what: rows[0]["function"] for what, rows in found.items()}
-        for ours in (what for what in found if of[what] == "muse"):
-            for theirs in (what for what in found if of[what] == "attention"):
-                for name, cost in COSTS.items():
-                    first, second = (
-                        {row["tokens"]: row[cost] for row in found[what]} for what in (ours, theirs)
-                    )
-                    if (comparison := compare(first, second)) is not None:
-                        table.append(f"| {ours} | {theirs} | {mode} | {name} | {comparison} |")
+        ours, theirs = (_of(function, found) for function in ("muse", "attention"))
+        if fastest:
+            ours, theirs = ours[:1], theirs[:1]
+        for our, their in itertools.product(ours, theirs):
+            for name, cost in COSTS.items():
+                first, second = (
+                    {row["tokens"]: row[cost] for row in found[what]} for what in (our, their)
+                )
+                if (comparison := compare(first, second)) is not None:
+                    table.append(f"| {our} | {their} | {mode} | {name} | {comparison} |")
     if not table:
         return ""
-    head = ["Crossing lengths, interpolated between measured ones:", ""]
+    which = " of the fastest of each" if fastest else ""
+    head = [f"Crossing lengths{which}, interpolated between measured ones:", ""]
     titles = ["| MUSE | against | | of | MUSE is |", "|---|---|---|---|---|"]
     return "\n".join([*head, *titles, *table])
 
 
-def _pairs(row: Row) -> str:
+def _of(function: str, found: Mapping[str, list[Row]]) -> list[str]:
+    """The heads of a function: those measured at the longest length first, the fastest first."""
+
+    def cost(what: str) -> tuple[int, float]:
+        longest = found[what][-1]
+        return -longest["tokens"], longest["seconds"]
+
+    return sorted(
+        (what for what, rows in found.items() if rows[0]["function"] == function), key=cost
+    )
+
+
+def _pairs(figures: Figures) -> str:
     """The evaluation as a whole."""
+    if "pair_loop" not in figures:
+        return ""
+    row = figures["pair_loop"]
     height, width = row["grid"]
     measured = row["measured"]
     title = (
