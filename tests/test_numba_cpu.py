@@ -511,9 +511,17 @@ def test_several_threads_at_once(threads):
     assert not failures and not any(thread.is_alive() for thread in running)
 
 
+@pytest.fixture(params=["torch's threads", "a pool"])
+def helpers(request, monkeypatch):
+    """Each kind of threads that share work; whether they are a pool's."""
+    if request.param == "a pool":
+        monkeypatch.setattr(team, "region", lambda: None)
+    elif team.region() is None:
+        pytest.skip("torch has no OpenMP of the GNU kind here")
+    return request.param == "a pool"
+
+
 def _in_child(arguments, queue):
-    # Torch would fill memory with its OpenMP threads, which no child has.
-    torch.utils.deterministic.fill_uninitialized_memory = False
     with torch.no_grad():
         y, state = backend.scan(*arguments, **options())
     own = any(thread.name.startswith("muse-adapter-scan") for thread in threading.enumerate())
@@ -522,7 +530,7 @@ def _in_child(arguments, queue):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_after_a_fork(threads):
+def test_after_a_fork(helpers, threads):
     """The child has none of the parent's threads, and makes its own."""
     threads(3)
     arguments = draw(torch.float32, *SHARED)
@@ -538,18 +546,29 @@ def test_after_a_fork(threads):
         assert child.exitcode == 0
     finally:
         child.kill()
-    assert got == (*(tensor.numpy().tobytes() for tensor in expected), True)
+    assert got == (*(tensor.numpy().tobytes() for tensor in expected), helpers)
     again = backend.scan(*arguments, **options())
     assert torch.equal(again[0], expected[0])
 
 
-@pytest.fixture(params=["torch's threads", "a pool"])
-def helpers(request, monkeypatch):
-    """Each kind of threads that share work."""
-    if request.param == "a pool":
-        monkeypatch.setattr(team, "region", lambda: None)
-    elif team.region() is None:
-        pytest.skip("torch has no OpenMP of the GNU kind here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
+    """Of a process whose OpenMP cannot let its threads end."""
+
+    def in_child():
+        child = os.fork()
+        if child == 0:
+            os._exit(int(team.region() is not None))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    here = int(team.region() is not None)
+    assert in_child() == here
+    original = team._from_torchs_openmp
+    monkeypatch.setattr(
+        team, "_from_torchs_openmp", lambda name: original(name) if "GOMP" in name else None
+    )
+    monkeypatch.setattr(team, "_ended", team._ended)
+    assert in_child() == 0 and int(team.region() is not None) == here
 
 
 def test_the_same_bits_on_any_threads(helpers, threads):

@@ -18,6 +18,7 @@ from torch import Tensor
 from muse_adapter.ops import operator
 from muse_adapter.ops.bidirectional import Direction, scan_in_turn
 from muse_adapter.ops.convolution import convolve_in_turn
+from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
 from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
 from muse_adapter.ops.numba_cpu.gated_scan import gated_scan, serves
 

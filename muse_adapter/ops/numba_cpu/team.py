@@ -1,4 +1,4 @@
-"""Torch's own OpenMP threads, where they can be had: on Linux, and not in a forked child.
+"""Torch's own OpenMP threads, where they can be had: on Linux.
 
 For some milliseconds after an operation of torch its threads look out for the next one, without
 sleeping. A thread of ours would get half of such a core; work that is given to them gets all of it.
@@ -18,38 +18,44 @@ from typing import Any
 import torch
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-_forked = False
-
-
-def _forget() -> None:
-    """A forked child has none of the threads, and OpenMP would wait for them for ever."""
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+_SOFT = 1  # omp_pause_soft: give up all threads, keep the settings
+_ended = False  # whether the threads had ended at the last fork
+_lost = False  # whether this is a forked child that OpenMP would let wait for its parent's threads
 
 
 def region() -> Callable[..., Any] | None:
     """OpenMP's entry to a parallel region, of the library that torch itself uses; or None."""
-    return None if _forked else _entry()
+    enter = None if _lost else _from_torchs_openmp("GOMP_parallel")
+    if enter is not None:
+        enter.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        enter.restype = None
+    return enter
 
 
 @functools.cache
-def _entry() -> Callable[..., Any] | None:
-    if sys.platform != "linux":
-        return None
+def _from_torchs_openmp(name: str) -> Any:
+    """A function of the OpenMP that torch uses; None if that is unknown or has none of the name."""
     library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
     try:
-        enter = ctypes.CDLL(str(library)).GOMP_parallel  # also looked for in what torch loads
+        return getattr(ctypes.CDLL(str(library)), name)  # also looked for in what torch loads
     except (OSError, AttributeError):
         return None
-    enter.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    enter.restype = None
-    return enter
+
+
+def _before_fork() -> None:
+    """Let the threads end, as the child will have none of them; the next region starts new ones."""
+    global _ended
+    pause = _from_torchs_openmp("omp_pause_resource_all")
+    _ended = pause is not None and pause(_SOFT) == 0
+
+
+def _in_child() -> None:
+    global _lost
+    _lost = _lost or not _ended
+
+
+if sys.platform == "linux":
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
 def run(enter: Callable[..., Any], work: Callable[[], None], threads: int) -> list[BaseException]:
