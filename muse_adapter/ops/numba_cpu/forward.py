@@ -143,5 +143,7 @@ def forward(
                     fetch(x, to_x + later * x_view[2])
                     fetch(delta, to_delta + later * delta_view[2])
                     fetch(y, to_y + later * channels)
+                    if ending[1]:
+                        fetch(z, to_z + later * ending[3])
             for position in range(valid, length):
                 store(y, to_y + position * channels, zero)
