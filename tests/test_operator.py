@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from muse_adapter import MultiScaleMamba
+from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.ops import (
     Direction,
     bidirectional_scan,
@@ -19,8 +20,6 @@ from muse_adapter.ops import (
     use_backend,
 )
 
-MIXERS = ("bimamba", "mamba", "attention", "conv")
-AGGREGATIONS = ("scale_wise", "frame_wise", "spatial_wise")
 MASK = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=torch.bool)
 # Every mixer in every aggregation with a mask; without one, where fewer operations are traced,
 # every mixer once and every aggregation once.
