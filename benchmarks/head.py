@@ -244,9 +244,13 @@ def shared_projection(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def peak_memory() -> dict[str, Any]:
-    """Forward and backward with gradient checkpointing at 65,920 tokens, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.peak_memory"]
+def peak_memory(*options: str) -> dict[str, Any]:
+    """Forward and backward with gradient checkpointing at 65,920 tokens, in a fresh process.
+
+    Args:
+        options: of `benchmarks.peak_memory`.
+    """
+    command = [sys.executable, "-m", "benchmarks.peak_memory", *options]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -64,14 +64,19 @@ def agree(got: Tensor, expected: Tensor, what: str, bound: float = 1e-4) -> None
         raise SystemExit(f"{what}: the results differ by {error:.1e}, so no time is given")
 
 
-def peak_gib() -> float:
-    """Peak resident memory of this process so far."""
+def peak_bytes() -> int:
+    """Most memory that this process has had resident so far."""
     status = Path("/proc/self/status")
     if status.exists():  # `ru_maxrss` begins with the memory of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_gib() -> float:
+    """The same in GiB."""
+    return peak_bytes() / 2**30
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:

@@ -23,11 +23,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--grid", type=int, default=14, help="side of the patch grid")
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--backend", default="torch", choices=list(backends()))
     parser.add_argument("--no-checkpointing", action="store_true")
     options = parser.parse_args()
 
-    head = MultiScaleMamba(dim=options.dim).train()
+    head = MultiScaleMamba(dim=options.dim, depth=options.depth).train()
     head.set_grad_checkpointing(not options.no_checkpointing)
     lengths: list[int] = []
     head.layers[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))

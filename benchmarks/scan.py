@@ -3,6 +3,7 @@
     python -m benchmarks.scan                 # the table, about five minutes on two cores
     python -m benchmarks.scan --json FILE
     python -m benchmarks.scan --lengths 254 3060 --no-memory
+    python -m benchmarks.scan --device cuda
 
 A backend is timed only after its outputs and gradients agreed with the others' in the same run.
 """
@@ -14,6 +15,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,22 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="channels E")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="the times alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--peak-memory-of", metavar="BACKEND", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU: torch finds none")
     torch.manual_seed(0)
     if options.peak_memory_of:  # the fresh process of one row
-        step(arguments(options.dim, options.lengths[0]), options.peak_memory_of)
-        print(json.dumps(peak_gib()))
+        step(arguments(options.dim, options.lengths[0], options.device), options.peak_memory_of)
+        print(json.dumps(torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_gib()))
         return
 
     about = machine()
+    if on_gpu:
+        about["gpu"] = torch.cuda.get_device_name()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     figures: dict[str, Any] = {"machine": about, "dim": options.dim, "rows": []}
     for length in options.lengths:
@@ -65,20 +73,22 @@ def main() -> None:
 
 def measure(length: int, options: argparse.Namespace) -> list[Row]:
     """A row for every backend that runs here."""
-    names = [name for name, status in backends("cpu").items() if status.available]
+    names = [name for name, status in backends(options.device).items() if status.available]
     if length > LONGEST_REFERENCE:
         names.remove("reference")
-    inputs = arguments(options.dim, length)
+    inputs = arguments(options.dim, length, options.device)
     expected = step(inputs, names[0])
     for name in names[1:]:
         for got, wanted in zip(step(inputs, name), expected, strict=True):
             agree(got, wanted, f"backend {name}")
     with torch.no_grad():
         forward = in_turn(
-            {name: functools.partial(scan, inputs, name) for name in names}, options.repeats
+            {name: functools.partial(to_the_end, scan, inputs, name) for name in names},
+            options.repeats,
         )
     training = in_turn(
-        {name: functools.partial(step, inputs, name) for name in names}, options.repeats
+        {name: functools.partial(to_the_end, step, inputs, name) for name in names},
+        options.repeats,
     )
     rows: list[Row] = []
     for name in names:
@@ -86,7 +96,7 @@ def measure(length: int, options: argparse.Namespace) -> list[Row]:
         for kind, timings in (("forward", forward), ("training", training)):
             row[f"{kind}_s"], row[f"{kind}_spread_s"] = timings[name]
         if not options.no_memory:
-            row["peak_gib"] = peak_memory(name, length, options.dim)
+            row["peak_gib"] = peak_memory(name, length, options)
         rows.append(row)
     return rows
 
@@ -94,6 +104,7 @@ def measure(length: int, options: argparse.Namespace) -> list[Row]:
 def markdown_table(figures: dict[str, Any]) -> str:
     """The table of the README, from what `--json` wrote: each backend against the others."""
     about = figures["machine"]
+    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
     names = list(dict.fromkeys(row["backend"] for row in figures["rows"]))
     pairs = [(fast, slow) for i, fast in enumerate(names) for slow in names[i + 1 :]]
     heads = [
@@ -101,10 +112,9 @@ def markdown_table(figures: dict[str, Any]) -> str:
     ]
     heads += [f"GiB: {name}" for name in names]
     lines = [
-        f"`{about['command']}` on {about['threads']} threads of an {about['processor']}, torch "
-        f"{about['torch']}, {about['date'][:10]}: one direction, one video, E={figures['dim']}, "
-        f"S={STATES}; how many times faster, by medians of alternatives in turn, and the peak of a "
-        "fresh process:",
+        f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}: one "
+        f"direction, one video, E={figures['dim']}, S={STATES}; how many times faster, by medians "
+        "of alternatives in turn, and the peak of a fresh process:",
         "",
         "| L | " + " | ".join(heads) + " |",
         "|---|" + "---|" * len(heads),
@@ -123,7 +133,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments(channels: int, length: int) -> list[Tensor]:
+def arguments(channels: int, length: int, device: str) -> list[Tensor]:
     """u, delta, A, B, C, D, z and delta_bias of one video, which want gradients.
 
     In memory time comes before channels, as the linear layers of a mixer give it.
@@ -131,8 +141,8 @@ def arguments(channels: int, length: int) -> list[Tensor]:
     u, delta, z = torch.randn(3, 1, length, channels).transpose(2, 3)
     A = -torch.arange(1.0, STATES + 1).expand(channels, -1).clone()
     B, C = torch.randn(2, 1, length, STATES).transpose(2, 3)
-    tensors = [u, delta - 2, A, B, C, torch.ones(channels), z]
-    return [tensor.requires_grad_() for tensor in (*tensors, torch.zeros(channels))]
+    tensors = [u, delta - 2, A, B, C, torch.ones(channels), z, torch.zeros(channels)]
+    return [tensor.to(device).requires_grad_() for tensor in tensors]
 
 
 def scan(inputs: list[Tensor], backend: str) -> Tensor:
@@ -149,10 +159,22 @@ def step(inputs: list[Tensor], backend: str) -> tuple[Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
 
 
-def peak_memory(backend: str, length: int, dim: int) -> float:
-    """Peak resident memory in GiB of a fresh process that runs forward and backward once."""
+def to_the_end(
+    run: Callable[[list[Tensor], str], object], inputs: list[Tensor], backend: str
+) -> None:
+    """Run, and wait for a GPU, which is not done when Python is."""
+    run(inputs, backend)
+    if inputs[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_memory(backend: str, length: int, options: argparse.Namespace) -> float:
+    """Peak in GiB of a fresh process that runs forward and backward once.
+
+    On a CPU it is resident memory, on a GPU what torch has allocated.
+    """
     command = [sys.executable, "-m", "benchmarks.scan", "--peak-memory-of", backend]
-    command += ["--lengths", str(length), "--dim", str(dim)]
+    command += ["--lengths", str(length), "--dim", str(options.dim), "--device", options.device]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from typing import NamedTuple
 
 import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks.contenders import Contender, contenders
+from benchmarks.measure import peak_bytes
 from benchmarks.settings import DTYPES, Case, Settings
 from benchmarks.work import Work, sample
 
@@ -78,14 +78,14 @@ def _on_cpu(work: Work, settings: Settings) -> Measured:
         if not first:
             first.append(sample(result))
 
-    held = resident_peak()
+    held = peak_bytes()
     torch.manual_seed(2)  # of dropout, in the run whose result is kept
     timer = Timer("run()", globals={"run": run}, num_threads=settings.threads)
     # Its first run, by which it chooses how many make a block, is the warm-up.
     timing = timer.adaptive_autorange(
         SPREAD / 2, min_run_time=_shortest(settings), max_run_time=2 * settings.limit_s
     )
-    return timing.times, resident_peak() - held, held, first[0]
+    return timing.times, peak_bytes() - held, held, first[0]
 
 
 def _on_gpu(work: Work, settings: Settings) -> Measured:
@@ -118,11 +118,3 @@ def quartiles(times: list[float]) -> list[float]:
 def _shortest(settings: Settings) -> float:
     """Seconds that repeats take at least."""
     return min(0.2, settings.limit_s / 10)
-
-
-def resident_peak() -> int:
-    """Bytes that this process has had resident at most."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -8,6 +8,7 @@ Fixtures
                                 skipped, with the reason, where one cannot run
     nan_memory                  memory that is allocated but not written holds NaN
     run_python                  runs code in a fresh interpreter that sees this checkout
+    two_processes               runs code in two interpreters, a group of torch.distributed
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -289,7 +292,7 @@ def same_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs code in a fresh interpreter: run_python("import torch", "argument", X="1").
 
@@ -307,5 +310,39 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             stdin=subprocess.DEVNULL,
             timeout=300,
         )
+
+    return run
+
+
+GROUP = """
+import sys
+import torch
+from torch import distributed
+
+rank, store, tests, *arguments = sys.argv[1:]
+rank = int(rank)
+sys.path.insert(0, tests)
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path, run_python: Callable[..., Any]) -> Callable[..., None]:
+    """Runs code in two processes of one gloo group, and asserts that both end well.
+
+    The code finds its `rank` and the `arguments`, and may import what is in this folder.
+    """
+
+    def run(code: str, *arguments: str, **variables: str) -> None:
+        code = f"{GROUP}{textwrap.dedent(code)}\ndistributed.destroy_process_group()"
+        paths = str(tmp_path / "store"), str(ROOT / "tests")
+
+        def start(rank: int) -> subprocess.CompletedProcess[str]:
+            return run_python(code, str(rank), *paths, *arguments, **variables)
+
+        with ThreadPoolExecutor(2) as pool:
+            for done in pool.map(start, range(2)):
+                assert done.returncode == 0, done.stderr
 
     return run

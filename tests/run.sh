@@ -48,5 +48,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 export BACKBONE_LIBRARIES=$(cd "$libraries" && pwd)
-# The caller's -m wins over ours: pytest takes the last one.
-exec "$venv/bin/python" -m pytest -n "$workers" -m 'not slow' "$@"
+# The caller's -m wins over ours: pytest takes the last one. A process that runs out of tests takes
+# over another's, so that the long ones, which stand together, are not left to one.
+exec "$venv/bin/python" -m pytest -n "$workers" --dist worksteal -m 'not slow' "$@"

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, head, peak_memory, scan
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch finds none")
 MEASURED = ["inference", "evaluation", "last layer", "output maps", "mixer"]
 
 
@@ -31,11 +32,16 @@ def test_head(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
 def test_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     target = tmp_path / "figures.json"
     options = ["--repeats", "1", "--lengths", "9", "20", "--dim", "16", "--json", str(target)]
+    options += ["--device", device]
     monkeypatch.setattr(sys, "argv", ["scan.py", *options])
     monkeypatch.setattr(scan, "LONGEST_REFERENCE", 9)
     scan.main()
@@ -44,7 +50,8 @@ def test_scan(
     assert {(9, "reference"), (9, "torch"), (20, "torch")} <= rows
     assert (20, "reference") not in rows
     for row in figures["rows"]:
-        assert row["forward_s"] > 0 and row["training_s"] > 0 and row["peak_gib"] > 0.05
+        assert row["forward_s"] > 0 and row["training_s"] > 0
+        assert row["peak_gib"] > (0.05 if device == "cpu" else 0)
     assert scan.markdown_table(figures) in capsys.readouterr().out
     assert figures["machine"]["command"].startswith("python -m benchmarks.scan --repeats 1")
     assert list(tmp_path.iterdir()) == [target]
@@ -74,6 +81,16 @@ def test_no_time_is_given_where_results_differ(monkeypatch: pytest.MonkeyPatch) 
         scan.main()
 
 
+def test_scan_on_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["scan.py", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        scan.main()
+    assert "--device cuda needs a GPU: torch finds none" in capsys.readouterr().err
+
+
 def test_peak_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["m", "--frames", "2", "--grid", "4", "--dim", "16"])
     peak_memory.main()
@@ -83,10 +100,14 @@ def test_peak_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_a_long_video_trains_in_little_memory() -> None:
-    """64 frames of 14x14 patches, 65,920 tokens of width 512: forward and backward in 4.5 GiB."""
-    result = head.peak_memory()
+    """64 frames of 14x14 patches, 65,920 tokens of width 512: forward and backward in 4.5 GiB.
+
+    A whole layer and the last one; with checkpointing each of the two others keeps its input alone.
+    """
+    result = head.peak_memory("--depth", "2")
     assert result["tokens"] == 65_920
-    assert result["peak_gib"] < 4.5
+    inputs = 2 * result["tokens"] * 512 * 4 / 2**30
+    assert result["peak_gib"] + inputs < 4.5
 
 
 def test_gpu_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +133,7 @@ def test_gpu_gives_no_time_where_results_differ() -> None:
         gpu.agree((torch.full((3,), 1.1),), (torch.ones(3),), ["x"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: torch finds none")
+@on_gpu
 def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "figures.json"
     sizes = ["--batch", "1", "--length", "100", "--dim", "64", "--repeats", "1", "--no-heads"]

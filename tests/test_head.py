@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
+from head_forms import EVERY_FORM
 from torch.nn import functional as F
 
 from muse_adapter import MultiScaleMamba
-from muse_adapter.config import AGGREGATIONS, MIXERS
+from muse_adapter.config import MIXERS
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.ops import use_backend
-
-EVERY_FORM = pytest.mark.parametrize(
-    ("aggregation", "mixer"),
-    [pytest.param(*form, id="-".join(form)) for form in itertools.product(AGGREGATIONS, MIXERS)],
-)
 
 
 def awake(**fields) -> MultiScaleMamba:
@@ -241,11 +236,18 @@ def test_merging_is_left_out_where_it_is_dearer(monkeypatch):
         assert len(calls) == 1
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@EVERY_FORM
 @pytest.mark.parametrize("init", ["identity", "release"])
-def test_every_parameter_learns_is_saved_and_moves(mixer, init):
-    scales = (0.25, 0.5, 1, 2, 4)
-    head = MultiScaleMamba(dim=8, depth=2, mixer=mixer, init=init, scales=scales, in_dim=6)
+def test_every_parameter_learns_is_saved_and_moves(aggregation, mixer, init):
+    head = MultiScaleMamba(
+        dim=8,
+        depth=2,
+        aggregation=aggregation,
+        mixer=mixer,
+        init=init,
+        scales=(0.25, 0.5, 1, 2, 4),
+        in_dim=6,
+    )
     assert set(dict(head.named_parameters())) == set(head.state_dict())
     head(videos(width=6, grid=(4, 4)).float()).sum().backward()
     assert [name for name, p in head.named_parameters() if p.grad is None] == []

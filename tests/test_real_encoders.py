@@ -158,7 +158,7 @@ ONE_GRAPH = {name: name not in ("open_clip", "OpenAI CLIP") for name in FAMILIES
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mask", "freeze"),
-    [(name, MASK, False) for name in FAMILIES] + [("HF CLIP", MASK, True), ("HF CLIP", None, True)],
+    [*((name, MASK, False) for name in FAMILIES), ("HF CLIP", None, True)],
 )
 def test_compiles(name: str, mask: Tensor | None, freeze: bool) -> None:
     """Forward and backward; masks too are one graph, whatever they hold."""

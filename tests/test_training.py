@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from head_forms import EVERY_FORM, FORMS, active, three_steps
 
 from muse_adapter import MultiScaleMamba
-from muse_adapter.config import MIXERS
 from muse_adapter.ops import use_backend
 
 
-def active(**fields) -> MultiScaleMamba:
-    """A head whose layers do something (the identity start would hide the mixers)."""
-    return MultiScaleMamba(**{"dim": 8, "depth": 2, "init": "release", **fields})
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
+@EVERY_FORM
 @pytest.mark.parametrize("masked", [False, True], ids=["all frames", "masked"])
-def test_gradient_checkpointing_changes_no_number(mixer, masked):
-    head = active(mixer=mixer, dropout=0.5).train()
+def test_gradient_checkpointing_changes_no_number(aggregation, mixer, masked):
+    head = active(aggregation=aggregation, mixer=mixer, dropout=0.5).train()
     mask = torch.tensor([[1, 1, 1], [1, 0, 1]]) if masked else None
     results = []
     for enable in (False, True):
@@ -95,61 +90,26 @@ def test_pooling_of_large_half_precision_frames_does_not_overflow():
     assert torch.allclose(head.forward_head(frames).float().norm(), torch.tensor(1.0), atol=1e-3)
 
 
-TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist
+RANK = """
+from head_forms import FORMS, three_steps
 from torch.nn.parallel import DistributedDataParallel
-from muse_adapter import MultiScaleMamba
 
-torch.set_num_threads(1)
-rank, store, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-torch.manual_seed(0)
-head = MultiScaleMamba(dim=8, depth=2, dropout=0.0, init="release").double()
-tokens = torch.randn(4, 3, 5, 8, dtype=torch.float64)
-mask = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]])
-cotangent = torch.randn(4, 8, dtype=torch.float64)
-model = DistributedDataParallel(head)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-mine = slice(2 * rank, 2 * rank + 2)
-for _ in range(3):
-    optimizer.zero_grad()
-    (model(tokens[mine], mask[mine]) * cotangent[mine]).sum().backward()
-    optimizer.step()
+rows = slice(2 * rank, 2 * rank + 2)
+trained = [three_steps(*form, rows, DistributedDataParallel)[1] for form in FORMS]
 if rank == 0:
-    torch.save(head.state_dict(), target)
-dist.destroy_process_group()
+    torch.save(trained, arguments[0])
 """
 
 
 @pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
-def test_two_processes_equal_one_on_the_joint_batch(tmp_path, run_python):
-    import threading
-
-    paths = str(tmp_path / "store"), str(tmp_path / "state")
-    threads = [
-        threading.Thread(
-            target=lambda rank=rank: outcomes.append(run_python(TWO_PROCESSES, str(rank), *paths))
-        )
-        for rank in range(2)
-    ]
-    outcomes = []
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for outcome in outcomes:
-        assert outcome.returncode == 0, outcome.stderr
-
-    torch.manual_seed(0)
-    head = active(dropout=0.0).double()
-    tokens = torch.randn(4, 3, 5, 8, dtype=torch.float64)
-    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]])
-    cotangent = torch.randn(4, 8, dtype=torch.float64)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        ((head(tokens, mask) * cotangent).sum() / 2).backward()  # DDP averages over the processes
-        optimizer.step()
-    trained = torch.load(tmp_path / "state", weights_only=True)
-    for name, value in head.state_dict().items():
-        assert torch.allclose(trained[name], value, rtol=1e-9, atol=1e-12), name
+def test_two_processes_equal_one_on_the_joint_batch(tmp_path, two_processes):
+    """In every form, and no parameter is left without a gradient, which would stop DDP."""
+    two_processes(RANK, str(tmp_path / "states"))
+    states = torch.load(tmp_path / "states", weights_only=True)
+    for form, trained in zip(FORMS, states, strict=True):
+        start, expected = three_steps(*form, slice(0, 4))
+        assert not torch.allclose(start["layers.0.fc.weight"], expected["layers.0.fc.weight"])
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                trained[name], value, rtol=1e-9, atol=1e-12, msg=f"{form}: {name}"
+            )

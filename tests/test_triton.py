@@ -84,28 +84,33 @@ def small_parts(monkeypatch):
         monkeypatch.setattr(function, name, value)
 
 
-LENGTHS = [
-    pytest.param(length, dtype, id=f"{length} {str(dtype)[6:]}", marks=marks)
-    for length, dtype, marks in [
-        (1, torch.float64, ()),
-        (2, torch.float64, ()),
-        (15, torch.float64, ()),
-        (15, torch.float32, ()),
-        (63, torch.float32, ()),
-        (257, torch.float32, ()),
-        (257, torch.float64, pytest.mark.slow),
-        (1000, torch.float32, pytest.mark.slow),
-        (3060, torch.float32, pytest.mark.slow),
-    ]
-]
-
-
-@pytest.mark.parametrize(("length", "dtype"), LENGTHS)
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [
+        (1, torch.float64),
+        (2, torch.float64),
+        (15, torch.float64),
+        (15, torch.float32),
+        (63, torch.float32),
+        (257, torch.float32),
+    ],
+    ids=str,
+)
 def test_both_directions_at_any_length(length, dtype):
     forward, backward = both_directions(1, 6, 3, (length, length), dtype)
     z = normal(1, length, 6, dtype=dtype).requires_grad_()
     expected = outcome(forward, backward, z, "reference")
     compare(outcome(forward, backward, z, "triton"), expected, BOUND[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "reverse"), [(1000, False), (3060, True)])
+def test_long_sequences(length, reverse):
+    """Each long length in one direction: two of them share all kernels and count segments alike."""
+    arguments = one_direction(length, channels=6, batch=1, dtype=torch.float32)
+    options = {"delta_softplus": True, "reverse": reverse}
+    expected = one_outcome(arguments, "reference", **options)
+    compare(one_outcome(arguments, "triton", **options), expected, BOUND[torch.float32])
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -118,7 +123,10 @@ def test_ends_of_segments_and_chunks(small_parts, length, reverse):
     compare(one_outcome(arguments, "triton", **options), expected, 1e-11)
 
 
-def one_direction(length, *, channels=8, B="variable", C="variable", without=(), batch=2, states=3):
+def one_direction(
+    length, *, channels=8, B="variable", C="variable", without=(), batch=2, states=3,
+    dtype=torch.float64,
+):  # fmt: skip
     """Arguments of `selective_scan`."""
     shapes = {
         "constant": (channels, states),
@@ -136,7 +144,8 @@ def one_direction(length, *, channels=8, B="variable", C="variable", without=(),
         "z": normal(batch, channels, length),
         "delta_bias": normal(channels),
     }
-    return {k: None if k in without else v.requires_grad_() for k, v in arguments.items()}
+    wanted = {k: None if k in without else v.to(dtype) for k, v in arguments.items()}
+    return {k: None if v is None else v.requires_grad_() for k, v in wanted.items()}
 
 
 def one_outcome(arguments, name, **options):

@@ -511,15 +511,6 @@ def test_ddp_finds_no_unused_parameter(freeze: bool, one_process: None) -> None:
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
 
-@pytest.mark.slow
-def test_compiles() -> None:
-    torch._dynamo.reset()
-    encoder, frames = encoder_64(freeze=True), videos()
-    compiled = torch.compile(encoder, backend="eager")
-    torch.testing.assert_close(compiled(frames, MASK), encoder(frames, MASK), **ROUNDING)
-    torch._dynamo.reset()
-
-
 def test_repr_names_the_family() -> None:
     encoder = VideoEncoder(OpenAIClip(), small_head(), freeze=True, frames_per_slice=8)
     assert "tokens=OpenAI CLIP, freeze=True, frames_per_slice=8" in repr(encoder)

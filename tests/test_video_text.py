@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,45 +183,23 @@ def test_half_precision_loss_is_computed_wide() -> None:
 # --- Several processes --------------------------------------------------------------------------
 
 RANK = """
-import sys, torch
-from torch import distributed
+from contrastive_steps import three_steps
 from torch.nn.parallel import DistributedDataParallel
 
-rank, tests, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-sys.path.insert(0, tests)
-from contrastive_steps import three_steps
-
-torch.set_num_threads(1)
-distributed.init_process_group(
-    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-)
 for first in (2, 3):
     rows = slice(0, first) if rank == 0 else slice(first, 4)
-    torch.save(three_steps(rows, DistributedDataParallel), f"{folder}/{rank}-{first}")
-distributed.destroy_process_group()
+    torch.save(three_steps(rows, DistributedDataParallel), f"{arguments[0]}/{rank}-{first}")
 """
 
 
 def test_two_processes_equal_one_on_all_pairs(
-    tmp_path: Path, run_python: Callable[..., Any]
+    tmp_path: Path, two_processes: Callable[..., None]
 ) -> None:
     """With two pairs each, and with three and one."""
     expected = three_steps(slice(0, 4))
     losses = expected["losses"]
     assert losses[2] < losses[0]
-    outcomes: list[Any] = []
-
-    def start(rank: int) -> None:
-        arguments = str(rank), str(Path(__file__).parent), str(tmp_path)
-        outcomes.append(run_python(RANK, *arguments, MUSE_ADAPTER_BACKEND="torch"))
-
-    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for outcome in outcomes:
-        assert outcome.returncode == 0, outcome.stderr
+    two_processes(RANK, str(tmp_path), MUSE_ADAPTER_BACKEND="torch")
     for name in ("0-2", "1-2", "0-3", "1-3"):
         trained = torch.load(tmp_path / name, weights_only=True)
         for key, value in expected.items():

@@ -5,10 +5,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# What torch's reader of archives and its restricted unpickler, a small interpreter, raise on bytes
+# that are cut off, changed, or not theirs.
+DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+)
 
 
 def ensure_folder(folder: Path) -> None:
@@ -38,12 +54,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is damaged.
+        OSError: it cannot be read.
     """
     content = path.read_bytes()
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # five types so far, by what is wrong; the file has been read
-        raise ValueError(f"{path} is damaged, delete it and start again: {error}") from error
+    except DAMAGE as error:  # torch's own words speak of reading it without restrictions
+        raise ValueError(f"{path} is damaged, delete it and start again") from error
 
 
 def read_json(path: Path) -> Any:
