@@ -104,9 +104,9 @@ def test_both_directions_at_any_length(length, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("length", "reverse"), [(1000, False), (3060, True)])
+@pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
+@pytest.mark.parametrize("length", [3060, 1000])
 def test_long_sequences(length, reverse):
-    """Each long length in one direction: two of them share all kernels and count segments alike."""
     arguments = one_direction(length, channels=6, batch=1, dtype=torch.float32)
     options = {"delta_softplus": True, "reverse": reverse}
     expected = one_outcome(arguments, "reference", **options)
