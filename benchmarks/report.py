@@ -1,4 +1,4 @@
-"""README's sections on the benchmarks, made from the figures in `benchmarks/results`.
+"""The READMEs' sections on the benchmarks, made from the figures in `benchmarks/results`.
 
     python -m benchmarks.report            # rewrite them, heads.md and the pictures beside them
 
@@ -27,9 +27,9 @@ Row = Mapping[str, Any]
 
 
 def main() -> None:
-    """Rewrite README's sections and draw the pictures that they show."""
-    readme = ROOT / "README.md"
-    readme.write_text(with_sections(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the sections and draw the pictures that they show."""
+    for name in SECTIONS:
+        (ROOT / name).write_text(with_sections(name), encoding="utf-8")
     heads = RESULTS / "heads.json"
     if heads.exists():
         from benchmarks.pictures import draw
@@ -39,16 +39,22 @@ def main() -> None:
         draw(figures, RESULTS)
 
 
-def with_sections(text: str) -> str:
-    """A README with its sections as the kept figures give them.
+def with_sections(readme: str) -> str:
+    """A README's text, its sections as the kept figures give them.
+
+    Args:
+        readme: a name of `SECTIONS`.
 
     Raises:
         ValueError: the marks of a section are missing.
     """
-    for name, section in SECTIONS.items():
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for name, section in SECTIONS[readme].items():
         first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
         if text.count(first) != 1 or text.count(last) != 1:
-            raise ValueError(f"README must have the marks {first.strip()} and {last.strip()} once")
+            raise ValueError(
+                f"{readme} must have the marks {first.strip()} and {last.strip()} once"
+            )
         before, rest = text.split(first)
         _, after = rest.split(last)
         file = RESULTS / name
@@ -75,6 +81,13 @@ def readme_section(figures: Figures) -> str:
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
 
+def pairs_section(figures: Figures) -> str:
+    """The evaluation as a whole, for the README of the patches."""
+    if not (table := _pairs(figures)):
+        return ""
+    return f"\n{table}\n\nMeasured by {_where(figures)}.\n\n"
+
+
 def markdown(figures: Figures) -> str:
     """All that the figures say: costs at one length, growth, crossing lengths, evaluation."""
     parts = [
@@ -99,16 +112,21 @@ def lines(figures: Figures, mode: str) -> dict[str, list[Row]]:
 
 
 def _heading(figures: Figures) -> str:
-    about, settings = figures["machine"], figures["settings"]
-    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
-    kind = "what torch allocates" if "gpu" in about else "resident, in a fresh process"
+    settings, on_gpu = figures["settings"], "gpu" in figures["machine"]
+    kind = "what torch allocates" if on_gpu else "resident, in a fresh process"
     return (
-        f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}; width "
-        f"{settings['dim']}, {settings['dtype']}. Times are medians ± half the distance of the "
-        "quartiles; training is forward and backward; memory is the peak of a run "
-        f"({kind}) above weights, tokens and libraries. Tokens of a video are the backbone's, "
-        "T (1 + H W); MUSE and the heads with other mixers make about five times as many of them."
+        f"{_where(figures)}; width {settings['dim']}, {settings['dtype']}. Times are medians ± "
+        "half the distance of the quartiles; training is forward and backward; memory is the peak "
+        f"of a run ({kind}) above weights, tokens and libraries. Tokens of a video are the "
+        "backbone's, T (1 + H W); MUSE and its variants make about five times as many of them."
     )
+
+
+def _where(figures: Figures) -> str:
+    """The command, on what it ran, and when."""
+    about = figures["machine"]
+    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
+    return f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}"
 
 
 def _costs(figures: Figures) -> str:
@@ -244,10 +262,13 @@ def _pair_line(part: Row, kind: str) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[Any], str]] = {
-    "head.json": lambda figures: "\n" + head.markdown_table(figures) + "\n",
-    "scan.json": lambda figures: "\n" + scan.markdown_table(figures) + "\n",
-    "heads.json": readme_section,
+SECTIONS: dict[str, dict[str, Callable[[Any], str]]] = {
+    "README.md": {
+        "head.json": lambda figures: "\n" + head.markdown_table(figures) + "\n",
+        "scan.json": lambda figures: "\n" + scan.markdown_table(figures) + "\n",
+        "heads.json": readme_section,
+    },
+    "examples/README.md": {"heads.json": pairs_section},
 }
 
 

@@ -95,9 +95,9 @@ PRESETS = {
         frames=(4, 8, 12),
         grids=((7, 7),),
         batches=(1,),
-        limit_s=1.8,
-        pairs=16,
-        pair_batch=4,
+        limit_s=1.2,
+        pairs=32,
+        pair_batch=16,
         leave_out=("muse-reference", "attention-math"),  # slow, and not what one would use
     ),
     # The frames and the grid of the paper's data sets.
@@ -107,7 +107,7 @@ PRESETS = {
         batches=(1, 4),
         limit_s=30.0,
         pairs=200,
-        pair_batch=20,
+        pair_batch=16,
     ),
     # What a finer backbone and longer videos ask for: hours.
     "long": Settings(
@@ -116,6 +116,6 @@ PRESETS = {
         batches=(1, 4, 16),
         limit_s=300.0,
         pairs=200,
-        pair_batch=20,
+        pair_batch=16,
     ),
 }

@@ -67,10 +67,10 @@ class BertAdam(torch.optim.Optimizer):
                 state["steps"] += 1
 
     def get_lr(self) -> list[float]:
-        """The rate that each parameter's next step would have."""
+        """The rate that the next step of each parameter with a gradient would have."""
         return [
             self.rate(group, self.state[parameter]["steps"])
             for group in self.param_groups
             for parameter in group["params"]
-            if self.state[parameter]
+            if parameter.grad is not None
         ]

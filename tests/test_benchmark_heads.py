@@ -566,22 +566,28 @@ def test_the_ways_of_evaluating_must_agree(monkeypatch: pytest.MonkeyPatch) -> N
 # README
 
 
-def test_readme_shows_the_kept_figures() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.with_sections(text) == text, "run python -m benchmarks.report"
+@pytest.mark.parametrize("readme", report.SECTIONS)
+def test_readmes_show_the_kept_figures(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    assert report.with_sections(readme) == text, "run python -m benchmarks.report"
 
 
-def test_a_section_is_made_where_there_are_figures(
+def test_sections_are_made_where_there_are_figures(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     results, readme = tmp_path / "benchmarks" / "results", tmp_path / "README.md"
+    of_patches = tmp_path / "examples" / "README.md"
+    of_patches.parent.mkdir()
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", results)
-    marks = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in report.SECTIONS)
-    readme.write_text(f"above\n{marks}below\n")
+    empty = {}
+    for path, names in {readme: report.SECTIONS["README.md"], of_patches: ["heads.json"]}.items():
+        marks = "".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names)
+        empty[path] = f"above\n{marks}below\n"
+        path.write_text(empty[path])
     report.main()
-    assert readme.read_text() == f"above\n{marks}below\n"
+    assert {path: path.read_text() for path in empty} == empty
 
     assert main([*RUN, "--json", str(results / "heads.json")]) == 0
     report.main()
@@ -597,7 +603,10 @@ def test_a_section_is_made_where_there_are_figures(
     assert "| MUSE, `torch` | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |" in whole
     assert "| attention, SDPA flash | 2.00 ± 0.00 |" in whole
     assert "| time | none within the measured range (10 to 200 tokens): cheaper" in once
-    assert "| 1,000 x 1,000 | 111,556 | 334 |" in once and "| measured |" in once
+    shown = of_patches.read_text()
+    assert shown.startswith("above\n") and "Measured by `python -m benchmarks" in shown
+    for text in (once, shown):
+        assert "| 1,000 x 1,000 | 111,556 | 334 |" in text and "| measured |" in text
     readme.write_text("no marks\n")
     with pytest.raises(ValueError, match=r"must have the marks <!-- head\.json -->"):
         report.main()
