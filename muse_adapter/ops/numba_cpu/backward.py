@@ -10,7 +10,7 @@ from muse_adapter.ops.numba_cpu.blocks import (
     kernel,
     next_number,
 )
-from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
+from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode, settle
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
@@ -196,8 +196,9 @@ def backward(
                     d_step = d_step * load(slopes, t * WIDTH)
                     sum_d = sum_d + above * inputs
                     sum_bias = sum_bias + d_step
-                    store(ddelta, to_dx + position * channels, d_step)
-                    store(dx, to_dx + position * channels, d_driven * dt + skip * above)
+                    store(ddelta, to_dx + position * channels, settle(d_step))
+                    d_inputs = d_driven * dt + skip * above
+                    store(dx, to_dx + position * channels, settle(d_inputs))
                     later = position + back
                     fetch(x, to_x + aside + later * x_view[2])
                     fetch(delta, to_delta + aside + later * delta_view[2])

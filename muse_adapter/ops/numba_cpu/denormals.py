@@ -10,9 +10,17 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
+
+from muse_adapter.ops.numba_cpu.simd import call_intrinsic, constant
+
+# Gradients below these are given as 0. The matrix products that they go into are torch's, which
+# does not flush, and a factor of 2**-26 would bring them below the normal range.
+NEGLIGIBLE = {torch.float32: 2.0**-100, torch.float64: 2.0**-990}
 
 _WORD = ir.IntType(64)
 # The bits of the control register by which results, and on x86 inputs too, are flushed to zero.
@@ -41,6 +49,27 @@ def restore_mode(context: Any, mode: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), lowered
+
+
+@intrinsic
+def settle(context: Any, value: Any) -> Any:
+    """The vector, with 0 for what is negligible as a gradient; NaN stays."""
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        (x,) = arguments
+        double = isinstance(x.type.element, ir.DoubleType)
+        bound = constant(x.type, NEGLIGIBLE[torch.float64 if double else torch.float32])
+        size = call_intrinsic(builder, "fabs", x)
+        return builder.select(builder.fcmp_ordered("<", size, bound), constant(x.type, 0.0), x)
+
+    return value(value), lowered
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """`settle` for a tensor, in place. By numpy: for so little, torch's threads are not woken."""
+    numbers = tensor.numpy()
+    numbers[abs(numbers) < NEGLIGIBLE[tensor.dtype]] = 0
+    return tensor
 
 
 def _read_x86(builder: ir.IRBuilder) -> ir.Value:

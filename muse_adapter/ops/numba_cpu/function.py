@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.numba_cpu.backward import backward, work_size
+from muse_adapter.ops.numba_cpu.denormals import settled
 from muse_adapter.ops.numba_cpu.forward import forward
 from muse_adapter.ops.numba_cpu.pool import share
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
@@ -197,7 +198,7 @@ def run_backward(
     )
     # The kernel differentiates 2**(dt rate) as if it were exp.
     drates = summed(drates) / LOG2E
-    return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
+    return dx, ddelta, drates, settled(dB), settled(dC), summed(dD), summed(dbias)
 
 
 def as_given(
