@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from typing import NamedTuple
 
 import torch
@@ -71,21 +72,15 @@ Measured = tuple[list[float], int, int, list[float]]
 
 
 def _on_cpu(work: Work, settings: Settings) -> Measured:
-    first: list[list[float]] = []
-
-    def run() -> None:
-        result = work()
-        if not first:
-            first.append(sample(result))
-
     held = peak_bytes()
     torch.manual_seed(2)  # of dropout, in the run whose result is kept
-    timer = Timer("run()", globals={"run": run}, num_threads=settings.threads)
-    # Its first run, by which it chooses how many make a block, is the warm-up.
-    timing = timer.adaptive_autorange(
-        SPREAD / 2, min_run_time=_shortest(settings), max_run_time=2 * settings.limit_s
-    )
-    return timing.times, peak_bytes() - held, held, first[0]
+    start = time.perf_counter()
+    result = sample(work())  # this run is the warm-up too
+    longest = max(settings.limit_s / 2, (ENOUGH + 1) * (time.perf_counter() - start))
+    timing = Timer(
+        "work()", globals={"work": work}, num_threads=settings.threads
+    ).adaptive_autorange(SPREAD / 2, min_run_time=_shortest(settings), max_run_time=longest)
+    return timing.times, peak_bytes() - held, held, result
 
 
 def _on_gpu(work: Work, settings: Settings) -> Measured:
