@@ -121,7 +121,10 @@ def measure_pairs(settings: Settings) -> Row:
         "product_s": product,
         "busy": head[2] - head[0] > SPREAD * head[1],
         "measured": {"size": size, "head_runs": runs, "seconds": wholes},
-        "computed": [_computed(other, batch, head[1], product[1]) for other in (size, *COMPUTED)],
+        "computed": [
+            _computed(other, batch, head[1], product[1])
+            for other in dict.fromkeys((size, *COMPUTED))
+        ],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

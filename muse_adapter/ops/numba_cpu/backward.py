@@ -43,6 +43,7 @@ def retake_step(
     """Bring all states of a block one step further, and keep the decays.
 
     Args:
+        calm: whether no exponent is beyond `CALM`.
         work: the states before the step, before those after it; the decays.
         gains: B, where its row begins, its view.
     """

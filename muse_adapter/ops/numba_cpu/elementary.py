@@ -31,7 +31,6 @@ _EXP2 = (
 )
 _ROUND = 1.5 * 2.0**23 + 127.0  # added to |n| < 2**22 it leaves round(n) + 127 in the low bits
 
-
 # Minimax polynomial of log(1 + u) / u on 0 <= u <= 1 in the relative error, which is 3.3e-8. The
 # first constant is exactly 1, for the same reason.
 _LOG1P = (
@@ -91,8 +90,8 @@ def exp2(context: Any, value: Any) -> Any:
 def exp2_product(context: Any, left: Any, right: Any) -> Any:
     """2**(left * right) where |left * right| <= CALM, which is not checked.
 
-    Without the bounds of `exp2`, and with the product inside the roundings that it takes anyway:
-    ten operations instead of thirteen, in a loop that is limited by them.
+    Without the bounds of `exp2`, and with the product inside other operations: ten instead of
+    thirteen, in a loop that is limited by them.
     """
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -100,9 +99,10 @@ def exp2_product(context: Any, left: Any, right: Any) -> Any:
         vector = left.type
         if isinstance(vector.element, ir.DoubleType):
             return call_intrinsic(builder, "exp2", builder.fmul(left, right))
-        shifted = call_intrinsic(builder, "fma", left, right, constant(vector, _ROUND))
+        # In one rounding where the processor can; elsewhere the product is rounded as in `exp2`.
+        shifted = call_intrinsic(builder, "fmuladd", left, right, constant(vector, _ROUND))
         whole = builder.fsub(shifted, constant(vector, _ROUND))
-        fraction = call_intrinsic(builder, "fma", left, right, builder.fneg(whole))
+        fraction = call_intrinsic(builder, "fmuladd", left, right, builder.fneg(whole))
         return _scaled_power(builder, shifted, fraction)
 
     return left(left, right), lowered

@@ -27,7 +27,12 @@ from muse_adapter.ops.numba_cpu.simd import (
 def take_step(
     calm: bool, dt: Any, driven: Any, result: Any, states: int, rates: Any, h: Any, gains: Any
 ) -> Any:
-    """Bring all states of a block one step further, and add what they give to `result`."""
+    """Bring all states of a block one step further, and add what they give to `result`.
+
+    Args:
+        calm: whether no exponent is beyond `CALM`.
+        gains: B and C, each with where its row begins, and its view.
+    """
     b, row_b, b_view, c, row_c, c_view = gains
     for s in range(states):
         rate = load(rates, s * WIDTH)
