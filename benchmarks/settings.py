@@ -92,7 +92,7 @@ class Settings:
 PRESETS = {
     # A little over two minutes on two quiet cores.
     "quick": Settings(
-        frames=(2, 4, 8),
+        frames=(2, 4, 12),
         grids=((7, 7),),
         batches=(1,),
         limit_s=1.0,
