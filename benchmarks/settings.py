@@ -90,7 +90,7 @@ class Settings:
 
 
 PRESETS = {
-    # A little over two minutes on two quiet cores.
+    # About two and a half minutes on two cores.
     "quick": Settings(
         frames=(2, 4, 12),
         grids=((7, 7),),
