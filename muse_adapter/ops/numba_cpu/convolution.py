@@ -15,7 +15,7 @@ from torch import Tensor
 from muse_adapter.ops.numba_cpu.blocks import kernel, next_number
 from muse_adapter.ops.numba_cpu.elementary import exp2
 from muse_adapter.ops.numba_cpu.function import addresses, beside, summed, view, zeros
-from muse_adapter.ops.numba_cpu.pool import share
+from muse_adapter.ops.numba_cpu.share import share
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from muse_adapter.ops.numba_cpu.backward import backward, work_size
 from muse_adapter.ops.numba_cpu.denormals import settled
 from muse_adapter.ops.numba_cpu.forward import forward
-from muse_adapter.ops.numba_cpu.pool import share
+from muse_adapter.ops.numba_cpu.share import share
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
 CHUNK = (

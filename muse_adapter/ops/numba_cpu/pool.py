@@ -1,8 +1,4 @@
-"""Threads for kernels that let go of the interpreter's lock: torch's, or else a few of ours.
-
-Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer
-when two threads call at once.
-"""
+"""A few threads of ours, which sleep while there is no work, and are made anew after a fork."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-from muse_adapter.ops.numba_cpu import team
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
@@ -38,24 +32,14 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _executor
 
 
-def share(work: Callable[[], None], threads: int) -> None:
-    """Call `work` here and at the same time on other threads, and wait until all have returned.
+def run(work: Callable[[], None], threads: int) -> list[BaseException]:
+    """Call `work` on this thread and on others, and wait until all have returned.
 
-    Args:
-        work: does jobs until none is left. The calls divide the jobs as they go, so that a thread
-            that starts late, because the machine is busy, finds less to do or nothing.
-        threads: at most so many calls, at least 1.
+    A helper that would start late, because the machine or the pool is busy, is called off.
+
+    Returns:
+        What the calls on other threads have raised; what this one raises passes.
     """
-    if threads == 1:
-        work()
-        return
-    enter = team.region()
-    errors = team.run(enter, work, threads) if enter else _run_on_pool(work, threads)
-    if errors:
-        raise errors[0]
-
-
-def _run_on_pool(work: Callable[[], None], threads: int) -> list[BaseException]:
     helpers = _helpers(threads - 1)
     started = [helpers.submit(work) for _ in range(threads - 1)]
     try:
