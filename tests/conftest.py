@@ -8,6 +8,7 @@ Fixtures
                                 skipped, with the reason, where one cannot run
     nan_memory                  memory that is allocated but not written holds NaN
     run_python                  runs code in a fresh interpreter that sees this checkout
+    threads                     sets the number of torch's threads, for this test
     two_processes               runs code in two interpreters, a group of torch.distributed
 """
 
@@ -312,6 +313,14 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 GROUP = """

@@ -1,0 +1,111 @@
+"""The numba backend where its cache cannot be kept, has become stale, or numba is missing."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import muse_adapter.ops.numba_cpu as backend
+
+if backend.unavailable() is not None:
+    pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def test_runs_where_nothing_can_be_written(run_python, tmp_path):
+    """No cache beside the code, none in a home folder: it compiles every time."""
+    package = tmp_path / "site" / "muse_adapter" / "ops" / "numba_cpu"
+    package.mkdir(parents=True)
+    for file in Path(inspect.getfile(backend)).parent.glob("*.py"):
+        shutil.copy(file, package)
+    for file in Path(inspect.getfile(backend)).parents[1].glob("*.py"):
+        shutil.copy(file, package.parent)
+    # Root may write in a read-only folder, but not in a file as if it were one.
+    (package / "__pycache__").write_text("")
+    (package.parent / "__init__.py").write_text("")
+    (package.parent.parent / "__init__.py").touch()
+    code = """
+        import os, sys
+        os.environ.pop("NUMBA_CACHE_DIR", None)
+        sys.path.insert(0, sys.argv[1])
+        import torch
+        import muse_adapter.ops.numba_cpu as backend
+        assert backend.__file__.startswith(sys.argv[1]), backend.__file__
+        assert "numba" not in sys.modules, "numba is imported before its first use"
+        ones = torch.ones(1, 2, 1)
+        y, _ = backend.scan(
+            ones, ones, -ones[0, :1], ones[..., None], ones[..., None], None, None,
+            delta_softplus=False, reverse=False, lengths=None,
+        )
+        print(*y.flatten().tolist())
+    """
+    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache", "USERPROFILE": "/dev/null"}
+    done = run_python(code, str(tmp_path / "site"), **nowhere)
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, done.stdout.split())
+    assert first == 1 and abs(second - 1.36787944) < 1e-6
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    """A disk may be full, or become read-only, after the kernel was declared."""
+    import numba
+
+    from muse_adapter.ops.numba_cpu.blocks import kernel
+    from muse_adapter.ops.numba_cpu.simd import pointer
+
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+
+    def raise_by_one(address: int) -> None:
+        numbers = pointer(address, 1)
+        numbers[0] += 1
+
+    run = kernel(raise_by_one)
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    number = torch.zeros(1, dtype=torch.int64)
+    for count in (1, 2):
+        run(number.data_ptr())
+        assert number.item() == count
+
+
+def test_a_kernel_is_stale_when_another_file_changes(monkeypatch, tmp_path):
+    from muse_adapter.ops.numba_cpu import blocks
+
+    def names():
+        def same(address: int) -> None:
+            pass
+
+        return blocks.kernel(same).__qualname__
+
+    folder = tmp_path / "numba_cpu"
+    shutil.copytree(Path(blocks.__file__).parent, folder, ignore=shutil.ignore_patterns("__*__"))
+    before = names()
+    monkeypatch.setattr(blocks, "__file__", str(folder / "blocks.py"))
+    copied = names()
+    (folder / "simd.py").write_text("# changed")
+    assert names() != copied
+    assert before.rpartition("_")[0] == copied.rpartition("_")[0]
+
+
+def test_says_why_it_cannot_run(monkeypatch):
+    assert backend.unavailable() is None
+    assert backend.unavailable(torch.device("cpu")) is None
+    assert "CPU tensors only, got cuda:0" in backend.unavailable(torch.device("cuda", 0))
+    with monkeypatch.context() as context:
+        context.setenv("NUMBA_DISABLE_JIT", "1")
+        assert "unset NUMBA_DISABLE_JIT" in backend.unavailable()
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "muse_adapter.ops.numba_cpu.function", None)
+        backend._load_error.cache_clear()
+        assert "numba does not load" in backend.unavailable()
+    backend._load_error.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert backend.unavailable() == "numba is not installed: pip install 'muse-adapter[cpu]'"

@@ -1,0 +1,214 @@
+"""The numba backend on any threads: several callers, forks, errors, a busy machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from numba_scans import (
+    draw,
+    gradients,
+    identical,
+    options,
+)
+
+import muse_adapter.ops.numba_cpu as backend
+
+if backend.unavailable() is not None:
+    pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
+
+from muse_adapter.ops.numba_cpu import team
+from muse_adapter.ops.numba_cpu.share import share
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+# Large enough that the work is shared.
+SHARED = (3, 700, 80, 16)
+
+
+def shared_work(seed=0):
+    arguments = draw(torch.float32, *SHARED, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = tuple(
+        torch.randn(shape, generator=generator) for shape in (SHARED[:3], (3, 80, 16))
+    )
+    return gradients(backend.scan, arguments, cotangents, **options())
+
+
+@pytest.fixture
+def run_beside():
+    """Starts code in another process, which ends with the test, and returns its first line."""
+    running = []
+
+    def start(code):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return running[-1].stdout.readline()
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_the_same_bits_with_any_number_of_threads(threads):
+    threads(1)
+    expected = shared_work()
+    for count in (2, 3, 5):
+        threads(count)
+        identical(shared_work(), expected)
+
+
+def test_several_threads_at_once(threads):
+    threads(2)
+    expected = [shared_work(seed) for seed in range(3)]
+    failures = []
+
+    def work(seed):
+        try:
+            for _ in range(3):
+                identical(shared_work(seed), expected[seed])
+        except BaseException as error:
+            failures.append(error)
+
+    running = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(60)
+    assert not failures and not any(thread.is_alive() for thread in running)
+
+
+@pytest.fixture(params=["torch's threads", "a pool"])
+def helpers(request, monkeypatch):
+    """Each kind of threads that share work; whether they are a pool's."""
+    if request.param == "a pool":
+        monkeypatch.setattr(team, "region", lambda: None)
+    elif team.region() is None:
+        pytest.skip("torch has no OpenMP of the GNU kind here")
+    return request.param == "a pool"
+
+
+def _in_child(arguments, queue):
+    with torch.no_grad():
+        y, state = backend.scan(*arguments, **options())
+    own = any(thread.name.startswith("muse-adapter-scan") for thread in threading.enumerate())
+    queue.put((y.numpy().tobytes(), state.numpy().tobytes(), own))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_after_a_fork(helpers, threads):
+    """The child has none of the parent's threads, and makes its own."""
+    threads(3)
+    arguments = draw(torch.float32, *SHARED)
+    with torch.no_grad():
+        expected = backend.scan(*arguments, **options())
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(arguments, queue))
+    child.start()
+    try:
+        got = queue.get(timeout=20)
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+    assert got == (*(tensor.numpy().tobytes() for tensor in expected), helpers)
+    again = backend.scan(*arguments, **options())
+    assert torch.equal(again[0], expected[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
+    """Of a process whose OpenMP cannot let its threads end."""
+
+    def in_child():
+        child = os.fork()
+        if child == 0:
+            os._exit(int(team.region() is not None))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    here = int(team.region() is not None)
+    assert in_child() == here
+    original = team._from_torchs_openmp
+    monkeypatch.setattr(
+        team, "_from_torchs_openmp", lambda name: original(name) if "GOMP" in name else None
+    )
+    monkeypatch.setattr(team, "_ended", team._ended)
+    assert in_child() == 0 and int(team.region() is not None) == here
+
+
+def test_the_same_bits_on_any_threads(helpers, threads):
+    threads(1)
+    expected = shared_work()
+    threads(2)
+    identical(shared_work(), expected)
+
+
+def test_an_error_on_another_thread_is_raised(helpers, threads):
+    threads(2)
+    main = threading.get_ident()
+    gate = threading.Event()
+
+    def work():
+        if threading.get_ident() == main:
+            gate.wait(10)
+        else:
+            gate.set()
+            raise ValueError("from the helper")
+
+    with pytest.raises(ValueError, match="from the helper"):
+        share(work, 2)
+
+
+@pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
+def test_work_is_done_by_threads_that_torch_has(threads):
+    """By as many as were asked for, and not by new ones."""
+    threads(3)
+    torch.randn(1 << 20).exp()
+    before = set(os.listdir("/proc/self/task"))
+    workers = []
+
+    def work():
+        workers.append(str(threading.get_native_id()))
+        time.sleep(0.02)
+
+    for count in (2, 3):
+        share(work, count)
+        assert len(workers) == count and set(workers) <= before
+        workers.clear()
+
+
+def test_beside_a_busy_process(threads, run_beside):
+    """Which has as many threads as there are cores: the result, and no starving."""
+    threads(2)
+    expected = shared_work()
+    ready = run_beside("""
+        import torch
+        a = torch.randn(512, 512)
+        torch.set_num_threads(max(2, torch.get_num_threads()))
+        a @ a
+        print("ready", flush=True)
+        while True:
+            a @ a
+    """)
+    assert ready == "ready\n"
+    times = {1: [], 2: []}
+    for _ in range(5):
+        for count, taken in times.items():
+            threads(count)
+            begin = time.perf_counter()
+            identical(shared_work(), expected)
+            taken.append(time.perf_counter() - begin)
+    # A second thread that has to wait for its turn may cost time, but not many times the work.
+    assert statistics.median(times[2]) < 5 * statistics.median(times[1])
