@@ -18,6 +18,7 @@ from muse_adapter.ops import (
     selective_scan,
     use_backend,
 )
+from muse_adapter.ops.operator import NEGLIGIBLE
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 FAST = [name for name in dispatch.MODULES if name != "reference"]
@@ -361,3 +362,22 @@ def test_a_second_derivative_works_or_is_refused_by_name(backend):
     else:
         with pytest.raises(RuntimeError, match=f"{backend} backend .* no second derivative"):
             torch.autograd.grad(gradient.sum(), arguments["delta"])
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"], indirect=True)
+@pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_negligible_gradients_are_zero(backend, reverse, dtype):
+    """On a CPU those that products would bring below the normal range; and no others."""
+    length = 600 if dtype == torch.float32 else 1400
+    arguments = draw(1, 20, length, 3, dtype, without=("D", "z", "delta_bias"))
+    # Whatever is read of the last state has halved, or nearly, in every step since.
+    with torch.no_grad():
+        arguments["delta"].fill_(0.693)
+        arguments["A"].fill_(-1)
+    _, state = selective_scan(**arguments, return_last_state=True, reverse=reverse, backend=backend)
+    bound = NEGLIGIBLE[dtype]
+    for grad in torch.autograd.grad(state.sum(), [arguments[name] for name in ("u", "delta", "B")]):
+        size = grad.abs()
+        assert (size[size > 0] >= bound).all()
+        assert (size > 0).any() and (size < bound * 2**20).any()

@@ -18,6 +18,11 @@ from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.dispatch import require
 from muse_adapter.ops.library import refuse_second, register
 
+# On a CPU, gradients below these may be given as 0: arithmetic on denormal numbers costs a hundred
+# times as much, and the matrix products that gradients go into, with factors down to 2**-26, would
+# meet them.
+NEGLIGIBLE = {torch.float32: 2.0**-100, torch.float64: 2.0**-990}
+
 INPUTS = (
     "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "
     "Tensor? lengths, bool delta_softplus, bool reverse, str backend"

@@ -11,6 +11,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muse_adapter.ops import operator
 from muse_adapter.ops.reference import discretise, skip, valid_positions
@@ -125,7 +126,12 @@ def scan_backward(
         grad_x.addcmul_(grad_y, D.to(x.dtype).view(x.shape[2:]))
     gradients = _given_gradients(grad_dt, grad_B, grad_C, *given, delta_softplus, valid)
     grad_delta, grad_B, grad_C, grad_bias = gradients
-    return grad_x.flatten(2), grad_delta, grad_A.flatten(0, 1), grad_B, grad_C, grad_D, grad_bias
+    grad_x = grad_x.flatten(2)
+    if x.device.type == "cpu":
+        bound = operator.NEGLIGIBLE[x.dtype]
+        settled = (F.hardshrink(g, bound) for g in (grad_x, grad_delta, grad_B, grad_C))
+        grad_x, grad_delta, grad_B, grad_C = settled
+    return grad_x, grad_delta, grad_A.flatten(0, 1), grad_B, grad_C, grad_D, grad_bias
 
 
 scan = functools.partial(operator.scan, NAME)

@@ -17,10 +17,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.simd import call_intrinsic, constant
-
-# Gradients below these are given as 0. The matrix products that they go into are torch's, which
-# does not flush, and a factor of 2**-26 would bring them below the normal range.
-NEGLIGIBLE = {torch.float32: 2.0**-100, torch.float64: 2.0**-990}
+from muse_adapter.ops.operator import NEGLIGIBLE
 
 _WORD = ir.IntType(64)
 # The bits of the control register by which results, and on x86 inputs too, are flushed to zero.
