@@ -1,6 +1,6 @@
 """What the head costs here, in time and memory, against what one would use instead.
 
-    python -m benchmarks                                   # two and a half minutes on two cores
+    python -m benchmarks                                   # two minutes on two cores
     python -m benchmarks --preset paper --json FILE        # all lengths of the paper's data sets
     python -m benchmarks --frames 8 16 32 --grid 14 --heads muse-numba attention-flash
 

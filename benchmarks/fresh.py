@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # Loaded once, by the server that the fresh processes are forked from.
-PRELOAD = ["benchmarks.timing"]
+PRELOAD = ["benchmarks.preloaded"]
 
 
 class DiedError(RuntimeError):

@@ -90,7 +90,7 @@ class Settings:
 
 
 PRESETS = {
-    # About two and a half minutes on two cores.
+    # Two minutes on two cores.
     "quick": Settings(
         frames=(2, 4, 12),
         grids=((7, 7),),
