@@ -13,8 +13,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from muse_adapter import MultiScaleMamba
 from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.ops import (
-    Direction,
-    bidirectional_scan,
     dispatch,
     selective_scan,
     use_backend,
@@ -284,10 +282,10 @@ def test_an_exported_program_keeps_its_backend(backend, monkeypatch):
         program = check_export("mamba", "scale_wise", None)
     scan = torch.ops.muse_adapter.scan.default
     nodes = [node.args for node in program.graph.nodes if node.target is scan]
-    # In the first of the two layers, numba joins scan and gate in an operator of its own.
-    gated = [node for node in program.graph.nodes if "gated_scan" in str(node.target)]
-    assert len(gated) == (backend == "numba")
-    assert [args[-2:] for args in nodes] == [(backend, False)] * (2 - len(gated))
+    # With numba both layers' mixers are an operator of their own.
+    mixers = [node for node in program.graph.nodes if "mamba_inference" in str(node.target)]
+    assert len(mixers) == (2 if backend == "numba" else 0)
+    assert [args[-2:] for args in nodes] == [(backend, False)] * (2 - len(mixers))
     module = dispatch._module(backend)
     monkeypatch.setattr(module, "unavailable", lambda device=None: "it is away")
     with pytest.raises(RuntimeError, match=f"{backend}.* cannot run: it is away"):
@@ -336,37 +334,6 @@ def test_opcheck_of_the_backward_pass(backend, given):
     ]
     operator = torch.ops.muse_adapter.scan_backward.default
     torch.library.opcheck(operator, (*gradients, kept, *inputs))
-
-
-@pytest.mark.parametrize("both", [True, False], ids=["both directions", "one direction"])
-def test_inference_with_numba_is_one_operator(both):
-    unavailable = dispatch.backends("cpu")["numba"].reason
-    if unavailable is not None:
-        pytest.skip(f"backend numba: {unavailable}")
-
-    def direction():
-        shapes = ((2, 9, 16), (2, 9, 16), (16, 4), (2, 9, 4), (2, 9, 4), (16,), (16,))
-        x, delta, A, *others = (torch.randn(shape) for shape in shapes)
-        return Direction(x, delta, -A.abs(), *others)
-
-    forward, backward, z = direction(), direction() if both else None, torch.randn(2, 9, 16)
-    lengths = torch.tensor([9, 4])
-    arguments = list(forward), list(backward or []), z, lengths
-    torch.library.opcheck(torch.ops.muse_adapter.gated_scan.default, arguments)
-
-    def scan(z):
-        return bidirectional_scan(forward, backward, z, lengths=lengths, backend="numba")
-
-    calls = CompileCounterWithBackend("aot_eager")
-    assert torch.equal(torch.compile(scan, fullgraph=True, backend=calls)(z), scan(z))
-    (graph,) = calls.graphs
-    assert [str(node.target) for node in graph.graph.nodes if node.op == "call_function"] == [
-        "muse_adapter.gated_scan"
-    ]
-    # With a gradient wanted it is not taken, and the values are those of the parts.
-    with_gradient = scan(z.requires_grad_())
-    assert with_gradient.requires_grad
-    assert torch.allclose(with_gradient, scan(z.detach()), rtol=1e-5, atol=1e-5)
 
 
 def test_no_gradient_without_what_the_backward_pass_needs():

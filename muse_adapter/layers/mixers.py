@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import Direction, bidirectional_scan, silu_convolutions
+from muse_adapter.ops import (
+    Direction,
+    MambaDirection,
+    bidirectional_scan,
+    mamba_inference,
+    silu_convolutions,
+)
 
 
 class Mixer(nn.Module):
@@ -169,24 +175,38 @@ class BiMamba(GatedConvolution):
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Scan both directions and gate; see `Mixer.forward`."""
-        x, z = self.project(tokens, lengths, readout)
-        # Nothing behind the last wanted token reaches it in the forward direction.
-        ahead, *rest = self.convolve(x, None if readout is None else readout.stop)
-        forward = self._direction(ahead, reverse=False)
-        backward = self._direction(rest[0], reverse=True) if rest else None
-        positions = None if readout is None else readout.positions
-        y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
+        weights = [self._weights(reverse=False)]
+        if self.bidirectional:
+            weights.append(self._weights(reverse=True))
+        positions, stop = (None, None) if readout is None else readout
+        y = mamba_inference(
+            tokens, self.in_proj.weight, weights, lengths=lengths, positions=positions, stop=stop
+        )
+        if y is None:
+            x, z = self.project(tokens, lengths, readout)
+            # Nothing behind the last wanted token reaches it in the forward direction.
+            convolved = self.convolve(x, stop)
+            forward, *rest = map(self._direction, convolved, weights)
+            backward = rest[0] if rest else None
+            y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
         return y / 2 if self.divide_out and self.bidirectional else y
 
-    def _direction(self, x: Tensor, *, reverse: bool) -> Direction:
-        x_proj, dt_proj = (
-            (self.x_proj_b, self.dt_proj_b) if reverse else (self.x_proj, self.dt_proj)
+    def _weights(self, *, reverse: bool) -> MambaDirection:
+        conv, x_proj, dt_proj, a_log, skip = (
+            (self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+            if reverse
+            else (self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
         )
-        a_log, skip = (self.A_b_log, self.D_b) if reverse else (self.A_log, self.D)
-        low_rank, B, C = x_proj(x).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        delta = F.linear(low_rank, dt_proj.weight)  # the bias is added in the scan, in float32
-        wide = torch.promote_types(a_log.dtype, torch.float32)
-        return Direction(x, delta, -torch.exp(a_log.to(wide)), B, C, skip, dt_proj.bias)
+        A = -torch.exp(a_log.to(torch.promote_types(a_log.dtype, torch.float32)))
+        return MambaDirection(
+            *(conv.weight, _bias(conv), x_proj.weight, dt_proj.weight, dt_proj.bias, A, skip)
+        )
+
+    def _direction(self, x: Tensor, weights: MambaDirection) -> Direction:
+        sizes = self.dt_rank, self.d_state, self.d_state
+        low_rank, B, C = F.linear(x, weights.x_proj).split(sizes, dim=-1)
+        delta = F.linear(low_rank, weights.dt_proj)  # the bias is added in the scan, in float32
+        return Direction(x, delta, weights.A, B, C, weights.D, weights.dt_bias)
 
 
 class Attention(Mixer):

@@ -37,9 +37,9 @@ It may also have, where it does better than one direction after the other,
 
     bidirectional_scan(forward, backward, z, *, lengths, positions) -> y
     silu_convolutions(x, weights, stop) -> (y,) or (y, y)
+    mamba_inference(tokens, in_proj, directions, lengths, positions, stop) -> y or None
 
-with the arguments and results of `muse_adapter.ops.bidirectional_scan` and
-`muse_adapter.ops.silu_convolutions`.
+with the arguments and results of the functions of `muse_adapter.ops` that bear these names.
 """
 
 from __future__ import annotations

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops import operator
-from muse_adapter.ops.bidirectional import Direction, scan_in_turn
 from muse_adapter.ops.convolution import convolve_in_turn
 from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
 from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
-from muse_adapter.ops.numba_cpu.gated_scan import gated_scan, serves
+from muse_adapter.ops.numba_cpu.mamba import mamba_inference as mamba_inference
 
 NAME = "numba"
 
@@ -77,7 +76,8 @@ def scan_forward(
     from muse_adapter.ops.numba_cpu.function import prepare, run_forward
 
     call = prepare(x, delta, A, B, C, D, delta_bias, lengths, delta_softplus, reverse)
-    y, last = run_forward(call, kept)
+    y = call.x.new_empty(call.x.shape)
+    last = run_forward(call, y, kept)
     last = last.transpose(2, 3).flatten(1, 2)  # (batch, E, S), from blocks
     channels = x.shape[2]
     return (y, last) if y.shape[2] == channels else (y[..., :channels], last[:, :channels])
@@ -115,21 +115,6 @@ def scan_backward(
 
 
 scan = functools.partial(operator.scan, NAME)
-
-
-def bidirectional_scan(
-    forward: Direction,
-    backward: Direction | None,
-    z: Tensor,
-    *,
-    lengths: Tensor | None,
-    positions: Tensor | None,
-) -> Tensor:
-    """Both directions and the gate; see `muse_adapter.ops.dispatch`."""
-    directions = [forward] if backward is None else [forward, backward]
-    if positions is None and serves(directions, z):
-        return gated_scan(directions, z, lengths)
-    return scan_in_turn(scan, forward, backward, z, lengths=lengths, positions=positions)
 
 
 def silu_convolutions(

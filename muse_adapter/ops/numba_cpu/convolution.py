@@ -6,6 +6,7 @@ read once. The backward pass computes what stood before the SiLU anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,29 @@ def filtered(
 
 @kernel
 def forward(
-    counters: int, unit: float, sizes: Any, x_view: Any, weights: Any, outputs: Any
+    counters: int,
+    unit: float,
+    sizes: Any,
+    x_view: Any,
+    weights: Any,
+    begin: int,
+    count: int,
+    stops: Any,
+    outputs: Any,
 ) -> None:
     """Run the jobs that are left.
 
     Args:
         counters: address of the number of the next job.
         unit: 1 in the type of x.
-        sizes: batch, L, blocks, taps, parts, positions wanted of the first direction, directions.
+        sizes: batch, L, blocks, taps, parts, directions.
         x_view: address and strides of batch and time.
         weights: addresses of the taps (directions, taps, E) and biases (directions, E).
-        outputs: addresses of (batch, stop, E) and (batch, L, E).
+        begin, count, stops: the positions wanted: `count` from `begin` on, of each direction those
+            in front of its stop.
+        outputs: for each direction the address of (batch, stop - begin, E).
     """
-    batch, length, blocks, taps, parts, stop, directions = sizes
+    batch, length, blocks, taps, parts, directions = sizes
     channels = blocks * WIDTH
     x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
     one = splat(unit)
@@ -73,13 +84,13 @@ def forward(
         video, part = job // parts, job % parts
         if video >= batch:
             return
-        for t in range(length * part // parts, length * (part + 1) // parts):
+        for t in range(begin + count * part // parts, begin + count * (part + 1) // parts):
             for direction in range(directions):
-                limit = length if direction else stop
-                if t >= limit:
+                stop = stops[direction]
+                if t >= stop:
                     continue
                 y = pointer(outputs[direction], unit)
-                row = (video * limit + t) * channels
+                row = (video * (stop - begin) + t - begin) * channels
                 for block in range(blocks):
                     channel = block * WIDTH
                     v = filtered(
@@ -98,6 +109,7 @@ def backward(
     sizes: Any,
     x_view: Any,
     weights: Any,
+    stop: int,
     grad_views: Any,
     work: int,
     outputs: Any,
@@ -106,13 +118,14 @@ def backward(
 
     Args:
         counters: addresses of the numbers of the next job, and of the next thread.
+        stop: positions of which the first direction has gradients.
         grad_views: for each direction address and strides of batch and time of the gradient.
         work: address of (ROWS + taps) WIDTH numbers for each thread.
         outputs: addresses of dx (batch, L, E), and of zeros: (batch parts, directions, taps, E) and
             (batch parts, directions, E).
         unit, sizes, x_view, weights: as in `forward`.
     """
-    batch, length, blocks, taps, parts, stop, directions = sizes
+    batch, length, blocks, taps, parts, directions = sizes
     channels = blocks * WIDTH
     x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
     dx, dw, dbias = (
@@ -191,53 +204,63 @@ def parts_of(batch: int, length: int) -> int:
     return max(1, min(-(-PARTS // batch), length // ROWS))
 
 
-def run_forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> list[Tensor]:
-    """SiLU of the convolutions: (batch, stop, E), and of a second direction (batch, L, E).
+def run_forward(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    begin: int,
+    stops: tuple[int, ...],
+    results: Sequence[Tensor | None],
+) -> None:
+    """Write SiLU of the convolutions at the positions from `begin` up to each direction's stop.
 
     Args:
-        x: (batch, L, E), float32 or float64, E a multiple of WIDTH.
+        x: (batch, L, E), float32 or float64, E a multiple of WIDTH, channels beside each other.
         w: (directions, taps, E), contiguous, like bias (directions, E).
-        stop: positions wanted of the first direction.
+        begin, stops: a direction that is not wanted has the stop 0.
+        results: for each direction (batch, stop - begin, E), contiguous; None where not wanted.
     """
-    batch, length, channels = x.shape
-    x = beside(x)
-    results = [x.new_empty(batch, stop if i == 0 else length, channels) for i in range(len(w))]
-    _run(forward, x, w, bias, stop, threads_for(x), addresses(*results))
-    return results
+    jobs = x.shape[0], max(stops) - begin
+    rest = begin, jobs[1], stops, addresses(*results)
+    _run(forward, x, w, bias, jobs, threads_for(*jobs, x), *rest)
 
 
 def run_backward(
     x: Tensor, w: Tensor, bias: Tensor, grads: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, w and bias from those of the results of `run_forward`."""
+    """Gradients of x, w and bias from those of both results, from the first position on."""
     batch, length, channels = x.shape
-    jobs = batch * parts_of(batch, length)
+    parts = batch * parts_of(batch, length)
     x, grads = beside(x), [beside(grad) for grad in grads]
     dx = x.new_empty(batch, length, channels)
-    dw, dbias = zeros(x, jobs, *w.shape), zeros(x, jobs, *bias.shape)
-    threads = threads_for(x)
+    dw, dbias = zeros(x, parts, *w.shape), zeros(x, parts, *bias.shape)
+    threads = threads_for(batch, length, x)
     work = x.new_empty(threads, (ROWS + w.shape[1]) * WIDTH)
     views = tuple(view(grad)[:3] for grad in grads)
-    stop = grads[0].shape[1]
-    _run(backward, x, w, bias, stop, threads, views, work.data_ptr(), addresses(dx, dw, dbias))
+    rest = grads[0].shape[1], views, work.data_ptr(), addresses(dx, dw, dbias)
+    _run(backward, x, w, bias, (batch, length), threads, *rest)
     return dx, summed(dw), summed(dbias)
 
 
-def threads_for(x: Tensor) -> int:
+def threads_for(batch: int, length: int, x: Tensor) -> int:
     """How many threads share the work."""
-    jobs = len(x) * parts_of(*x.shape[:2])
-    return max(1, min(torch.get_num_threads(), jobs)) if x.numel() >= ENOUGH else 1
+    jobs = batch * parts_of(batch, length)
+    enough = batch * length * x.shape[2] >= ENOUGH
+    return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
 def _run(
-    kernel: Any, x: Tensor, w: Tensor, bias: Tensor, stop: int, threads: int, *rest: Any
+    kernel: Any,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    jobs: tuple[int, int],
+    threads: int,
+    *rest: Any,
 ) -> None:
     batch, length, channels = x.shape
     counters = torch.zeros(2, dtype=torch.int64)
     unit = np.float64(1) if x.dtype == torch.float64 else np.float32(1)
-    sizes = (
-        *(batch, length, channels // WIDTH, w.shape[1]),
-        *(parts_of(batch, length), stop, len(w)),
-    )
+    sizes = batch, length, channels // WIDTH, w.shape[1], parts_of(*jobs), len(w)
     arguments = (counters.data_ptr(), unit, sizes, view(x)[:3], addresses(w, bias), *rest)
     share(lambda: kernel(*arguments), threads)

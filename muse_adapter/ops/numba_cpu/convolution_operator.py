@@ -23,8 +23,12 @@ def silu_convolutions(
 
 def _forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
     from muse_adapter.ops.numba_cpu.convolution import run_forward
+    from muse_adapter.ops.numba_cpu.function import beside
 
-    results = run_forward(x, w, bias, stop)
+    batch, length, channels = x.shape
+    stops = (stop, length)[: len(w)]
+    results = [x.new_empty(batch, end, channels) for end in stops]
+    run_forward(beside(x), w, bias, 0, stops, results)
     return results[0], results[1] if len(results) == 2 else x.new_empty(0)
 
 

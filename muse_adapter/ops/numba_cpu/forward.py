@@ -55,7 +55,8 @@ def forward(
     c_view: Any,
     weights: Any,
     outputs: Any,
-    ending: Any,
+    joined: Any,
+    gate_view: Any,
 ) -> None:
     """Run the jobs that are left: outputs, last states, and the states for the backward pass.
 
@@ -70,20 +71,22 @@ def forward(
             beside each other).
         weights: addresses of the rates A log2(e) (blocks, S, WIDTH), of D (E,) and the bias (E,),
             and of the lengths (batch,), int64.
-        outputs: addresses of y (batch, L, E), the last states (batch, blocks, S, WIDTH), and the
-            states before each chunk (batch, blocks, chunks, S, WIDTH), or 0 to keep none; and of
-            a chunk of vectors for each thread to work with.
-        ending: what becomes of an output before it is written: 1 if what stands in y is added to
-            it; then address and strides of batch and time of a gate z (or address 0), by whose
-            SiLU it is multiplied.
+        outputs: addresses of y (batch, L, E), the states (batch, blocks, S, WIDTH), which become
+            the last ones, and the states before each chunk (batch, blocks, chunks, S, WIDTH), or 0
+            to keep none; and of a chunk of vectors for each thread to work with.
+        joined: 1 if the scan goes on from the states as they stand, 0 if from zero; 1 if what
+            stands in y is added to an output.
+        gate_view: address and strides of batch and time of a gate z, by whose SiLU an output is
+            multiplied; address 0 for none.
     """
     batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
+    goes_on, added = joined
     x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
     b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
     D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
     lengths = pointer(weights[3], 1)
-    y, z = pointer(outputs[0], unit), pointer(ending[1], unit)
+    y, z = pointer(outputs[0], unit), pointer(gate_view[0], unit)
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
 
@@ -108,10 +111,11 @@ def forward(
             to_b = video * b_view[1] + block // b_view[5] * b_view[3]
             to_c = video * c_view[1] + block // c_view[5] * c_view[3]
             to_y = video * length * channels + channel
-            to_z = video * ending[2] + channel
+            to_z = video * gate_view[1] + channel
             steepest = zero
             for s in range(states):
-                store(h, s * WIDTH, zero)
+                if not goes_on:
+                    store(h, s * WIDTH, zero)
                 steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
             for begin in range(0, valid, chunk):
                 if outputs[2]:
@@ -138,17 +142,17 @@ def forward(
                         result = take_step(False, dt, driven, result, states, rates, h, gains)
                     else:
                         result = take_step(True, dt, driven, result, states, rates, h, gains)
-                    if ending[0]:
+                    if added:
                         result = result + load(y, to_y + position * channels)
-                    if ending[1]:
-                        gate = load(z, to_z + position * ending[3])
+                    if gate_view[0]:
+                        gate = load(z, to_z + position * gate_view[2])
                         result = result * gate / (exp2(gate * -LOG2E) + 1.0)
                     store(y, to_y + position * channels, result)
                     later = position + chunk * step  # a row of the next chunk
                     fetch(x, to_x + later * x_view[2])
                     fetch(delta, to_delta + later * delta_view[2])
                     fetch(y, to_y + later * channels)
-                    if ending[1]:
-                        fetch(z, to_z + later * ending[3])
+                    if gate_view[0]:
+                        fetch(z, to_z + later * gate_view[2])
             for position in range(valid, length):
                 store(y, to_y + position * channels, zero)

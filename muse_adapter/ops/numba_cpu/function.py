@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +120,7 @@ def prepare(
             return beside(gain.to(dtype)), False
         return wide(gain.transpose(2, 3).repeat_interleave(group, 3)), True
 
-    rates = wide(A.to(dtype).t() * LOG2E).unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
+    rates = blocks(wide(A.to(dtype).t() * LOG2E))
     (B, own_b), (C, own_c) = gains(B), gains(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
@@ -132,35 +131,38 @@ def prepare(
     )
 
 
-def run_forward(call: Call, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Outputs (batch, L, E) and last states (batch, E / WIDTH, S, WIDTH).
+def blocks(values: Tensor) -> Tensor:
+    """What belongs to channels and states, (S, E), by blocks: (E / WIDTH, S, WIDTH)."""
+    return values.unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
+
+
+def run_forward(
+    call: Call,
+    y: Tensor,
+    kept: Tensor | None = None,
+    *,
+    states: Tensor | None = None,
+    added: bool = False,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Write the outputs of a call; the last states (batch, E / WIDTH, S, WIDTH).
 
     Args:
+        y: (batch, L, E), contiguous.
         kept: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk; or None.
+        states: those that a call on the tokens before (or behind, in reverse) has left, to go on
+            from; they become the last ones of this call. None: zeros.
+        added: add the outputs to what stands in y.
+        gate: (batch, L, E), channels beside each other: outputs are multiplied by its SiLU.
     """
-    y = call.x.new_empty(call.x.shape)
-    return y, _run_forward(call, y, kept, (0, 0, 0, 0))
-
-
-def run_gated(calls: Sequence[Call], z: Tensor) -> Tensor:
-    """The sum of the calls' outputs, times SiLU(z): (batch, L, E).
-
-    Args:
-        z: (batch, L, E) in the calls' type, channels beside each other.
-    """
-    y = z.new_empty(calls[0].x.shape)
-    for number, call in enumerate(calls):
-        last = number == len(calls) - 1
-        _run_forward(call, y, None, (int(number > 0), *(view(z)[:3] if last else (0, 0, 0))))
-    return y
-
-
-def _run_forward(call: Call, y: Tensor, kept: Tensor | None, ending: tuple[int, ...]) -> Tensor:
-    last = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
     threads = call.threads()
+    joined = int(states is not None), int(added)
+    if states is None:
+        states = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
     steps = call.x.new_empty(threads, CHUNK, WIDTH)
-    call.run(forward, addresses(y, last, kept, steps), ending, threads=threads)
-    return last
+    gate_view = (0, 0, 0) if gate is None else view(gate)[:3]
+    call.run(forward, addresses(y, states, kept, steps), joined, gate_view, threads=threads)
+    return states
 
 
 def run_backward(
