@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import agree, in_turn, machine, write_json
+from benchmarks.measure import agree, in_turn, machine, where, write_json
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
@@ -70,10 +70,9 @@ def main() -> None:
 
 def markdown_table(figures: dict[str, Any]) -> str:
     """The table of the README, from what `--json` wrote."""
-    about, memory = figures["machine"], figures["memory"]
+    memory = figures["memory"]
     lines = [
-        f"`{about['command']}` on {about['threads']} threads of an {about['processor']}, torch "
-        f"{about['torch']}, {about['date'][:10]}; medians, alternatives in turn within one run:",
+        f"{where(figures['machine'])}; medians, alternatives in turn within one run:",
         "",
         "| what | times faster |",
         "|---|---|",

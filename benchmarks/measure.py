@@ -53,6 +53,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def where(about: Mapping[str, Any]) -> str:
+    """What `machine` has found, in words: the command, on what it ran, and when."""
+    device = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
+    return f"`{about['command']}` on {device}, torch {about['torch']}, {about['date'][:10]}"
+
+
 def agree(got: Tensor, expected: Tensor, what: str, bound: float = 1e-4) -> None:
     """The gate before every timing.
 

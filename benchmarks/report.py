@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import head, scan
 from benchmarks.growth import Growth, compare, fit
+from benchmarks.measure import where
 from benchmarks.settings import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +86,7 @@ def pairs_section(figures: Figures) -> str:
     """The evaluation as a whole, for the README of the patches."""
     if not (table := _pairs(figures)):
         return ""
-    return f"\n{table}\n\nMeasured by {_where(figures)}.\n\n"
+    return f"\n{table}\n\nMeasured by {where(figures['machine'])}.\n\n"
 
 
 def markdown(figures: Figures) -> str:
@@ -115,18 +116,11 @@ def _heading(figures: Figures) -> str:
     settings, on_gpu = figures["settings"], "gpu" in figures["machine"]
     kind = "what torch allocates" if on_gpu else "resident, in a fresh process"
     return (
-        f"{_where(figures)}; width {settings['dim']}, {settings['dtype']}. Times are medians ± "
-        "half the distance of the quartiles; training is forward and backward; memory is the peak "
-        f"of a run ({kind}) above weights, tokens and libraries. Tokens of a video are the "
-        "backbone's, T (1 + H W); MUSE and its variants make about five times as many of them."
+        f"{where(figures['machine'])}; width {settings['dim']}, {settings['dtype']}. Times are "
+        "medians ± half the distance of the quartiles; training is forward and backward; memory is "
+        f"the peak of a run ({kind}) above weights, tokens and libraries. Tokens of a video are "
+        "the backbone's, T (1 + H W); MUSE and its variants make about five times as many of them."
     )
-
-
-def _where(figures: Figures) -> str:
-    """The command, on what it ran, and when."""
-    about = figures["machine"]
-    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
-    return f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}"
 
 
 def _costs(figures: Figures) -> str:

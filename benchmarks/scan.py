@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import agree, in_turn, machine, peak_gib, write_json
+from benchmarks.measure import agree, in_turn, machine, peak_gib, where, write_json
 from muse_adapter.ops import backends, selective_scan
 
 LENGTHS = (254, 1000, 3060, 8160, 12_360, 32_960, 65_920)
@@ -103,8 +103,6 @@ def measure(length: int, options: argparse.Namespace) -> list[Row]:
 
 def markdown_table(figures: dict[str, Any]) -> str:
     """The table of the README, from what `--json` wrote: each backend against the others."""
-    about = figures["machine"]
-    where = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
     names = list(dict.fromkeys(row["backend"] for row in figures["rows"]))
     pairs = [(fast, slow) for i, fast in enumerate(names) for slow in names[i + 1 :]]
     heads = [
@@ -112,9 +110,9 @@ def markdown_table(figures: dict[str, Any]) -> str:
     ]
     heads += [f"GiB: {name}" for name in names]
     lines = [
-        f"`{about['command']}` on {where}, torch {about['torch']}, {about['date'][:10]}: one "
-        f"direction, one video, E={figures['dim']}, S={STATES}; how many times faster, by medians "
-        "of alternatives in turn, and the peak of a fresh process:",
+        f"{where(figures['machine'])}: one direction, one video, E={figures['dim']}, S={STATES}; "
+        "how many times faster, by medians of alternatives in turn, and the peak of a fresh "
+        "process:",
         "",
         "| L | " + " | ".join(heads) + " |",
         "|---|" + "---|" * len(heads),

@@ -584,6 +584,12 @@ def test_readmes_show_the_kept_figures(readme: str) -> None:
     assert report.with_sections(readme) == text, "run python -m benchmarks.report"
 
 
+def test_the_kept_table_is_of_the_kept_figures() -> None:
+    figures = json.loads((report.RESULTS / "heads.json").read_text(encoding="utf-8"))
+    table = (report.RESULTS / "heads.md").read_text(encoding="utf-8")
+    assert report.markdown(figures) == table, "run python -m benchmarks.report"
+
+
 def test_sections_are_made_where_there_are_figures(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

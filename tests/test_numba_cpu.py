@@ -342,10 +342,23 @@ def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
     y, state = backend.scan(
         *tensors, None, None, delta_softplus=False, reverse=reverse, lengths=None
     )
-    (dx,) = torch.autograd.grad(y[:, 0 if reverse else -1].sum(), x)
     smallest = torch.finfo(torch.float32).tiny
-    for decayed in (y, dx):
-        assert (decayed != 0).sum() > 100 * channels
-        assert not ((decayed != 0) & (decayed.abs() < smallest)).any()
+    assert (y != 0).sum() > 100 * channels
+    assert not ((y != 0) & (y.abs() < smallest)).any()
     assert (state == 0).all()
+    assert torch.tensor(1e-30) * 1e-10 != 0, "the caller's own mode is as it was"
+
+
+@pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
+@directions
+def test_gradients_below_the_normal_range_are_zero(reverse):
+    """Also where a large number would lift them above it again."""
+    arguments = draw(torch.float32, 1, 40, 16, 3)
+    with torch.no_grad():
+        arguments[0].fill_(2.0**60)
+    _, state = backend.scan(*arguments, **options(reverse))
+    for exponent, nothing in ((-120, False), (-130, True)):
+        given = torch.full_like(state, 2.0**exponent)
+        (slope,) = torch.autograd.grad(state, arguments[2], given, retain_graph=True)
+        assert (slope == 0).all() == nothing
     assert torch.tensor(1e-30) * 1e-10 != 0, "the caller's own mode is as it was"

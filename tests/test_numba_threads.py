@@ -129,6 +129,7 @@ def test_after_a_fork(helpers, threads):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
     """Of a process whose OpenMP cannot let its threads end."""
 
@@ -146,6 +147,27 @@ def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
     )
     monkeypatch.setattr(team, "_ended", team._ended)
     assert in_child() == 0 and int(team.region() is not None) == here
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_after_a_fork_that_nobody_watched(run_python):
+    """Torch's threads were there, the package was not: the child would wait for them."""
+    code = """
+import os, signal, torch
+torch.set_num_threads(3)
+torch.randn(1 << 20).exp()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    from muse_adapter.ops.numba_cpu.share import share
+    calls = []
+    share(lambda: calls.append(1), 3)
+    os._exit(0 if calls else 1)
+status = os.waitpid(child, 0)[1]
+assert status == 0, status
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_same_bits_on_any_threads(helpers, threads):

@@ -24,6 +24,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, pointer, splat, store, totals
+from muse_adapter.ops.operator import NEGLIGIBLE
 
 
 def kernel(function: Callable[..., None]) -> Callable[..., None]:
@@ -34,6 +35,7 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
         # kernel carries what comes from the others.
         files = sorted(Path(__file__).parent.glob("*.py"))
         source = b"".join(file.read_bytes() for file in files)
+        source += repr(NEGLIGIBLE).encode()
         function.__qualname__ += f"_{zlib.crc32(source):08x}"
         compiled = numba.njit(cache=True, **options)(function)
     except (OSError, RuntimeError):  # no source to stamp, or nowhere to write: compile every time

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.blocks import kernel, next_number
+from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2
 from muse_adapter.ops.numba_cpu.function import addresses, beside, summed, view, zeros
 from muse_adapter.ops.numba_cpu.share import share
@@ -138,10 +139,12 @@ def backward(
     before = advance(pointer(work, unit), next_number(counters + 8) * span * WIDTH)
     one = splat(unit)
     zero = one * 0.0
+    mode = flush_denormals()
     while True:
         job = next_number(counters)
         video, part = job // parts, job % parts
         if video >= batch:
+            restore_mode(mode)
             return
         last = length * (part + 1) // parts
         for begin in range(length * part // parts, last, ROWS):

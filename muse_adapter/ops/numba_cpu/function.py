@@ -200,7 +200,7 @@ def run_backward(
     )
     # The kernel differentiates 2**(dt rate) as if it were exp.
     drates = summed(drates) / LOG2E
-    return dx, ddelta, drates, settled(dB), settled(dC), summed(dD), summed(dbias)
+    return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
 
 
 def as_given(
@@ -217,9 +217,11 @@ def as_given(
     dA = drates.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
-        dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
-        if own
-        else dgain
+        settled(
+            dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
+            if own
+            else dgain
+        )
         for dgain, gain, own in zip(dgains, (B, C), call.own, strict=True)
     )
     return (

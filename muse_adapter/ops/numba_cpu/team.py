@@ -2,6 +2,9 @@
 
 For some milliseconds after an operation of torch its threads look out for the next one, without
 sleeping. A thread of ours would get half of such a core; work that is given to them gets all of it.
+
+From the import of this module on, a fork ends the threads of OpenMP in the parent too, which starts
+others when it next needs them: a child could not, and would wait for its parent's for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +23,20 @@ import torch
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _SOFT = 1  # omp_pause_soft: give up all threads, keep the settings
 _ended = False  # whether the threads had ended at the last fork
-_lost = False  # whether this is a forked child that OpenMP would let wait for its parent's threads
+
+
+def _forked() -> bool:
+    """Whether this process was forked and has not loaded a program since."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return False
+    flags = int(stat.read_text().rpartition(")")[2].split()[6])
+    return bool(flags & 0x40)  # PF_FORKNOEXEC
+
+
+# Whether this is a child that OpenMP would let wait for its parent's threads. Of a fork before the
+# import nothing is known.
+_lost = _forked()
 
 
 def region() -> Callable[..., Any] | None:
@@ -34,12 +50,17 @@ def region() -> Callable[..., Any] | None:
 
 @functools.cache
 def _from_torchs_openmp(name: str) -> Any:
-    """A function of the OpenMP that torch uses; None if that is unknown or has none of the name."""
-    library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
-    try:
-        return getattr(ctypes.CDLL(str(library)), name)  # also looked for in what torch loads
-    except (OSError, AttributeError):
-        return None
+    """A function of the OpenMP that torch uses; None if that is unknown or has none of the name.
+
+    Torch meets what was loaded for the whole process first, by LD_PRELOAD for example, then what it
+    has loaded itself.
+    """
+    for library in (None, str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")):
+        try:
+            return getattr(ctypes.CDLL(library), name)
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def _before_fork() -> None:
