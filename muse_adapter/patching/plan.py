@@ -183,7 +183,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _refusal(problems: list[str]) -> str:
     lines = "".join(f"\n  {problem}" for problem in problems)
     return (
-        f"this checkout has the places but not CLIP4Clip's contract ({len(problems)} reasons):"
+        "this checkout has the places but not CLIP4Clip's contract:"
         f"{lines}\nNothing was changed. By hand: where the frame features of a video are made, "
         "call encode_image so that it gives all projected tokens, and let "
         "model.muse.forward_features(tokens (B, T, 1+H*W, C), video_mask) take the place of the "

@@ -82,6 +82,9 @@ if sys.platform == "linux":
 def run(enter: Callable[..., Any], work: Callable[[], None], threads: int) -> list[BaseException]:
     """Call `work` on this thread and on others of torch's, and wait until all have returned.
 
+    All threads of the region need the interpreter's lock for a moment to learn what to do: beside
+    another thread that computes in Python, a call waits for it as often as there are threads.
+
     Args:
         enter: what `region` gave.
         threads: at most so many calls.
