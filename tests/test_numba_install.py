@@ -56,42 +56,49 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     """A disk may be full, or become read-only, after the kernel was declared."""
     import numba
 
-    from muse_adapter.ops.numba_cpu.blocks import kernel
+    from muse_adapter.ops.numba_cpu.kernel import Kernel, unpacker
     from muse_adapter.ops.numba_cpu.simd import pointer
 
     folder = tmp_path / "cache"
     folder.mkdir()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
 
-    def raise_by_one(address: int) -> None:
-        numbers = pointer(address, 1)
+    unpack = unpacker(1)
+
+    def raise_by_one(memory) -> None:
+        unit, _, _, address = unpack(memory)
+        numbers = pointer(address, unit)
         numbers[0] += 1
 
-    run = kernel(raise_by_one)
+    kernel = Kernel(raise_by_one)
+    assert kernel.kept
     shutil.rmtree(folder)
     folder.write_text("in the way")
-    number = torch.zeros(1, dtype=torch.int64)
+    number = torch.zeros(1)
     for count in (1, 2):
-        run(number.data_ptr())
+        kernel.run(torch.float32, 1, number.data_ptr())
         assert number.item() == count
 
 
 def test_a_kernel_is_stale_when_another_file_changes(monkeypatch, tmp_path):
-    from muse_adapter.ops.numba_cpu import blocks
+    from muse_adapter.ops.numba_cpu import kernel
 
-    def names():
-        def same(address: int) -> None:
+    def name():
+        def same(memory) -> None:
             pass
 
-        return blocks.kernel(same).__qualname__
+        return kernel.Kernel(same).function.__qualname__
 
     folder = tmp_path / "numba_cpu"
-    shutil.copytree(Path(blocks.__file__).parent, folder, ignore=shutil.ignore_patterns("__*__"))
-    before = names()
-    monkeypatch.setattr(blocks, "__file__", str(folder / "blocks.py"))
-    copied = names()
+    shutil.copytree(Path(kernel.__file__).parent, folder, ignore=shutil.ignore_patterns("__*__"))
+    before = name()
+    monkeypatch.setattr(kernel, "__file__", str(folder / "kernel.py"))
+    copied = name()
     (folder / "simd.py").write_text("# changed")
-    assert names() != copied
+    changed = name()
+    assert changed != copied
+    monkeypatch.setattr(kernel, "NEGLIGIBLE", {})
+    assert name() != changed
     assert before.rpartition("_")[0] == copied.rpartition("_")[0]
 
 

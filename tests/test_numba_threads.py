@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import statistics
@@ -159,9 +160,11 @@ torch.randn(1 << 20).exp()
 child = os.fork()
 if child == 0:
     signal.alarm(60)
+    import ctypes
     from muse_adapter.ops.numba_cpu.share import share
     calls = []
-    share(lambda: calls.append(1), 3)
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(calls.append)
+    share(ctypes.cast(function, ctypes.c_void_p).value, 0, 3)
     os._exit(0 if calls else 1)
 status = os.waitpid(child, 0)[1]
 assert status == 0, status
@@ -177,38 +180,56 @@ def test_the_same_bits_on_any_threads(helpers, threads):
     identical(shared_work(), expected)
 
 
-def test_an_error_on_another_thread_is_raised(helpers, threads):
-    threads(2)
-    main = threading.get_ident()
-    gate = threading.Event()
+class Called:
+    """A C function that notes which threads call it; not before all of them have come."""
 
-    def work():
-        if threading.get_ident() == main:
-            gate.wait(10)
-        else:
-            gate.set()
-            raise ValueError("from the helper")
+    def __init__(self, expected):
+        self.threads, self.expected = [], expected
+        self.function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.call)
+        self.address = ctypes.cast(self.function, ctypes.c_void_p).value
 
-    with pytest.raises(ValueError, match="from the helper"):
-        share(work, 2)
+    def call(self, memory):
+        self.threads.append(str(threading.get_native_id()))
+        for _ in range(1000):
+            if len(self.threads) == self.expected:
+                break
+            time.sleep(0.01)
+
+
+def test_as_many_calls_as_threads(helpers, threads):
+    threads(3)
+    called = Called(3)
+    share(called.address, 0, 3)
+    assert len(set(called.threads)) == 3
 
 
 @pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
 def test_work_is_done_by_threads_that_torch_has(threads):
-    """By as many as were asked for, and not by new ones."""
     threads(3)
     torch.randn(1 << 20).exp()
     before = set(os.listdir("/proc/self/task"))
-    workers = []
+    called = Called(3)
+    share(called.address, 0, 3)
+    assert set(called.threads) <= before
 
-    def work():
-        workers.append(str(threading.get_native_id()))
-        time.sleep(0.02)
 
-    for count in (2, 3):
-        share(work, count)
-        assert len(workers) == count and set(workers) <= before
-        workers.clear()
+def test_beside_a_thread_that_computes_in_python(helpers, threads):
+    """It holds the interpreter's lock for 5 ms at a time, which no thread of a kernel may need."""
+    threads(3)
+    expected = shared_work()
+    stop = threading.Event()
+
+    def compute():
+        while not stop.is_set():
+            sum(range(1000))
+
+    busy = threading.Thread(target=compute)
+    busy.start()
+    try:
+        identical(shared_work(), expected)
+    finally:
+        stop.set()
+        busy.join()
 
 
 def test_beside_a_busy_process(threads, run_beside):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import (
-    add_gains,
-    gain,
-    kernel,
-    next_number,
-)
+from muse_adapter.ops.numba_cpu.blocks import add_gains, gain
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode, settle
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
+from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
@@ -57,29 +53,16 @@ def retake_step(
         store(h, (states + s) * WIDTH, state)
 
 
-@kernel
-def backward(
-    counters: int,
-    unit: float,
-    sizes: Any,
-    flags: Any,
-    x_view: Any,
-    delta_view: Any,
-    b_view: Any,
-    c_view: Any,
-    weights: Any,
-    dy_view: Any,
-    given: Any,
-    outputs: Any,
-    db_view: Any,
-    dc_view: Any,
-) -> None:
+_unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 3, 2, 6, 6, 6)
+
+
+@Kernel
+def backward(memory: Any) -> None:
     """Run the jobs that are left: all gradients, chunk by chunk, from the last step to the first.
 
     The states inside a chunk are computed anew from the one before it.
 
-    Args:
-        counters: addresses of the numbers of the next job, and of the next thread.
+    Arguments in the memory:
         dy_view: the gradient of y (batch, L, E), like x_view.
         given: addresses of the states before each chunk, and of `work_size` numbers for each
             thread.
@@ -87,8 +70,15 @@ def backward(
             dbias (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the gradient of the
             last state.
         db_view, dc_view: zeros to add to: address, strides of part, batch, time, group and state.
-        unit, sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
+        sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
     """
+    (
+        unit, counters, threads, sizes, flags, x_view, delta_view, b_view, c_view, weights, dy_view,
+        given, outputs, db_view, dc_view,
+    ) = _unpack(memory)  # fmt: skip
+    place = next_number(counters + 8)
+    if place >= threads:
+        return
     batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
     x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
@@ -100,7 +90,7 @@ def backward(
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
     # What a thread holds of a chunk; h[0] is the state before it.
-    h = advance(pointer(given[1], unit), next_number(counters + 8) * work_size(states, chunk))
+    h = advance(pointer(given[1], unit), place * work_size(states, chunk))
     decays = advance(h, (chunk + 1) * size)
     lanes_db = advance(decays, chunk * size)
     lanes_dc = advance(lanes_db, chunk * size + WIDTH * WIDTH)

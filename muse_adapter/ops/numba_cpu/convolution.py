@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.numba_cpu.blocks import kernel, next_number
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2
 from muse_adapter.ops.numba_cpu.function import addresses, beside, summed, view, zeros
-from muse_adapter.ops.numba_cpu.share import share
+from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
@@ -52,23 +50,14 @@ def filtered(
     return total
 
 
-@kernel
-def forward(
-    counters: int,
-    unit: float,
-    sizes: Any,
-    x_view: Any,
-    weights: Any,
-    begin: int,
-    count: int,
-    stops: Any,
-    outputs: Any,
-) -> None:
+_unpack_forward = unpacker(6, 3, 2, 1, 1, 2, 2)
+
+
+@Kernel
+def forward(memory: Any) -> None:
     """Run the jobs that are left.
 
-    Args:
-        counters: address of the number of the next job.
-        unit: 1 in the type of x.
+    Arguments in the memory:
         sizes: batch, L, blocks, taps, parts, directions.
         x_view: address and strides of batch and time.
         weights: addresses of the taps (directions, taps, E) and biases (directions, E).
@@ -76,6 +65,11 @@ def forward(
             in front of its stop.
         outputs: for each direction the address of (batch, stop - begin, E).
     """
+    unit, counters, threads, sizes, x_view, weights, begin, count, stops, outputs = _unpack_forward(
+        memory
+    )
+    if next_number(counters + 8) >= threads:
+        return
     batch, length, blocks, taps, parts, directions = sizes
     channels = blocks * WIDTH
     x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
@@ -103,29 +97,27 @@ def forward(
                     store(y, row + channel, v / (one + exp2(v * -LOG2E)))
 
 
-@kernel
-def backward(
-    counters: int,
-    unit: float,
-    sizes: Any,
-    x_view: Any,
-    weights: Any,
-    stop: int,
-    grad_views: Any,
-    work: int,
-    outputs: Any,
-) -> None:
+_unpack_backward = unpacker(6, 3, 2, 1, 3, 3, 1, 3)
+
+
+@Kernel
+def backward(memory: Any) -> None:
     """Run the jobs that are left: gradients of x, and each job's own of taps and biases.
 
-    Args:
-        counters: addresses of the numbers of the next job, and of the next thread.
+    Arguments in the memory:
         stop: positions of which the first direction has gradients.
-        grad_views: for each direction address and strides of batch and time of the gradient.
+        ahead_view, back_view: of each direction's gradient address and strides of batch and time.
         work: address of (ROWS + taps) WIDTH numbers for each thread.
         outputs: addresses of dx (batch, L, E), and of zeros: (batch parts, directions, taps, E) and
             (batch parts, directions, E).
-        unit, sizes, x_view, weights: as in `forward`.
+        sizes, x_view, weights: as in `forward`.
     """
+    unit, counters, threads, sizes, x_view, weights, stop, ahead_view, back_view, work, outputs = (
+        _unpack_backward(memory)
+    )
+    place = next_number(counters + 8)
+    if place >= threads:
+        return
     batch, length, blocks, taps, parts, directions = sizes
     channels = blocks * WIDTH
     x, w, bias = pointer(x_view[0], unit), pointer(weights[0], unit), pointer(weights[1], unit)
@@ -136,7 +128,7 @@ def backward(
     )
     span = ROWS + taps
     # Gradients in front of the SiLU: of the slab, and of the positions that its taps reach.
-    before = advance(pointer(work, unit), next_number(counters + 8) * span * WIDTH)
+    before = advance(pointer(work, unit), place * span * WIDTH)
     one = splat(unit)
     zero = one * 0.0
     mode = flush_denormals()
@@ -159,8 +151,9 @@ def backward(
                     own = direction * channels + channel  # of the bias
                     shift = load(bias, own)
                     taps_at = direction * taps * channels + channel
-                    grad = pointer(grad_views[direction][0], unit)
-                    to_grad = video * grad_views[direction][1] + channel
+                    grad_view = back_view if direction else ahead_view
+                    grad = pointer(grad_view[0], unit)
+                    to_grad = video * grad_view[1] + channel
                     limit = length if direction else stop
                     first = max(0, begin - taps + 1) if direction else begin
                     behind = min(limit, end if direction else end + taps - 1)
@@ -177,7 +170,7 @@ def backward(
                         )
                         gate = one / (one + exp2(v * -LOG2E))
                         slope = gate * (one + v * (one - gate))
-                        given = load(grad, to_grad + t * grad_views[direction][2])
+                        given = load(grad, to_grad + t * grad_view[2])
                         store(before, (t - first) * WIDTH, given * slope)
                     parts_at = job * directions * channels + own
                     total = load(dbias, parts_at)
@@ -224,7 +217,8 @@ def run_forward(
         results: for each direction (batch, stop - begin, E), contiguous; None where not wanted.
     """
     jobs = x.shape[0], max(stops) - begin
-    rest = begin, jobs[1], stops, addresses(*results)
+    both = [*stops, 0][:2], [*results, None][:2]  # a kernel always reads of two directions
+    rest = begin, jobs[1], tuple(both[0]), addresses(*both[1])
     _run(forward, x, w, bias, jobs, threads_for(*jobs, x), *rest)
 
 
@@ -239,8 +233,8 @@ def run_backward(
     dw, dbias = zeros(x, parts, *w.shape), zeros(x, parts, *bias.shape)
     threads = threads_for(batch, length, x)
     work = x.new_empty(threads, (ROWS + w.shape[1]) * WIDTH)
-    views = tuple(view(grad)[:3] for grad in grads)
-    rest = grads[0].shape[1], views, work.data_ptr(), addresses(dx, dw, dbias)
+    views = (*(view(grad)[:3] for grad in grads), (0, 0, 0))[:2]
+    rest = grads[0].shape[1], *views, work.data_ptr(), addresses(dx, dw, dbias)
     _run(backward, x, w, bias, (batch, length), threads, *rest)
     return dx, summed(dw), summed(dbias)
 
@@ -253,7 +247,7 @@ def threads_for(batch: int, length: int, x: Tensor) -> int:
 
 
 def _run(
-    kernel: Any,
+    kernel: Kernel,
     x: Tensor,
     w: Tensor,
     bias: Tensor,
@@ -262,8 +256,5 @@ def _run(
     *rest: Any,
 ) -> None:
     batch, length, channels = x.shape
-    counters = torch.zeros(2, dtype=torch.int64)
-    unit = np.float64(1) if x.dtype == torch.float64 else np.float32(1)
     sizes = batch, length, channels // WIDTH, w.shape[1], parts_of(*jobs), len(w)
-    arguments = (counters.data_ptr(), unit, sizes, view(x)[:3], addresses(w, bias), *rest)
-    share(lambda: kernel(*arguments), threads)
+    kernel.run(x.dtype, threads, sizes, view(x)[:3], addresses(w, bias), *rest)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import gain, kernel, next_number
+from muse_adapter.ops.numba_cpu.blocks import gain
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
+from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
@@ -43,26 +44,14 @@ def take_step(
     return result
 
 
-@kernel
-def forward(
-    counters: int,
-    unit: float,
-    sizes: Any,
-    flags: Any,
-    x_view: Any,
-    delta_view: Any,
-    b_view: Any,
-    c_view: Any,
-    weights: Any,
-    outputs: Any,
-    joined: Any,
-    gate_view: Any,
-) -> None:
+_unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 4, 2, 3)
+
+
+@Kernel
+def forward(memory: Any) -> None:
     """Run the jobs that are left: outputs, last states, and the states for the backward pass.
 
-    Args:
-        counters: addresses of the numbers of the next job, and of the next thread.
-        unit: 1 in the type of the state.
+    Arguments in the memory:
         sizes: batch, L, blocks, S, steps in a chunk, blocks in a job.
         flags: softplus, reverse.
         x_view, delta_view: address and strides of batch and time.
@@ -79,6 +68,13 @@ def forward(
         gate_view: address and strides of batch and time of a gate z, by whose SiLU an output is
             multiplied; address 0 for none.
     """
+    (
+        unit, counters, threads, sizes, flags, x_view, delta_view, b_view, c_view, weights, outputs,
+        joined, gate_view,
+    ) = _unpack(memory)  # fmt: skip
+    place = next_number(counters + 8)
+    if place >= threads:
+        return
     batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
     goes_on, added = joined
@@ -90,7 +86,7 @@ def forward(
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
 
-    steps = advance(pointer(outputs[3], unit), next_number(counters + 8) * chunk * WIDTH)
+    steps = advance(pointer(outputs[3], unit), place * chunk * WIDTH)
     mode = flush_denormals()
     while True:
         job = next_number(counters)

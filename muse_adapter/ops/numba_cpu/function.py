@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from muse_adapter.ops.numba_cpu.backward import backward, work_size
 from muse_adapter.ops.numba_cpu.denormals import settled
 from muse_adapter.ops.numba_cpu.forward import forward
-from muse_adapter.ops.numba_cpu.share import share
+from muse_adapter.ops.numba_cpu.kernel import Kernel
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
 CHUNK = (
@@ -64,26 +63,25 @@ class Call(NamedTuple):
         limit = max(1, min(4, len(self.x) * len(self.rates) // 16))
         return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks()))
 
-    def run(self, kernel: Any, *arguments: tuple[int, ...], threads: int) -> None:
+    def run(self, kernel: Kernel, *arguments: tuple[int, ...], threads: int) -> None:
         """Run a kernel on all jobs."""
         batch, length, _ = self.x.shape
         blocks, states, _ = self.rates.shape
-        counters = torch.zeros(2, dtype=torch.int64)
-        unit = np.float64(1) if self.x.dtype == torch.float64 else np.float32(1)
         views = []
         for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks(), strict=True):
             address, *strides = view(gain)
             strides[2:] = (WIDTH, strides[2]) if own else strides[2:]
             views.append((address, *strides, group, int(own)))
-        common = (
+        kernel.run(
+            *(self.x.dtype, threads),
             (batch, length, blocks, states, CHUNK, self.longest()),
             (int(self.softplus), int(self.reverse)),
             view(self.x)[:3],
             view(self.delta)[:3],
             *views,
             addresses(self.rates, self.D, self.bias, self.lengths),
+            *arguments,
         )
-        share(lambda: kernel(counters.data_ptr(), unit, *common, *arguments), threads)
 
     def threads(self) -> int:
         """How many threads share the work."""

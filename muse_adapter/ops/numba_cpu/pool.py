@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
@@ -32,19 +32,13 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _executor
 
 
-def run(work: Callable[[], None], threads: int) -> list[BaseException]:
-    """Call `work` on this thread and on others, and wait until all have returned.
+def run(work: Callable[[], None], threads: int) -> None:
+    """Call `work`, which raises nothing, on this thread and on others, and wait for all of them.
 
     A helper that would start late, because the machine or the pool is busy, is called off.
-
-    Returns:
-        What the calls on other threads have raised; what this one raises passes.
     """
-    helpers = _helpers(threads - 1)
-    started = [helpers.submit(work) for _ in range(threads - 1)]
+    started = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
-        waited = [helper for helper in started if not helper.cancel()]
-        errors = [helper.exception() for helper in waited]
-    return [error for error in errors if error is not None]
+        wait([helper for helper in started if not helper.cancel()])

@@ -1,4 +1,4 @@
-"""Threads for kernels that let go of the interpreter's lock: torch's, or else a few of ours.
+"""Threads for kernels: torch's, or else a few of ours.
 
 Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer
 when two threads call at once.
@@ -6,23 +6,26 @@ when two threads call at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import functools
 
 from muse_adapter.ops.numba_cpu import pool, team
 
+_Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-def share(work: Callable[[], None], threads: int) -> None:
-    """Call `work` here and at the same time on other threads, and wait until all have returned.
+
+def share(function: int, memory: int, threads: int) -> None:
+    """Call a C function here and at the same time on other threads, and wait for all of them.
 
     Args:
-        work: does jobs until none is left. The calls divide the jobs as they go, so that a thread
-            that starts late, because the machine is busy, finds less to do or nothing.
-        threads: at most so many calls, at least 1.
+        function: its address. It does jobs until none is left: the calls divide them as they go, so
+            that a thread that starts late, because the machine is busy, finds less to do or
+            nothing. Calls beyond `threads` may come, and must do nothing.
+        memory: an address, its argument.
+        threads: how many calls are wanted, at least 1.
     """
-    if threads == 1:
-        work()
-        return
-    enter = team.region()
-    errors = team.run(enter, work, threads) if enter else pool.run(work, threads)
-    if errors:
-        raise errors[0]
+    enter = team.region() if threads > 1 else None
+    if enter is not None:
+        team.run(enter, function, memory, threads)
+    else:
+        pool.run(functools.partial(_Function(function), memory), threads)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _SOFT = 1  # omp_pause_soft: give up all threads, keep the settings
 _ended = False  # whether the threads had ended at the last fork
 
@@ -43,7 +41,7 @@ def region() -> Callable[..., Any] | None:
     """OpenMP's entry to a parallel region, of the library that torch itself uses; or None."""
     enter = None if _lost else _from_torchs_openmp("GOMP_parallel")
     if enter is not None:
-        enter.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         enter.restype = None
     return enter
 
@@ -79,29 +77,11 @@ if sys.platform == "linux":
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
-def run(enter: Callable[..., Any], work: Callable[[], None], threads: int) -> list[BaseException]:
-    """Call `work` on this thread and on others of torch's, and wait until all have returned.
-
-    All threads of the region need the interpreter's lock for a moment to learn what to do: beside
-    another thread that computes in Python, a call waits for it as often as there are threads.
+def run(enter: Callable[..., Any], function: int, memory: int, threads: int) -> None:
+    """Call a C function on this thread and on others of torch's, as `share` says.
 
     Args:
         enter: what `region` gave.
-        threads: at most so many calls.
-
-    Returns:
-        What the calls have raised: nothing can be raised through OpenMP.
     """
-    places = itertools.count()
-    errors: list[BaseException] = []
-
-    def body(_: int | None) -> None:
-        try:
-            # OpenMP ends threads that a region leaves out, and starts them anew in the next.
-            if next(places) < threads:
-                work()
-        except BaseException as error:
-            errors.append(error)
-
-    enter(_Body(body), None, max(threads, torch.get_num_threads()), 0)
-    return errors
+    # OpenMP ends threads that a region leaves out, and starts them anew in the next.
+    enter(function, memory, max(threads, torch.get_num_threads()), 0)
