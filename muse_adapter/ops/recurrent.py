@@ -11,7 +11,6 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from muse_adapter.ops import operator
 from muse_adapter.ops.reference import discretise, skip, valid_positions
@@ -128,9 +127,8 @@ def scan_backward(
     grad_delta, grad_B, grad_C, grad_bias = gradients
     grad_x = grad_x.flatten(2)
     if x.device.type == "cpu":
-        bound = operator.NEGLIGIBLE[x.dtype]
-        settled = (F.hardshrink(g, bound) for g in (grad_x, grad_delta, grad_B, grad_C))
-        grad_x, grad_delta, grad_B, grad_C = settled
+        for gradient in (grad_x, grad_delta, grad_B, grad_C):
+            torch.hardshrink(gradient, operator.NEGLIGIBLE[x.dtype], out=gradient)
     return grad_x, grad_delta, grad_A.flatten(0, 1), grad_B, grad_C, grad_D, grad_bias
 
 
