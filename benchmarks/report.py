@@ -124,16 +124,20 @@ def _heading(figures: Figures) -> str:
 
 
 def _costs(figures: Figures) -> str:
-    """The table at the longest length at which MUSE was measured in both modes."""
+    """The table at the longest length at which MUSE, and if possible attention, has both modes."""
     by_mode = {mode: lines(figures, mode) for mode in MODES}
-    lengths = [
-        {(row["tokens"], row["frames"], tuple(row["grid"]), row["batch"]) for rows in found.values()
-         for row in rows if row["function"] == "muse"}
-        for found in by_mode.values()
-    ]  # fmt: skip
-    if not (both := lengths[0] & lengths[1]):
+
+    def sizes(function: str) -> set[tuple[Any, ...]]:
+        in_modes = [
+            {(row["tokens"], row["frames"], tuple(row["grid"]), row["batch"])
+             for rows in found.values() for row in rows if row["function"] == function}
+            for found in by_mode.values()
+        ]  # fmt: skip
+        return set.intersection(*in_modes)
+
+    if not (measured := sizes("muse") & sizes("attention") or sizes("muse")):
         return ""
-    tokens, frames, (height, width), batch = max(both)
+    tokens, frames, (height, width), batch = max(measured)
     table = [
         f"{frames} frames of {height}x{width} patches, batch {batch}:",
         "",
