@@ -26,6 +26,7 @@ import muse_adapter.ops.numba_cpu as backend
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
 
+from muse_adapter.ops.numba_cpu import share as sharing
 from muse_adapter.ops.numba_cpu import team
 from muse_adapter.ops.numba_cpu.share import share
 
@@ -96,6 +97,7 @@ def helpers(request, monkeypatch):
         monkeypatch.setattr(team, "region", lambda: None)
     elif team.region() is None:
         pytest.skip("torch has no OpenMP of the GNU kind here")
+    monkeypatch.setattr(sharing, "crowded", lambda: False)
     return request.param == "a pool"
 
 
@@ -204,7 +206,8 @@ def test_as_many_calls_as_threads(helpers, threads):
 
 
 @pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
-def test_work_is_done_by_threads_that_torch_has(threads):
+def test_work_is_done_by_threads_that_torch_has(threads, monkeypatch):
+    monkeypatch.setattr(sharing, "crowded", lambda: False)
     threads(3)
     torch.randn(1 << 20).exp()
     before = set(os.listdir("/proc/self/task"))
@@ -232,9 +235,29 @@ def test_beside_a_thread_that_computes_in_python(helpers, threads):
         busy.join()
 
 
-def test_beside_a_busy_process(threads, run_beside):
+@pytest.mark.parametrize("running", [0, 1])
+def test_a_crowded_machine(running, monkeypatch, tmp_path, threads):
+    """With one thread more than processors that wants to run, nobody waits for OpenMP's threads."""
+    load = tmp_path / "loadavg"
+    load.write_text(f"0.50 0.40 0.30 {os.cpu_count() + running}/345 6789\n")
+    monkeypatch.setattr(sharing, "_LOAD", load)
+    monkeypatch.setattr(sharing, "_seen", (0.0, not running))
+    entered = []
+    monkeypatch.setattr(team, "region", lambda: entered.append("OpenMP"))
+    threads(2)
+    called = Called(2)
+    share(called.address, 0, 2)
+    assert len(called.threads) == 2 and entered == ([] if running else ["OpenMP"])
+    load.unlink()
+    monkeypatch.setattr(sharing, "_seen", (0.0, True))
+    assert not sharing.crowded()
+
+
+def test_beside_a_busy_process(threads, run_beside, monkeypatch):
     """Which has as many threads as there are cores: the result, and no starving."""
     threads(2)
+    # Torch fills memory on OpenMP's threads, which starve.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     expected = shared_work()
     ready = run_beside("""
         import torch

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import time
+from pathlib import Path
 
 from muse_adapter.ops.numba_cpu import pool, team
 
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_LOAD = Path("/proc/loadavg")
+_AGAIN = 0.01  # seconds after which the machine is looked at again
+_seen = 0.0, False  # when that was, and what was found
 
 
 def share(function: int, memory: int, threads: int) -> None:
@@ -24,8 +30,22 @@ def share(function: int, memory: int, threads: int) -> None:
         memory: an address, its argument.
         threads: how many calls are wanted, at least 1.
     """
-    enter = team.region() if threads > 1 else None
+    # OpenMP waits for all of its threads, also for one that waits for a processor.
+    enter = team.region() if threads > 1 and not crowded() else None
     if enter is not None:
         team.run(enter, function, memory, threads)
     else:
         pool.run(functools.partial(_Function(function), memory), threads)
+
+
+def crowded() -> bool:
+    """Whether more threads of this machine want to run than it has processors; False if unknown."""
+    global _seen
+    now = time.monotonic()
+    if now - _seen[0] > _AGAIN:
+        try:
+            running = int(_LOAD.read_text().split()[3].partition("/")[0])
+        except OSError:
+            running = 0
+        _seen = now, running > (os.cpu_count() or 1)
+    return _seen[1]
