@@ -17,7 +17,7 @@ class DiedError(RuntimeError):
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of some module in a new process with little more than torch in its memory.
+    """Call a function of some module in a new process, which has the libraries in memory.
 
     Args:
         function, arguments: anything that can be pickled; so must be the result.

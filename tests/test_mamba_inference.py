@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.layers.mixers import BiMamba, GatedConvolution
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import dispatch, mamba_inference, use_backend
 
@@ -83,6 +83,10 @@ def test_some_positions(rows, both, lengths, stop):
     assert close(got, expected)
     everywhere, _ = answers(mixer(both), tokens, lengths)
     assert close(got, readout.select(everywhere))
+    if lengths is not None:
+        behind = torch.arange(20) >= lengths.unsqueeze(1)
+        tokens = tokens.masked_fill(behind.unsqueeze(-1), float("nan"))
+        assert torch.equal(answers(mixer(both), tokens, lengths, readout)[0], got)
 
 
 @pytest.mark.parametrize("options", [{"expand": 2}, {"d_conv": 2}, {"divide_out": True}], ids=str)
@@ -93,6 +97,50 @@ def test_other_mixers(rows, options):
 def test_tokens_of_any_strides(rows):
     tokens = torch.randn(20, 3, 64, dtype=torch.float64).transpose(0, 1)[..., ::2]
     assert close(*answers(mixer(), tokens))
+
+
+def test_one_length_for_all_videos(rows):
+    tokens = torch.randn(5, 20, 32, dtype=torch.float64)
+    assert close(*answers(mixer(), tokens, torch.tensor([7])))
+
+
+def test_weights_of_any_strides(rows):
+    of, tokens = mixer().requires_grad_(False), torch.randn(2, 20, 32, dtype=torch.float64)
+    spread = [
+        type(given)(*(torch.stack([weight, weight], -1)[..., 0] for weight in given))
+        for given in weights(of)
+    ]
+    assert spread[0].D.stride() == (2,)
+    got = mamba_inference(tokens, of.in_proj.weight, spread, stop=3, backend="numba")
+    assert close(got, answers(of, tokens)[1])
+
+
+def test_no_tokens():
+    of = mixer()
+    with torch.no_grad(), use_backend("numba"):
+        assert of.mix(torch.empty(2, 0, 32, dtype=torch.float64)).shape == (2, 0, 32)
+        assert of.mix(torch.empty(0, 9, 32, dtype=torch.float64)).shape == (0, 9, 32)
+
+
+@pytest.mark.parametrize("kind", [BiMamba, GatedConvolution])
+def test_an_exported_program_under_autocast(kind):
+    """What was asked when it was traced no longer holds."""
+    torch.manual_seed(0)
+    of, tokens = kind(32), torch.randn(2, 9, 32)
+    with torch.no_grad(), use_backend("numba"):
+        program = torch.export.export(of, (tokens,)).module()
+        expected = of(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = program(tokens)
+    assert (got - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_gradient_that_was_not_wanted_before_is_refused_by_name():
+    of, tokens = mixer(dtype=torch.float32).requires_grad_(False), torch.randn(2, 9, 32)
+    with use_backend("numba"):
+        program = torch.export.export(of, (tokens,)).module()
+    with pytest.raises(RuntimeError, match="mamba_inference has no gradient"):
+        program(tokens.requires_grad_()).sum().backward()
 
 
 def test_nan_stays_in_its_video(rows):

@@ -26,8 +26,8 @@ import muse_adapter.ops.numba_cpu as backend
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
 
+from muse_adapter.ops.numba_cpu import pool, team
 from muse_adapter.ops.numba_cpu import share as sharing
-from muse_adapter.ops.numba_cpu import team
 from muse_adapter.ops.numba_cpu.share import share
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -205,6 +205,34 @@ def test_as_many_calls_as_threads(helpers, threads):
     assert len(set(called.threads)) == 3
 
 
+def test_a_pool_that_cannot_have_all_its_threads(monkeypatch):
+    """Those that there are do the work, and none of it is done after the end."""
+    begun = []
+    start = threading.Thread.start
+
+    def starve(thread):
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(pool, "_executor", None)
+    monkeypatch.setattr(threading.Thread, "start", starve)
+    calls, ended = [], False
+
+    def work():
+        assert not ended
+        calls.append(threading.get_ident())
+        time.sleep(0.2)
+
+    pool.run(work, 5)
+    ended = True
+    before = list(calls)
+    assert 1 <= len(set(calls)) <= 3
+    pool._executor.shutdown()
+    assert calls == before
+
+
 @pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
 def test_work_is_done_by_threads_that_torch_has(threads, monkeypatch):
     monkeypatch.setattr(sharing, "crowded", lambda: False)
@@ -217,7 +245,7 @@ def test_work_is_done_by_threads_that_torch_has(threads, monkeypatch):
 
 
 def test_beside_a_thread_that_computes_in_python(helpers, threads):
-    """It holds the interpreter's lock for 5 ms at a time, which no thread of a kernel may need."""
+    """It holds the interpreter's lock most of the time: the same bits."""
     threads(3)
     expected = shared_work()
     stop = threading.Event()

@@ -180,14 +180,14 @@ def backward(memory: Any) -> None:
                     for k in range(taps):
                         lag = taps - 1 - k if direction else k - taps + 1  # of what the tap meets
                         tap = load(w, taps_at + k * channels)
-                        place = (job * directions + direction) * taps * channels
-                        place += k * channels + channel
-                        total = load(dw, place)
+                        to_dw = (job * directions + direction) * taps * channels
+                        to_dw += k * channels + channel
+                        total = load(dw, to_dw)
                         for t in range(max(begin, -lag), min(end, limit, length - lag)):
                             total = total + load(before, (t - first) * WIDTH) * load(
                                 x, to_x + (t + lag) * x_view[2]
                             )
-                        store(dw, place, total)
+                        store(dw, to_dw, total)
                         for t in range(max(begin, first + lag), min(end, behind + lag)):
                             to = to_dx + t * channels
                             store(
@@ -197,7 +197,7 @@ def backward(memory: Any) -> None:
 
 def parts_of(batch: int, length: int) -> int:
     """Jobs for each video; by shapes alone, and with it the order of all sums."""
-    return max(1, min(-(-PARTS // batch), length // ROWS))
+    return max(1, min(-(-PARTS // max(1, batch)), length // ROWS))
 
 
 def run_forward(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.library import refuse_second, register
+from muse_adapter.ops.operator import state_dtype
 
 
 def silu_convolutions(
@@ -26,10 +27,17 @@ def _forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Ten
     from muse_adapter.ops.numba_cpu.function import beside
 
     batch, length, channels = x.shape
+    wide, w, bias = _one_type(x, w, bias)
     stops = (stop, length)[: len(w)]
-    results = [x.new_empty(batch, end, channels) for end in stops]
-    run_forward(beside(x), w, bias, 0, stops, results)
-    return results[0], results[1] if len(results) == 2 else x.new_empty(0)
+    results = [wide.new_empty(batch, end, channels) for end in stops]
+    run_forward(beside(wide), w, bias, 0, stops, results)
+    first, *second = (result.to(x.dtype) for result in results)
+    return first, second[0] if second else x.new_empty(0)
+
+
+def _one_type(x: Tensor, *others: Tensor) -> list[Tensor]:
+    """In the type of the kernels: under autocast an exported program may bring them in others."""
+    return [tensor.to(state_dtype(x)) for tensor in (x, *others)]
 
 
 def _forward_fake(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +51,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from muse_adapter.ops.numba_cpu.convolution import run_backward
 
-    return run_backward(x, w, bias, list(grads))
+    wide_x, wide_w, wide_bias, *wide_grads = _one_type(x, w, bias, *grads)
+    dx, dw, dbias = run_backward(wide_x, wide_w, wide_bias, wide_grads)
+    return dx.to(x.dtype), dw.to(w.dtype), dbias.to(bias.dtype)
 
 
 def _backward_fake(

@@ -122,7 +122,7 @@ def prepare(
     (B, own_b), (C, own_c) = gains(B), gains(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
-    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
+    lengths = lengths.to(torch.int64).clamp(0, length).expand(batch).contiguous()
     return Call(
         *(wide(x), wide(delta), rates, B, C, wide(D), wide(delta_bias), lengths),
         *((own_b, own_c), softplus, reverse),

@@ -24,6 +24,7 @@ from muse_adapter.ops.numba_cpu.share import share
 from muse_adapter.ops.operator import NEGLIGIBLE
 
 _WORD = ir.IntType(64)
+_NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
 _HEAD = 3  # numbers in front of the arguments
 
 
@@ -35,15 +36,11 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
-        try:
-            # Numba tells a stale kernel by the time of the file that it stands in; the name of the
-            # kernel carries what comes from elsewhere.
-            files = sorted(Path(__file__).parent.glob("*.py"))
-            source = b"".join(file.read_bytes() for file in files) + repr(NEGLIGIBLE).encode()
-            function.__qualname__ += f"_{zlib.crc32(source):08x}"
-            self.kept = True
-        except OSError:  # no source to stamp
-            self.kept = False
+        # Numba tells a stale kernel by the time of the file that it stands in; the name of the
+        # kernel carries what comes from elsewhere.
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        source = b"".join(file.read_bytes() for file in files) + repr(NEGLIGIBLE).encode()
+        function.__qualname__ += f"_{zlib.crc32(source):08x}"
         self.function = function
         self._compiled: dict[torch.dtype, Any] = {}
 
@@ -65,17 +62,11 @@ class Kernel:
         return address
 
     def _compile(self, dtype: torch.dtype) -> Any:
-        number = types.float64 if dtype == torch.float64 else types.float32
-        compiled = numba.cfunc(types.void(types.CPointer(number)), error_model="numpy")
-        if not self.kept:
-            return compiled(self.function)
+        signature = types.void(types.CPointer(_NUMBERS[dtype]))
         try:
-            keeping = numba.cfunc(
-                types.void(types.CPointer(number)), error_model="numpy", cache=True
-            )
-            return keeping(self.function)
+            return numba.cfunc(signature, error_model="numpy", cache=True)(self.function)
         except (OSError, RuntimeError):  # the cache cannot be read or written: compile every time
-            return compiled(self.function)
+            return numba.cfunc(signature, error_model="numpy")(self.function)
 
 
 def unpacker(*counts: int) -> Any:

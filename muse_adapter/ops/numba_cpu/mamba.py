@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.dispatch import require
 from muse_adapter.ops.library import register
 from muse_adapter.ops.mamba import MambaDirection
@@ -47,7 +49,8 @@ def _run(
     from muse_adapter.ops.numba_cpu.slices import mix
 
     directions = [MambaDirection(*weights) for weights in (ahead, back) if weights]
-    return mix(tokens, in_proj, directions, lengths, positions, stop)
+    with without_autocast(tokens.device.type):  # which an exported program may meet
+        return mix(tokens, in_proj, directions, lengths, positions, stop)
 
 
 def _fake(
@@ -63,9 +66,20 @@ def _fake(
     return tokens.new_empty(*wanted.shape[:2], in_proj.shape[0] // 2)
 
 
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Nothing is kept."""
+
+
+def _refuse(ctx: Any, gradient: Tensor | None) -> Any:
+    raise RuntimeError(
+        "muse_adapter::mamba_inference has no gradient: it was traced where none was wanted, under "
+        "no_grad or with frozen weights"
+    )
+
+
 register(
     "mamba_inference",
     "(Tensor tokens, Tensor in_proj, Tensor[] ahead, Tensor[] back, Tensor? lengths, "
     "Tensor? positions, SymInt stop) -> Tensor",
-    *(_run, _fake),
+    *(_run, _fake, _refuse, _setup),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 _lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
@@ -32,13 +33,51 @@ def _helpers(count: int) -> ThreadPoolExecutor:
         return _executor
 
 
+class _Call:
+    """One call of the work on a helper: called off, or waited for, and never late."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.lock, self.ended = threading.Lock(), threading.Event()
+        self.running = self.called_off = False
+
+    def __call__(self) -> None:
+        with self.lock:
+            if self.called_off:
+                return
+            self.running = True
+        try:
+            self.work()
+        finally:
+            self.ended.set()
+
+    def end(self) -> None:
+        with self.lock:
+            self.called_off = not self.running
+        if self.running:
+            self.ended.wait()
+
+
 def run(work: Callable[[], None], threads: int) -> None:
     """Call `work`, which raises nothing, on this thread and on others, and wait for all of them.
 
-    A helper that would start late, because the machine or the pool is busy, is called off.
+    A helper that would start late, because the machine or the pool is busy, is called off. What the
+    work reads and writes may be gone as soon as this returns or raises.
     """
-    started = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
+    calls = [_Call(work) for _ in range(threads - 1)]
     try:
+        with contextlib.suppress(RuntimeError):  # no more threads to be had: fewer do it
+            for call in calls:
+                _helpers(threads - 1).submit(call)
         work()
     finally:
-        wait([helper for helper in started if not helper.cancel()])
+        interrupt = None
+        for call in calls:
+            while True:
+                try:
+                    call.end()
+                    break
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt

@@ -37,8 +37,10 @@ def mix(
         y = tokens.new_empty(batch, length, channels)
     else:
         y = tokens.new_zeros(batch, positions.shape[1], channels)
+    if lengths is not None:
+        lengths = lengths.to(torch.int64).clamp(0, length).expand(batch)
     rows = ROWS * torch.get_num_threads()
-    videos = max(1, rows // length)
+    videos = max(1, rows // max(1, length))
     slices = max(1, -(-length // rows))  # of one video; several of them are one slice
     for first in range(0, batch, videos):
         group = slice(first, first + videos)
@@ -72,7 +74,6 @@ def _mix(
     if lengths is None:
         lengths = torch.full((batch,), length)
     else:
-        lengths = lengths.to(torch.int64).clamp(0, length)
         behind = torch.arange(length) >= lengths.unsqueeze(1)
         x.masked_fill_(behind.unsqueeze(-1), 0)  # the taps that look ahead meet it
     taps = torch.stack([direction.conv.squeeze(1).t() for direction in directions])
@@ -94,9 +95,17 @@ def _mix(
             convolve(x, taps, biases, begin, *zip(*one, strict=True))
             low, B, C = F.linear(convolved, weights.x_proj).split((rank, states, states), -1)
             call = Call(
-                *(convolved, F.linear(low, weights.dt_proj), rates, B.unsqueeze(2), C.unsqueeze(2)),
-                *(weights.D, weights.dt_bias, (lengths - begin).clamp(0, end - begin)),
-                *((False, False), True, reverse),
+                x=convolved,
+                delta=F.linear(low, weights.dt_proj),
+                rates=rates,
+                B=B.unsqueeze(2),
+                C=C.unsqueeze(2),
+                D=weights.D.contiguous(),
+                bias=weights.dt_bias.contiguous(),
+                lengths=(lengths - begin).clamp(0, end - begin),
+                own=(False, False),
+                softplus=True,
+                reverse=reverse,
             )
             if positions is None:
                 gate = F.linear(tokens[:, begin:end], weight_z) if last else None
@@ -107,6 +116,7 @@ def _mix(
                 _add_at(positions - begin, part, y)
     if positions is not None:
         y *= F.silu(F.linear(_select(tokens, positions), weight_z))
+        y.masked_fill_((positions >= lengths.unsqueeze(1)).unsqueeze(-1), 0)
 
 
 def _add_at(positions: Tensor, part: Tensor, y: Tensor) -> None:
