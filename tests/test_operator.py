@@ -487,3 +487,16 @@ def test_gpu_deterministic(run_python):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "True"
+
+
+@operators
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_derivatives_in_forward_mode_are_refused_by_name(backend):
+    """Where no tensor wants a gradient autograd does not look, and the tangent would be 0."""
+    u, A, B = torch.randn(1, 16, 5), -torch.rand(16, 3), torch.randn(1, 3, 5)
+
+    def scan(u):
+        return selective_scan(u, u, A, B, B, backend=backend)
+
+    with pytest.raises(RuntimeError, match="no derivative in forward mode"):
+        torch.func.jvp(scan, (u,), (torch.randn_like(u),))

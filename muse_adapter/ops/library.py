@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 # By a library and not by `torch.library.custom_op`, whose first call imports the whole compiler:
 # a second of a process that may never compile, and every later call costs more.
@@ -30,8 +31,14 @@ def register(
         differentiate: its gradient, see `torch.library.register_autograd`; None: it has none.
         setup: what is kept for the gradient.
     """
+
+    def in_reverse_mode_only(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:  # tangents would get lost without a word
+            raise RuntimeError(f"muse_adapter::{name} has no derivative in forward mode")
+        return run(*arguments)
+
     LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, in_reverse_mode_only, "CompositeExplicitAutograd")
     torch.library.register_fake(f"muse_adapter::{name}", fake, lib=LIBRARY)
     if differentiate is not None:
         torch.library.register_autograd(
