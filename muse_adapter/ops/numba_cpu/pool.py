@@ -68,7 +68,7 @@ def run(work: Callable[[], None], threads: int) -> None:
     try:
         with contextlib.suppress(RuntimeError):  # no more threads to be had: fewer do it
             for call in calls:
-                _helpers(threads - 1).submit(call)
+                _helpers(len(calls)).submit(call)
         work()
     finally:
         interrupt = None

@@ -39,14 +39,18 @@ _lost = _forked()
 
 def region() -> Callable[..., Any] | None:
     """OpenMP's entry to a parallel region, of the library that torch itself uses; or None."""
-    enter = None if _lost else _from_torchs_openmp("GOMP_parallel")
+    return None if _lost else _entry()
+
+
+@functools.cache
+def _entry() -> Any:
+    enter = _from_torchs_openmp("GOMP_parallel")
     if enter is not None:
         enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         enter.restype = None
     return enter
 
 
-@functools.cache
 def _from_torchs_openmp(name: str) -> Any:
     """A function of the OpenMP that torch uses; None if that is unknown or has none of the name.
 
