@@ -140,7 +140,7 @@ class AttentionLayers(nn.Module):
 
 
 def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
-    """The head's large matrix products alone: what no other work could be faster than.
+    """The head's large matrix products alone, by torch.
 
     Of each layer, on all tokens: the input projection, both x and dt projections, and one merged
     output product; of the pyramid, the 3x3 convolutions.
@@ -157,7 +157,8 @@ def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
         F.linear(inner, mixer.out_proj.weight)
     for stage, level in zip(head.pyramid.stages, maps, strict=True):
         assert isinstance(stage, nn.Sequential)
-        stage[-2](level)
+        convolution = stage[-2]
+        F.conv2d(level, convolution.weight, convolution.bias, padding=1)
 
 
 def pair_loop(options: argparse.Namespace) -> list[Row]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muse_adapter.ops import map_convolution
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of a (n, C, H, W) map, at each position by itself."""
@@ -17,6 +19,22 @@ class ChannelNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(
             0, 3, 1, 2
         )
+
+
+class MapConvolution(nn.Conv2d):
+    """3x3 convolution of (n, C, H, W) maps with zeros around them.
+
+    Args:
+        dim: width D, of the input and of the output.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, D, H, W) -> (n, D, H, W)."""
+        assert self.bias is not None
+        return map_convolution(x, self.weight, self.bias)
 
 
 class FeaturePyramid(nn.Module):
@@ -81,6 +99,6 @@ def _stage(dim: int, scale: float) -> nn.Sequential:
         nn.Conv2d(width, dim, 1),
         ChannelNorm(dim),
         nn.GELU(),
-        nn.Conv2d(dim, dim, 3, padding=1),
+        MapConvolution(dim),
         ChannelNorm(dim),
     )

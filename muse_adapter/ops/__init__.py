@@ -3,6 +3,7 @@
 from muse_adapter.ops.convolution import short_convolution, silu_convolutions
 from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, load, use_backend
 from muse_adapter.ops.mamba import MambaDirection, mamba_inference
+from muse_adapter.ops.map_convolution import map_convolution
 from muse_adapter.ops.scan import Direction, bidirectional_scan, selective_scan
 
 load()  # here, and not when first asked for, which may be while torch.compile traces
@@ -15,6 +16,7 @@ __all__ = [
     "backends",
     "bidirectional_scan",
     "mamba_inference",
+    "map_convolution",
     "selective_scan",
     "short_convolution",
     "silu_convolutions",

@@ -20,6 +20,7 @@ from muse_adapter.ops.convolution import convolve_in_turn
 from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
 from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
 from muse_adapter.ops.numba_cpu.mamba import mamba_inference as mamba_inference
+from muse_adapter.ops.numba_cpu.winograd_operator import map_convolution as map_convolution
 
 NAME = "numba"
 

@@ -1,0 +1,102 @@
+"""Convolutions of maps as operators of torch, which tracing does not look into.
+
+The gradients are such convolutions themselves, and so are theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.dispatch import require
+from muse_adapter.ops.library import register
+from muse_adapter.ops.operator import state_dtype
+
+
+def map_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+    """As in `muse_adapter.ops`, in float32 and float64, both widths multiples of 16."""
+    if (
+        x.dtype not in (torch.float32, torch.float64)
+        or not x.dtype == weight.dtype == bias.dtype
+        or weight.shape[0] % 16
+        or weight.shape[1] % 16
+    ):
+        return None
+    y: Tensor = torch.ops.muse_adapter.map_convolution(x.permute(0, 2, 3, 1), weight, bias)
+    return y.permute(0, 3, 1, 2)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    require("numba", x.device)  # an exported program may run elsewhere, or under autocast
+    from muse_adapter.ops.numba_cpu.winograd import convolve
+
+    wide = state_dtype(x)
+    shift = None if bias is None else bias.to(wide)
+    with without_autocast(x.device.type):
+        return convolve(x.to(wide), weight.to(wide), shift).to(x.dtype)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:3], weight.shape[0])
+
+
+def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_forward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    return (
+        _transposed(grad, weight) if wanted[0] else None,
+        torch.ops.muse_adapter.map_convolution_weight(x, grad) if wanted[1] else None,
+        grad.sum((0, 1, 2)) if wanted[2] else None,
+    )
+
+
+def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
+    """What the convolution by `weight` takes back to its input."""
+    mirrored = weight.flip(2, 3).transpose(0, 1)
+    result: Tensor = torch.ops.muse_adapter.map_convolution(grad, mirrored, None)
+    return result
+
+
+def _weight(x: Tensor, grad: Tensor) -> Tensor:
+    from muse_adapter.ops.numba_cpu.winograd import weight_gradient
+
+    wide = state_dtype(x)
+    with without_autocast(x.device.type):
+        return weight_gradient(x.to(wide), grad.to(wide)).to(x.dtype)
+
+
+def _weight_fake(x: Tensor, grad: Tensor) -> Tensor:
+    return x.new_empty(grad.shape[3], x.shape[3], 3, 3)
+
+
+def _weight_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_weight(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+    x, grad = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    return (
+        _transposed(grad, grad_weight) if wanted[0] else None,
+        torch.ops.muse_adapter.map_convolution(x, grad_weight, None) if wanted[1] else None,
+    )
+
+
+register(
+    "map_convolution",
+    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    *(_forward, _forward_fake, _differentiate_forward, _forward_setup),
+)
+register(
+    "map_convolution_weight",
+    "(Tensor x, Tensor grad) -> Tensor",
+    *(_weight, _weight_fake, _differentiate_weight, _weight_setup),
+)
