@@ -44,7 +44,7 @@ _LOG1P = (
     -0.030065800129780062,
     0.005364826289473413,
 )
-CALM = 125.0  # a bound for the exponents of `exp2_product`
+CALM = 125.0  # a bound for the exponents of `power_of_product`
 
 
 def _polynomial(builder: ir.IRBuilder, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
@@ -86,24 +86,28 @@ def exp2(context: Any, value: Any) -> Any:
     return value(value), lowered
 
 
-@intrinsic
-def exp2_product(context: Any, left: Any, right: Any) -> Any:
+def power_of_product(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
     """2**(left * right) where |left * right| <= CALM, which is not checked.
 
     Without the bounds of `exp2`, and with the product inside other operations: ten instead of
     thirteen, in a loop that is limited by them.
     """
+    vector = left.type
+    if isinstance(vector.element, ir.DoubleType):
+        return call_intrinsic(builder, "exp2", builder.fmul(left, right))
+    # In one rounding where the processor can; elsewhere the product is rounded as in `exp2`.
+    shifted = call_intrinsic(builder, "fmuladd", left, right, constant(vector, _ROUND))
+    whole = builder.fsub(shifted, constant(vector, _ROUND))
+    fraction = call_intrinsic(builder, "fmuladd", left, right, builder.fneg(whole))
+    return _scaled_power(builder, shifted, fraction)
+
+
+@intrinsic
+def exp2_product(context: Any, left: Any, right: Any) -> Any:
+    """`power_of_product` for kernels."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        left, right = arguments
-        vector = left.type
-        if isinstance(vector.element, ir.DoubleType):
-            return call_intrinsic(builder, "exp2", builder.fmul(left, right))
-        # In one rounding where the processor can; elsewhere the product is rounded as in `exp2`.
-        shifted = call_intrinsic(builder, "fmuladd", left, right, constant(vector, _ROUND))
-        whole = builder.fsub(shifted, constant(vector, _ROUND))
-        fraction = call_intrinsic(builder, "fmuladd", left, right, builder.fneg(whole))
-        return _scaled_power(builder, shifted, fraction)
+        return power_of_product(builder, *arguments)
 
     return left(left, right), lowered
 

@@ -8,6 +8,12 @@ from muse_adapter.ops.numba_cpu.blocks import gain
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
+from muse_adapter.ops.numba_cpu.registers import (
+    in_registers,
+    load_states,
+    step_in_registers,
+    store_states,
+)
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
@@ -44,6 +50,21 @@ def take_step(
     return result
 
 
+@inline
+def finish(result: Any, added: int, gated: int, rows: Any) -> None:
+    """Write an output: with what stands in y, and times SiLU(z), where that is wanted.
+
+    `rows`: y and z, each with the place of its numbers.
+    """
+    y, to_y, z, to_z = rows
+    if added:
+        result = result + load(y, to_y)
+    if gated:
+        gate = load(z, to_z)
+        result = result * gate / (exp2(gate * -LOG2E) + 1.0)
+    store(y, to_y, result)
+
+
 _unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 4, 2, 3)
 
 
@@ -78,6 +99,7 @@ def forward(memory: Any) -> None:
     batch, length, blocks, states, chunk, longest = sizes
     softplus, reverse = flags
     goes_on, added = joined
+    shared = not (b_view[6] or c_view[6])
     x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
     b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
     D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
@@ -96,59 +118,81 @@ def forward(memory: Any) -> None:
             return
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
-        for block in range(first, first + longest):
-            channel = block * WIDTH
-            rates = advance(pointer(weights[0], unit), block * size)
-            h = advance(pointer(outputs[1], unit), (video * blocks + block) * size)
-            kept = advance(pointer(outputs[2], unit), (video * blocks + block) * chunks * size)
-            skip, shift = load(D, channel), load(bias, channel)
-            to_x = video * x_view[1] + channel
-            to_delta = video * delta_view[1] + channel
-            to_b = video * b_view[1] + block // b_view[5] * b_view[3]
-            to_c = video * c_view[1] + block // c_view[5] * c_view[3]
-            to_y = video * length * channels + channel
-            to_z = video * gate_view[1] + channel
-            steepest = zero
-            for s in range(states):
-                if not goes_on:
-                    store(h, s * WIDTH, zero)
-                steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
-            for begin in range(0, valid, chunk):
+        last = first + longest - 1
+        if not goes_on:
+            states_at = pointer(outputs[1], unit)
+            for at in range((video * blocks + first) * states, (video * blocks + last + 1) * states):
+                store(states_at, at * WIDTH, zero)
+        for begin in range(0, valid, chunk):
+            count = min(chunk, valid - begin)
+            for block in range(first, last + 1):
+                channel = block * WIDTH
+                at = video * blocks + block
+                rates = advance(pointer(weights[0], unit), block * size)
+                h = advance(pointer(outputs[1], unit), at * size)
+                skip, shift = load(D, channel), load(bias, channel)
+                to_x = video * x_view[1] + channel
+                to_delta = video * delta_view[1] + channel
+                to_b = video * b_view[1] + block // b_view[5] * b_view[3]
+                to_c = video * c_view[1] + block // c_view[5] * c_view[3]
+                to_y = video * length * channels + channel
+                to_z = video * gate_view[1] + channel
+
                 if outputs[2]:
+                    kept = advance(pointer(outputs[2], unit), (at * chunks + begin // chunk) * size)
                     for s in range(states):
-                        store(kept, begin // chunk * size + s * WIDTH, load(h, s * WIDTH))
-                end = min(begin + chunk, valid)
+                        store(kept, s * WIDTH, load(h, s * WIDTH))
+                steepest, largest = zero, zero
+                for s in range(states):
+                    steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
                 # All of a chunk first: one by one, the states would wait for each of them.
-                for t in range(begin, end):
-                    position = start + t * step
+                for t in range(count):
+                    position = start + (begin + t) * step
                     dt = load(delta, to_delta + position * delta_view[2]) + shift
                     if softplus:
                         dt, _ = softplus_and_slope(dt)
-                    store(steps, (t - begin) * WIDTH, dt)
-                for t in range(begin, end):
-                    position = start + t * step
-                    dt = load(steps, (t - begin) * WIDTH)
-                    inputs = load(x, to_x + position * x_view[2])
-                    row_b = to_b + position * b_view[2]
-                    row_c = to_c + position * c_view[2]
-                    driven = dt * inputs
-                    result = skip * inputs
-                    gains = b, row_b, b_view, c, row_c, c_view
-                    if any_above(magnitude(dt) * steepest, CALM):
-                        result = take_step(False, dt, driven, result, states, rates, h, gains)
-                    else:
-                        result = take_step(True, dt, driven, result, states, rates, h, gains)
-                    if added:
-                        result = result + load(y, to_y + position * channels)
-                    if gate_view[0]:
-                        gate = load(z, to_z + position * gate_view[2])
-                        result = result * gate / (exp2(gate * -LOG2E) + 1.0)
-                    store(y, to_y + position * channels, result)
-                    later = position + chunk * step  # a row of the next chunk
-                    fetch(x, to_x + later * x_view[2])
-                    fetch(delta, to_delta + later * delta_view[2])
-                    fetch(y, to_y + later * channels)
-                    if gate_view[0]:
-                        fetch(z, to_z + later * gate_view[2])
+                    largest = larger(magnitude(dt), largest)
+                    store(steps, t * WIDTH, dt)
+
+                # The rows to send for are the next block's, or those of the next chunk.
+                aside, ahead = (WIDTH, 0) if block < last else ((first - last) * WIDTH, chunk * step)
+                calm = not any_above(largest * steepest, CALM)
+                if calm and shared and in_registers(states, unit):
+                    held = load_states(h)
+                    for t in range(count):
+                        position = start + (begin + t) * step
+                        dt = load(steps, t * WIDTH)
+                        inputs = load(x, to_x + position * x_view[2])
+                        result, held = step_in_registers(
+                            *(dt, dt * inputs, skip * inputs, held, rates),
+                            advance(b, to_b + position * b_view[2]),
+                            advance(c, to_c + position * c_view[2]),
+                        )
+                        rows = y, to_y + position * channels, z, to_z + position * gate_view[2]
+                        finish(result, added, gate_view[0], rows)
+                        later = position + ahead
+                        fetch(x, to_x + aside + later * x_view[2])
+                        fetch(delta, to_delta + aside + later * delta_view[2])
+                        fetch(y, to_y + aside + later * channels)
+                        fetch(z, to_z + aside + later * gate_view[2])
+                    store_states(h, held)
+                else:
+                    for t in range(count):
+                        position = start + (begin + t) * step
+                        dt = load(steps, t * WIDTH)
+                        inputs = load(x, to_x + position * x_view[2])
+                        gains = (
+                            *(b, to_b + position * b_view[2], b_view),
+                            *(c, to_c + position * c_view[2], c_view),
+                        )
+                        driven, result = dt * inputs, skip * inputs
+                        if calm:
+                            result = take_step(True, dt, driven, result, states, rates, h, gains)
+                        else:
+                            result = take_step(False, dt, driven, result, states, rates, h, gains)
+                        rows = y, to_y + position * channels, z, to_z + position * gate_view[2]
+                        finish(result, added, gate_view[0], rows)
+        for block in range(first, last + 1):
+            to_y = video * length * channels + block * WIDTH
             for position in range(valid, length):
                 store(y, to_y + position * channels, zero)

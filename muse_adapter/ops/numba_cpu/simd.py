@@ -48,7 +48,8 @@ def constant(vector: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(vector, [float(value)] * WIDTH)
 
 
-def _broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The number in every lane."""
     vector = ir.VectorType(value.type, WIDTH)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(
@@ -73,7 +74,7 @@ def _define(operation: Callable[..., Any], method: str) -> None:
             if isinstance(kind, Lanes):
                 return value
             scalar = context.cast(builder, value, kind, signature.return_type.dtype)
-            return _broadcast(builder, scalar)
+            return broadcast(builder, scalar)
 
         left, right = (cast(v, k) for v, k in zip(arguments, signature.args, strict=True))
         return getattr(builder, method)(left, right, flags=_FLAGS)
@@ -121,13 +122,35 @@ def advance(context: Any, source: Any, count: Any) -> Any:
     return source(source, types.int64), lowered
 
 
-def _vector_pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-    dtype = signature.args[0].dtype
-    element = context.get_value_type(dtype)
-    place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
+def _vector_place(
+    context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, index: ir.Value
+) -> Any:
+    element = context.get_value_type(source.dtype)
+    place = builder.gep(place, [index], source_etype=element)
     vector = ir.VectorType(element, WIDTH)
     # Rows of the callers' tensors need not begin at a multiple of a register.
     return builder.bitcast(place, vector.as_pointer()), vector, context.get_abi_alignment(element)
+
+
+def load_vector(
+    context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, index: ir.Value
+) -> ir.Value:
+    """The WIDTH numbers from place[index] on; `source` is the type of the pointer."""
+    place, vector, align = _vector_place(context, builder, source, place, index)
+    return builder.load(place, align=align, typ=vector)
+
+
+def store_vector(
+    context: Any,
+    builder: ir.IRBuilder,
+    target: Any,
+    place: ir.Value,
+    index: ir.Value,
+    value: ir.Value,
+) -> None:
+    """Write WIDTH numbers from place[index] on; `target` is the type of the pointer."""
+    place, _, align = _vector_place(context, builder, target, place, index)
+    builder.store(value, place, align=align)
 
 
 @intrinsic
@@ -135,8 +158,7 @@ def load(context: Any, source: Any, index: Any) -> Any:
     """The WIDTH numbers from source[index] on."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        place, vector, align = _vector_pointer(context, builder, signature, arguments)
-        return builder.load(place, align=align, typ=vector)
+        return load_vector(context, builder, source, *arguments)
 
     return Lanes(source.dtype)(source, types.int64), lowered
 
@@ -148,8 +170,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
         return None
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        place, _, align = _vector_pointer(context, builder, signature, arguments)
-        builder.store(arguments[2], place, align=align)
+        store_vector(context, builder, target, *arguments)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, value), lowered
@@ -180,7 +201,7 @@ def splat(context: Any, value: Any) -> Any:
     """The scalar `value` in every lane."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        return _broadcast(builder, arguments[0])
+        return broadcast(builder, arguments[0])
 
     return Lanes(value)(value), lowered
 
@@ -193,11 +214,10 @@ def totals(context: Any, source: Any, index: Any) -> Any:
     """
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        place, vector, align = _vector_pointer(context, builder, signature, arguments)
         values = []
         for row in range(WIDTH):
-            there = builder.gep(place, [ir.IntType(64)(row)], source_etype=vector)
-            values.append(builder.load(there, align=align, typ=vector))
+            index = builder.add(arguments[1], arguments[1].type(row * WIDTH))
+            values.append(load_vector(context, builder, source, arguments[0], index))
         part = WIDTH  # lanes that belong to one of the vectors
         while part > 1:
             picked = [lane for lane in range(2 * WIDTH) if lane % part < part // 2]
@@ -231,7 +251,7 @@ def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
-        test = builder.fcmp_ordered(">", arguments[0], _broadcast(builder, number))
+        test = builder.fcmp_ordered(">", arguments[0], broadcast(builder, number))
         return builder.select(test, arguments[2], arguments[3])
 
     return value(value, bound, value, value), lowered
@@ -243,7 +263,7 @@ def any_above(context: Any, value: Any, bound: Any) -> Any:
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
-        test = builder.fcmp_ordered(">", arguments[0], _broadcast(builder, number))
+        test = builder.fcmp_ordered(">", arguments[0], broadcast(builder, number))
         lanes = builder.bitcast(test, ir.IntType(WIDTH))
         return builder.icmp_unsigned("!=", lanes, lanes.type(0))
 
