@@ -120,9 +120,9 @@ def forward(memory: Any) -> None:
         start, step = (valid - 1, -1) if reverse else (0, 1)
         last = first + longest - 1
         if not goes_on:
-            states_at = pointer(outputs[1], unit)
-            for at in range((video * blocks + first) * states, (video * blocks + last + 1) * states):
-                store(states_at, at * WIDTH, zero)
+            h = advance(pointer(outputs[1], unit), (video * blocks + first) * size)
+            for s in range(longest * states):
+                store(h, s * WIDTH, zero)
         for begin in range(0, valid, chunk):
             count = min(chunk, valid - begin)
             for block in range(first, last + 1):
@@ -155,7 +155,9 @@ def forward(memory: Any) -> None:
                     store(steps, t * WIDTH, dt)
 
                 # The rows to send for are the next block's, or those of the next chunk.
-                aside, ahead = (WIDTH, 0) if block < last else ((first - last) * WIDTH, chunk * step)
+                aside, ahead = WIDTH, 0
+                if block == last:
+                    aside, ahead = (first - last) * WIDTH, chunk * step
                 calm = not any_above(largest * steepest, CALM)
                 if calm and shared and in_registers(states, unit):
                     held = load_states(h)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ CHUNK = (
 ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
-class Call(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Call:
     """One scan as the kernels read it. All tensors but `lengths` are float32 or float64.
 
     Attributes:
@@ -46,35 +48,37 @@ class Call(NamedTuple):
     softplus: bool
     reverse: bool
 
+    @functools.cached_property
     def group_blocks(self) -> tuple[int, int]:
         """How many blocks share their values of B, and of C."""
-        blocks = len(self.rates)
+        blocks = self.rates.shape[0]
         b, c = (
             1 if own else blocks // gain.shape[2]
             for own, gain in zip(self.own, (self.B, self.C), strict=True)
         )
         return b, c
 
+    @functools.cached_property
     def longest(self) -> int:
         """Blocks in a job: enough to share sums over channels, so few that every core has jobs.
 
         It depends on shapes alone, and with it the order of all sums.
         """
-        limit = max(1, min(4, len(self.x) * len(self.rates) // 16))
-        return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks()))
+        limit = max(1, min(4, self.x.shape[0] * self.rates.shape[0] // 16))
+        return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks))
 
     def run(self, kernel: Kernel, *arguments: tuple[int, ...], threads: int) -> None:
         """Run a kernel on all jobs."""
         batch, length, _ = self.x.shape
         blocks, states, _ = self.rates.shape
         views = []
-        for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks(), strict=True):
+        for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
             address, *strides = view(gain)
             strides[2:] = (WIDTH, strides[2]) if own else strides[2:]
             views.append((address, *strides, group, int(own)))
         kernel.run(
             *(self.x.dtype, threads),
-            (batch, length, blocks, states, CHUNK, self.longest()),
+            (batch, length, blocks, states, CHUNK, self.longest),
             (int(self.softplus), int(self.reverse)),
             view(self.x)[:3],
             view(self.delta)[:3],
@@ -85,7 +89,7 @@ class Call(NamedTuple):
 
     def threads(self) -> int:
         """How many threads share the work."""
-        jobs = len(self.x) * len(self.rates) // self.longest()
+        jobs = self.x.shape[0] * self.rates.shape[0] // self.longest
         enough = self.x.numel() * self.rates.shape[1] >= ENOUGH
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
@@ -177,8 +181,8 @@ def run_backward(
         x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
     )
     dgains, views = [], []
-    for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks(), strict=True):
-        dgain = zeros(x, group // call.longest(), batch, *gain.shape[1:])
+    for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
+        dgain = zeros(x, group // call.longest, batch, *gain.shape[1:])
         *strides, by_group, by_state = view(dgain)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
         dgains.append(dgain)

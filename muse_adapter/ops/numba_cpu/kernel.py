@@ -9,7 +9,7 @@ lock; they take jobs from the common counter until none is left.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from muse_adapter.ops.numba_cpu.memory import keep_freed
 from muse_adapter.ops.numba_cpu.share import share
 from muse_adapter.ops.operator import NEGLIGIBLE
 
 _WORD = ir.IntType(64)
 _NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
 _HEAD = 3  # numbers in front of the arguments
+
+keep_freed()
 
 
 class Kernel:
@@ -50,9 +53,12 @@ class Kernel:
         Args:
             dtype: float32 or float64.
             threads: at least 1.
-            arguments: integers, and tuples of them, as `unpacker` has been told.
+            arguments: integers and tuples of them, as `unpacker` has been told.
         """
-        numbers = np.array([0, 0, threads, *_flat(arguments)], dtype=np.int64)
+        words = [0, 0, threads]
+        for argument in arguments:
+            words += argument if isinstance(argument, tuple) else (argument,)
+        numbers = np.array(words, dtype=np.int64)
         share(self._address(dtype), numbers.ctypes.data, threads)
 
     def _address(self, dtype: torch.dtype) -> int:
@@ -112,11 +118,3 @@ def next_number(context: Any, counter: Any) -> Any:
         return builder.atomic_rmw("add", place, _WORD(1), "monotonic")
 
     return types.int64(types.int64), lowered
-
-
-def _flat(arguments: tuple[Any, ...]) -> Iterator[int]:
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from _flat(argument)
-        else:
-            yield argument

@@ -18,6 +18,7 @@ from muse_adapter.ops.numba_cpu.simd import (
     Lanes,
     broadcast,
     call_intrinsic,
+    constant,
     load_vector,
     store_vector,
 )
@@ -86,6 +87,7 @@ def step_in_registers(
         step, push, total, before, rates_at, *gains_at = arguments
         number = step.type.element
         after = []
+        totals = [total, constant(step.type, 0.0)]  # in one alone each term would wait for another
         for s in range(STATES):
             rate = load_vector(context, builder, rates, rates_at, _INDEX(s * WIDTH))
             gain_b, gain_c = (
@@ -99,8 +101,8 @@ def step_in_registers(
                 power_of_product(builder, step, rate), builder.extract_value(before, s)
             )
             after.append(call_intrinsic(builder, "fmuladd", push, gain_b, left))
-            total = call_intrinsic(builder, "fmuladd", after[-1], gain_c, total)
+            totals[s % 2] = call_intrinsic(builder, "fmuladd", after[-1], gain_c, totals[s % 2])
         later = context.make_tuple(builder, states, after)
-        return context.make_tuple(builder, kind, [total, later])
+        return context.make_tuple(builder, kind, [builder.fadd(*totals), later])
 
     return kind(dt, driven, result, states, rates, b, c), lowered
