@@ -25,6 +25,7 @@ from benchmarks.measure import agree, in_turn, machine, where, write_json
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
+from muse_adapter.layers.pyramid import MapConvolution
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import selective_scan, short_convolution, use_backend
 
@@ -158,6 +159,7 @@ def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
     for stage, level in zip(head.pyramid.stages, maps, strict=True):
         assert isinstance(stage, nn.Sequential)
         convolution = stage[-2]
+        assert isinstance(convolution, MapConvolution)
         F.conv2d(level, convolution.weight, convolution.bias, padding=1)
 
 

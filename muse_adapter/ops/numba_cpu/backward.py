@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import add_gains, gain
+from muse_adapter.ops.numba_cpu.blocks import add_gains, clear, gain, gain_row
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode, settle
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
+from muse_adapter.ops.numba_cpu.registers import (
+    in_registers,
+    load_states,
+    retake_in_registers,
+    step_back_in_registers,
+    store_states,
+)
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
@@ -69,7 +76,8 @@ def backward(memory: Any) -> None:
         outputs: addresses of dx and ddelta (batch, L, E), drates (batch, blocks, S, WIDTH), dD and
             dbias (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the gradient of the
             last state.
-        db_view, dc_view: zeros to add to: address, strides of part, batch, time, group and state.
+        db_view, dc_view: the gradients of B and C, with a part for each job of a group: address,
+            strides of part, batch, time, group and state.
         sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
     """
     (
@@ -87,6 +95,8 @@ def backward(memory: Any) -> None:
     lengths = pointer(weights[3], 1)
     dy, dx, ddelta = pointer(dy_view[0], unit), pointer(outputs[0], unit), pointer(outputs[1], unit)
     dD, dbias = pointer(outputs[3], unit), pointer(outputs[4], unit)
+    db, dc = pointer(db_view[0], unit), pointer(dc_view[0], unit)
+    shared = not (b_view[6] or c_view[6])
     channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
     # What a thread holds of a chunk; h[0] is the state before it.
@@ -106,6 +116,12 @@ def backward(memory: Any) -> None:
             return
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
+        to_db = gain_row(db_view, b_view, video, first, longest)
+        to_dc = gain_row(dc_view, c_view, video, first, longest)
+        for position in range(length):
+            for s in range(states):
+                clear(db, to_db + position * db_view[3] + s * db_view[5], b_view[6], zero)
+                clear(dc, to_dc + position * dc_view[3] + s * dc_view[5], c_view[6], zero)
         for block in range(first, first + longest):
             at = video * blocks + block
             store(dD, at * WIDTH, zero)
@@ -130,7 +146,7 @@ def backward(memory: Any) -> None:
                 to_b = video * b_view[1] + block // b_view[5] * b_view[3]
                 to_c = video * c_view[1] + block // c_view[5] * c_view[3]
 
-                steepest = zero
+                steepest, largest = zero, zero
                 for s in range(states):
                     store(h, s * WIDTH, load(kept, s * WIDTH))
                     steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
@@ -140,25 +156,44 @@ def backward(memory: Any) -> None:
                     slope = splat(unit)
                     if softplus:
                         dt, slope = softplus_and_slope(dt)
+                    largest = larger(magnitude(dt), largest)
                     store(steps, t * WIDTH, dt)
                     store(slopes, t * WIDTH, slope)
-                for t in range(count):
-                    position = start + (begin + t) * step
-                    dt = load(steps, t * WIDTH)
-                    driven = dt * load(x, to_x + position * x_view[2])
-                    work = advance(h, t * size), advance(decays, t * size)
-                    gains = b, to_b + position * b_view[2], b_view
-                    if any_above(magnitude(dt) * steepest, CALM):
-                        retake_step(False, dt, driven, states, rates, work, gains)
-                    else:
-                        retake_step(True, dt, driven, states, rates, work, gains)
-                    fetch(dy, to_dy + position * dy_view[2])
-                    fetch(dx, to_dx + position * channels)
-                    fetch(ddelta, to_dx + position * channels)
+                calm = not any_above(largest * steepest, CALM)
+                held = calm and shared and in_registers(states, unit)
+
+                if held:
+                    values = load_states(h)
+                    for t in range(count):
+                        position = start + (begin + t) * step
+                        dt = load(steps, t * WIDTH)
+                        driven = dt * load(x, to_x + position * x_view[2])
+                        values = retake_in_registers(
+                            *(dt, driven, values, rates),
+                            advance(b, to_b + position * b_view[2]),
+                            advance(h, (t + 1) * size),
+                            advance(decays, t * size),
+                        )
+                        fetch(dy, to_dy + position * dy_view[2])
+                        fetch(dx, to_dx + position * channels)
+                        fetch(ddelta, to_dx + position * channels)
+                else:
+                    for t in range(count):
+                        position = start + (begin + t) * step
+                        dt = load(steps, t * WIDTH)
+                        driven = dt * load(x, to_x + position * x_view[2])
+                        work = advance(h, t * size), advance(decays, t * size)
+                        gains = b, to_b + position * b_view[2], b_view
+                        if calm:
+                            retake_step(True, dt, driven, states, rates, work, gains)
+                        else:
+                            retake_step(False, dt, driven, states, rates, work, gains)
 
                 # The rows to send for are the next block's, or those of the chunk before this one.
                 aside, back = (WIDTH, 0) if block - first < longest - 1 else (0, -chunk * step)
                 sum_d, sum_bias = load(dD, at * WIDTH), load(dbias, at * WIDTH)
+                if held:
+                    values = load_states(dstate)
                 for t in range(count - 1, -1, -1):
                     position = start + (begin + t) * step
                     inputs = load(x, to_x + position * x_view[2])
@@ -167,22 +202,29 @@ def backward(memory: Any) -> None:
                     row_c = to_c + position * c_view[2]
                     dt = load(steps, t * WIDTH)
                     driven = dt * inputs
-                    d_driven, d_exponent = zero, zero
-                    for s in range(states):
-                        now = t * size + s * WIDTH
-                        d_state = load(dstate, s * WIDTH) + above * gain(c, row_c, c_view, s)
-                        d_driven = d_driven + d_state * gain(b, row_b, b_view, s)
-                        d_b, d_c = d_state * driven, above * load(h, now + size)
-                        if block != first:
-                            d_b = d_b + load(lanes_db, now)
-                            d_c = d_c + load(lanes_dc, now)
-                        store(lanes_db, now, d_b)
-                        store(lanes_dc, now, d_c)
-                        d_state = d_state * load(decays, now)
-                        store(dstate, s * WIDTH, d_state)
-                        d_decay = d_state * load(h, now)
-                        d_exponent = d_exponent + d_decay * load(rates, s * WIDTH)
-                        store(drates, s * WIDTH, load(drates, s * WIDTH) + d_decay * dt)
+                    if held:
+                        d_driven, d_exponent, d_b, d_c, values = step_back_in_registers(
+                            *(above, dt, driven, values, rates, drates),
+                            *(advance(b, row_b), advance(c, row_c)),
+                            *(advance(h, t * size), advance(decays, t * size)),
+                        )
+                        to = to_db + position * db_view[3]
+                        store(db, to, load(db, to) + d_b)
+                        to = to_dc + position * dc_view[3]
+                        store(dc, to, load(dc, to) + d_c)
+                    else:
+                        d_driven, d_exponent = zero, zero
+                        for s in range(states):
+                            now = t * size + s * WIDTH
+                            d_state = load(dstate, s * WIDTH) + above * gain(c, row_c, c_view, s)
+                            d_driven = d_driven + d_state * gain(b, row_b, b_view, s)
+                            store(lanes_db, now, d_state * driven)
+                            store(lanes_dc, now, above * load(h, now + size))
+                            d_state = d_state * load(decays, now)
+                            store(dstate, s * WIDTH, d_state)
+                            d_decay = d_state * load(h, now)
+                            d_exponent = d_exponent + d_decay * load(rates, s * WIDTH)
+                            store(drates, s * WIDTH, load(drates, s * WIDTH) + d_decay * dt)
                     d_step = d_driven * inputs + d_exponent * LN2
                     d_step = d_step * load(slopes, t * WIDTH)
                     sum_d = sum_d + above * inputs
@@ -193,12 +235,14 @@ def backward(memory: Any) -> None:
                     later = position + back
                     fetch(x, to_x + aside + later * x_view[2])
                     fetch(delta, to_delta + aside + later * delta_view[2])
+                if held:
+                    store_states(dstate, values)
+                else:
+                    span = (start + begin * step, step, count)
+                    add_gains(lanes_db, db, to_db, db_view, b_view[6], span, states)
+                    add_gains(lanes_dc, dc, to_dc, dc_view, c_view[6], span, states)
                 store(dD, at * WIDTH, sum_d)
                 store(dbias, at * WIDTH, sum_bias)
-            job = (video, first, longest)
-            span = (start + begin * step, step, count)
-            add_gains(lanes_db, unit, db_view, b_view, job, span, states)
-            add_gains(lanes_dc, unit, dc_view, c_view, job, span, states)
         for block in range(first, first + longest):
             at = video * length * channels + block * WIDTH
             for position in range(valid, length):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, pointer, splat, store, totals
+from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, splat, store, totals
 
 
 @inline
@@ -24,27 +24,42 @@ def gain(source: Any, row: int, view: Any, s: int) -> Any:
 
 
 @inline
-def add_gains(
-    source: Any, unit: float, to: Any, view: Any, job: Any, steps: Any, states: int
-) -> None:
-    """Add what a chunk has gathered for the gradient of B or C.
+def clear(target: Any, place: int, own: int, zero: Any) -> None:
+    """Set the gradient of a value to zero, which is one number or one for every channel."""
+    if own:
+        store(target, place, zero)
+    else:
+        target[place] = 0.0
+
+
+@inline
+def gain_row(to: Any, view: Any, video: int, first: int, longest: int) -> int:
+    """Where the gradient of B or C of a job begins.
 
     Args:
-        source: source[t, s, lane], with room for WIDTH vectors behind the last.
-        unit: 1 in the type of the state.
-        to: address of the gradient, strides of part, batch, time, group and state (1 where a group
-            shares its values).
+        to: address of the gradient, strides of part, batch, time, group and state.
         view: of B or C itself.
-        job: video, first block, blocks in a job.
+        video, first, longest: of the job, its first block, and how many blocks it has.
+    """
+    return first % view[5] // longest * to[1] + video * to[2] + first // view[5] * to[4]
+
+
+@inline
+def add_gains(
+    source: Any, target: Any, row: int, to: Any, own: int, steps: Any, states: int
+) -> None:
+    """Add what a block has gathered over a chunk for the gradient of B or C.
+
+    Args:
+        source: source[t, s, lane], with room for WIDTH vectors behind the last; written over.
+        target, row, to: the gradient, where the job's begins, and its strides, as in `gain_row`.
+        own: whether every channel has its own values.
         steps: position of the first step, direction of time, number of steps.
         states: S.
     """
-    video, first, longest = job
     position, step, count = steps
-    target = pointer(to[0], unit)
-    row = first % view[5] // longest * to[1] + video * to[2] + first // view[5] * to[4]
     row += position * to[3]
-    if view[6]:
+    if own:
         for t in range(count):
             for s in range(states):
                 at = row + t * step * to[3] + s * to[5]

@@ -182,7 +182,7 @@ def run_backward(
     )
     dgains, views = [], []
     for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
-        dgain = zeros(x, group // call.longest, batch, *gain.shape[1:])
+        dgain = x.new_empty(group // call.longest, batch, *gain.shape[1:])
         *strides, by_group, by_state = view(dgain)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
         dgains.append(dgain)

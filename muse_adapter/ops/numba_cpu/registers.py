@@ -20,6 +20,7 @@ from muse_adapter.ops.numba_cpu.simd import (
     call_intrinsic,
     constant,
     load_vector,
+    merge,
     store_vector,
 )
 
@@ -84,25 +85,116 @@ def step_in_registers(
     kind = types.Tuple((result, states))
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        step, push, total, before, rates_at, *gains_at = arguments
-        number = step.type.element
+        step, push, total, before, rates_at, b_at, c_at = arguments
         after = []
         totals = [total, constant(step.type, 0.0)]  # in one alone each term would wait for another
         for s in range(STATES):
             rate = load_vector(context, builder, rates, rates_at, _INDEX(s * WIDTH))
-            gain_b, gain_c = (
-                broadcast(
-                    builder,
-                    builder.load(builder.gep(at, [_INDEX(s)], source_etype=number), typ=number),
-                )
-                for at in gains_at
-            )
             left = builder.fmul(
                 power_of_product(builder, step, rate), builder.extract_value(before, s)
             )
-            after.append(call_intrinsic(builder, "fmuladd", push, gain_b, left))
-            totals[s % 2] = call_intrinsic(builder, "fmuladd", after[-1], gain_c, totals[s % 2])
+            after.append(_add_product(builder, push, _gain(builder, b_at, s), left))
+            totals[s % 2] = _add_product(builder, after[-1], _gain(builder, c_at, s), totals[s % 2])
         later = context.make_tuple(builder, states, after)
         return context.make_tuple(builder, kind, [builder.fadd(*totals), later])
 
     return kind(dt, driven, result, states, rates, b, c), lowered
+
+
+@intrinsic
+def retake_in_registers(
+    context: Any, dt: Any, driven: Any, states: Any, rates: Any, b: Any, h: Any, decays: Any
+) -> Any:
+    """Bring all states one step further, and write them to `h` and their decays to `decays`.
+
+    Arguments as in `step_in_registers`. Returns the states.
+    """
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        step, push, before, rates_at, b_at, h_at, decays_at = arguments
+        after = []
+        for s in range(STATES):
+            place = _INDEX(s * WIDTH)
+            rate = load_vector(context, builder, rates, rates_at, place)
+            decay = power_of_product(builder, step, rate)
+            store_vector(context, builder, decays, decays_at, place, decay)
+            left = builder.fmul(decay, builder.extract_value(before, s))
+            after.append(_add_product(builder, push, _gain(builder, b_at, s), left))
+            store_vector(context, builder, h, h_at, place, after[-1])
+        return context.make_tuple(builder, states, after)
+
+    return states(dt, driven, states, rates, b, h, decays), lowered
+
+
+@intrinsic
+def step_back_in_registers(
+    context: Any,
+    above: Any,
+    dt: Any,
+    driven: Any,
+    states: Any,
+    rates: Any,
+    drates: Any,
+    b: Any,
+    c: Any,
+    h: Any,
+    decays: Any,
+) -> Any:
+    """Take the gradient of all states one step back.
+
+    Args:
+        above: the gradient of the output.
+        dt, driven: as in `step_in_registers`.
+        states: the gradients of the states after the step, as far as later steps give them.
+        rates, b, c: as in `step_in_registers`.
+        drates: where the gradients of the rates stand, which the step adds to.
+        h, decays: where `retake_in_registers` has written the states before the step, in front of
+            those after it, and the decays.
+
+    Returns:
+        (gradient of `driven`, of dt through the exponents as if they were those of e, of the values
+        of B, of C, and of the states before the step).
+    """
+    kind = types.Tuple((above, above, above, above, states))
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        given, step, push, later, rates_at, drates_at, b_at, c_at, h_at, decays_at = arguments
+        d_driven = d_exponent = constant(step.type, 0.0)
+        d_b: list[ir.Value | None] = []
+        d_c: list[ir.Value | None] = []
+        before = []
+        for s in range(STATES):
+            here, after = _INDEX(s * WIDTH), _INDEX((STATES + s) * WIDTH)
+            d_state = _add_product(
+                builder, given, _gain(builder, c_at, s), builder.extract_value(later, s)
+            )
+            d_driven = _add_product(builder, d_state, _gain(builder, b_at, s), d_driven)
+            merge(builder, d_b, builder.fmul(d_state, push))
+            merge(builder, d_c, builder.fmul(given, load_vector(context, builder, h, h_at, after)))
+            decay = load_vector(context, builder, decays, decays_at, here)
+            before.append(builder.fmul(d_state, decay))
+            d_decay = builder.fmul(before[-1], load_vector(context, builder, h, h_at, here))
+            rate = load_vector(context, builder, rates, rates_at, here)
+            d_exponent = _add_product(builder, d_decay, rate, d_exponent)
+            d_rate = load_vector(context, builder, drates, drates_at, here)
+            d_rate = _add_product(builder, d_decay, step, d_rate)
+            store_vector(context, builder, drates, drates_at, here, d_rate)
+        earlier = context.make_tuple(builder, states, before)
+        values = [d_driven, d_exponent, d_b[-1], d_c[-1], earlier]
+        return context.make_tuple(builder, kind, values)
+
+    return kind(above, dt, driven, states, rates, drates, b, c, h, decays), lowered
+
+
+def _gain(builder: ir.IRBuilder, place: ir.Value, s: int) -> ir.Value:
+    """The value of B or C of state s, in every lane."""
+    number = place.type.pointee if not place.type.is_opaque else ir.FloatType()
+    return broadcast(
+        builder, builder.load(builder.gep(place, [_INDEX(s)], source_etype=number), typ=number)
+    )
+
+
+def _add_product(
+    builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value
+) -> ir.Value:
+    return call_intrinsic(builder, "fmuladd", left, right, total)

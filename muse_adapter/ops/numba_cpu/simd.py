@@ -206,31 +206,37 @@ def splat(context: Any, value: Any) -> Any:
     return Lanes(value)(value), lowered
 
 
+def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value) -> None:
+    """Take the next of WIDTH vectors, whose sums over their lanes become one vector, merged[-1].
+
+    Halves are added to halves, of two vectors at once: as in a binary number that is counted up,
+    merged[k] is what 2**k vectors have become, or None. The order is fixed.
+    """
+    level = 0
+    while level < len(merged) and merged[level] is not None:
+        part = WIDTH >> level  # lanes that belong to one of the vectors
+        picked = [lane for lane in range(2 * WIDTH) if lane % part < part // 2]
+        masks = [
+            ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [lane + half for lane in picked])
+            for half in (0, part // 2)
+        ]
+        left, merged[level] = merged[level], None
+        value = builder.fadd(*(builder.shuffle_vector(left, value, mask) for mask in masks))
+        level += 1
+    merged[level:level] = [] if level < len(merged) else [None]
+    merged[level] = value
+
+
 @intrinsic
 def totals(context: Any, source: Any, index: Any) -> Any:
-    """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector.
-
-    Halves are added to halves, for pairs of vectors at once, so the order is fixed.
-    """
+    """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        values = []
+        merged: list[ir.Value | None] = []
         for row in range(WIDTH):
             index = builder.add(arguments[1], arguments[1].type(row * WIDTH))
-            values.append(load_vector(context, builder, source, arguments[0], index))
-        part = WIDTH  # lanes that belong to one of the vectors
-        while part > 1:
-            picked = [lane for lane in range(2 * WIDTH) if lane % part < part // 2]
-            masks = [
-                ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [lane + half for lane in picked])
-                for half in (0, part // 2)
-            ]
-            values = [
-                builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
-                for left, right in zip(values[::2], values[1::2], strict=True)
-            ]
-            part //= 2
-        return values[0]
+            merge(builder, merged, load_vector(context, builder, source, arguments[0], index))
+        return merged[-1]
 
     return Lanes(source.dtype)(source, types.int64), lowered
 
