@@ -85,7 +85,8 @@ def markdown_table(figures: dict[str, Any]) -> str:
             for row in figures["ratios"]
             if "floor_s" in row
         )
-        + ": the matrix products of its four layers, untrimmed, and its 3x3 convolutions alone.",
+        + ": torch's time for the matrix products of its four layers, untrimmed, and for its 3x3 "
+        "convolutions alone (`numba` convolves in less).",
         "",
         f"A training step over {memory['tokens']:,} tokens (64 frames of 14x14 patches, width 512, "
         f"`torch` backend, gradient checkpointing) peaks at {memory['peak_gib']:.2f} GiB.",

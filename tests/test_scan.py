@@ -219,6 +219,15 @@ def one_by_one(forward, backward, z, lengths, positions):
     return y * F.silu(z)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=["no videos", "no tokens"])
+def test_nothing_to_scan(backend, shape):
+    x = torch.randn(*shape, 6, requires_grad=True)
+    gain, weight = torch.randn(*shape, 4), torch.ones(6)
+    direction = Direction(x, x, -torch.ones(6, 4), gain, gain, weight, weight)
+    y = bidirectional_scan(direction, direction, x, backend=backend)
+    assert y.shape == torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
 @pytest.mark.parametrize("cut", [21, 7], ids=["whole", "forward cut"])
 def test_both_directions_with_lengths_and_positions(backend, cut):
     one = directions(21)

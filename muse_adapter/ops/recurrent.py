@@ -220,7 +220,7 @@ def _add_part(grad: Tensor, part: slice, value: Tensor) -> None:
 def _chunk_size(length: int, state_elements: int) -> int:
     """Steps in a chunk, such that the states stored are never more than a chunk's own."""
     root = torch.sym_int(length**0.5) + 1
-    size: int = torch.sym_max(root, CHUNK_ELEMENTS // state_elements)
+    size: int = torch.sym_max(root, CHUNK_ELEMENTS // torch.sym_max(1, state_elements))
     return size
 
 

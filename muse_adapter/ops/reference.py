@@ -49,7 +49,11 @@ def scan(
         drive = (dt_t * x_t).unsqueeze(-1) * B_t.unsqueeze(-2)
         state = torch.exp(dt_t.unsqueeze(-1) * A) * state + drive
         outputs.append((state * C_t.unsqueeze(-2)).sum(-1))
-    y = torch.stack(outputs[::-1] if reverse else outputs, dim=1)
+    y = (
+        torch.stack(outputs[::-1] if reverse else outputs, dim=1)
+        if outputs
+        else torch.zeros_like(x)
+    )
     return skip(y, x, D), state.flatten(1, 2)
 
 
