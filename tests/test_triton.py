@@ -227,6 +227,15 @@ def test_lengths_without_positions():
     compare(outcome(forward, backward, z, "triton", lengths=lengths), expected, 1e-11)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=["no videos", "no tokens"])
+def test_nothing_to_scan(shape):
+    x = normal(*shape, 6).requires_grad_()
+    gain, weight = normal(*shape, 4), normal(6)
+    direction = Direction(x, x, -normal(6, 4).abs(), gain, gain, weight, weight)
+    y = bidirectional_scan(direction, direction, x, backend="triton")
+    assert y.shape == torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
 def test_forward_direction_alone():
     forward, _ = both_directions(2, 6, 3, (9, 9), torch.float64)
     z = normal(2, 9, 6).requires_grad_()

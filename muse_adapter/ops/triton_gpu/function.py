@@ -103,10 +103,10 @@ class Plan:
     def segments(self, enough: int) -> tuple[int, int]:
         """How many segments time is cut into for that many programs, and steps in each."""
         longest = max(self.lengths)
-        wanted = enough // (self.blocks * self.batch * self.count)
+        wanted = enough // max(1, self.blocks * self.batch * self.count)
         wanted = max(1, min(wanted, longest // SHORTEST))
-        steps = triton.cdiv(triton.cdiv(longest, wanted), CHUNK) * CHUNK
-        return triton.cdiv(longest, steps), steps
+        steps = triton.cdiv(max(1, triton.cdiv(longest, wanted)), CHUNK) * CHUNK
+        return triton.cdiv(max(1, longest), steps), steps
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack([tensor.to(self.dtype) for tensor in tensors])
