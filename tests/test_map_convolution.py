@@ -87,20 +87,34 @@ def test_one_gradient_alone(wanted):
     assert close(ours, given[wanted].grad)
 
 
+def channels_last(x):
+    return x.to(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     "stored",
     [
-        lambda x: x.to(memory_format=torch.channels_last),
+        channels_last,
         lambda x: torch.stack([x, x], -1)[..., 0],
         lambda x: x.flatten(2).transpose(1, 2).contiguous().transpose(1, 2).unflatten(2, (5, 4)),
-        lambda x: x[:, :, :1].expand(-1, -1, 5, -1),
+        lambda x: channels_last(x[:, :, :1]).expand(-1, -1, 5, -1),
+        lambda x: channels_last(F.pad(x, (2, 1, 1, 2)))[:, :, 1:6, 2:6],
     ],
-    ids=["channels last", "every second number", "tokens", "a repeated row"],
+    ids=["channels last", "every second number", "tokens", "a repeated row", "cut out"],
 )
 def test_maps_and_weights_of_any_strides(stored):
     x, weight, bias = tensors()
     weight = torch.stack([weight, weight], 2)[:, :, 0]
-    assert close(*both(stored(x), weight, torch.stack([bias, bias], -1)[..., 0]))
+    given = stored(x), weight, torch.stack([bias, bias], -1)[..., 0]
+    got, expected = both(*given)
+    assert close(got, expected)
+    for grad in (torch.randn(48, dtype=x.dtype)[None, :, None, None], torch.ones(()).double()):
+        grad = grad.expand(expected.shape)
+        of = torch.autograd.grad(expected, (x, weight), grad, retain_graph=True)
+        for ours, theirs in zip(
+            torch.autograd.grad(got, (x, weight), grad, retain_graph=True), of, strict=True
+        ):
+            assert close(ours, theirs)
 
 
 def test_rounding_of_a_real_width():
@@ -148,9 +162,25 @@ def test_where_it_does_not_serve():
     with torch.autocast("cpu", torch.bfloat16):
         y = map_convolution(x, weight, bias, backend="numba")
         assert torch.equal(y, F.conv2d(x, weight, bias, padding=1)) and y.dtype == torch.bfloat16
+    for wrong in ([x[:, :16], weight, bias], [x, weight, bias[:16]], [x[:, :, :0], weight, bias]):
+        with pytest.raises(RuntimeError):  # torch's own error
+            map_convolution(*wrong, backend="numba")
+    assert map_convolution(x[0], weight, bias, backend="numba").shape == (48, 5, 4)
     half = [tensor.bfloat16() for tensor in (x, weight, bias)]
     y = map_convolution(*half, backend="numba")
     assert torch.equal(y, F.conv2d(*half, padding=1))
+
+
+@pytest.mark.parametrize("wrong", ["weight", "bias", "width"])
+def test_the_operator_reads_nothing_that_is_not_there(wrong):
+    x, weight, bias = torch.randn(2, 5, 4, 32), torch.randn(48, 32, 3, 3), torch.randn(48)
+    given = {
+        "weight": (x, weight[:, :16], bias),
+        "bias": (x, weight, bias[:16]),
+        "width": (x[..., :24], weight[:, :24], bias),
+    }[wrong]
+    with pytest.raises(ValueError, match="multiples of 16, got"):
+        torch.ops.muse_adapter.map_convolution(*given)
 
 
 def test_it_is_an_operator():

@@ -191,6 +191,16 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(dx.sum(), arguments[1])
 
 
+@pytest.mark.parametrize("kind", [1, "constant", "video"])
+@dtypes
+def test_no_tokens(dtype, kind):
+    arguments = draw(dtype, 2, 0, 16, 3, b=kind, c=kind)
+    y, state = backend.scan(*arguments, **options())
+    assert y.shape == (2, 0, 16) and (state == 0).all()
+    for gradient in torch.autograd.grad(y.sum() + state.sum(), arguments):
+        assert (gradient == 0).all()
+
+
 in_memory_and_registers = pytest.mark.parametrize("states", [4, 16])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import add_gains, clear, gain, gain_row
+from muse_adapter.ops.numba_cpu.blocks import add_gains, clear_gains, gain, gain_row
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode, settle
 from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
@@ -118,10 +118,8 @@ def backward(memory: Any) -> None:
         start, step = (valid - 1, -1) if reverse else (0, 1)
         to_db = gain_row(db_view, b_view, video, first, longest)
         to_dc = gain_row(dc_view, c_view, video, first, longest)
-        for position in range(length):
-            for s in range(states):
-                clear(db, to_db + position * db_view[3] + s * db_view[5], b_view[6], zero)
-                clear(dc, to_dc + position * dc_view[3] + s * dc_view[5], c_view[6], zero)
+        clear_gains(db, to_db, db_view, b_view[6], length, states, zero)
+        clear_gains(dc, to_dc, dc_view, c_view[6], length, states, zero)
         for block in range(first, first + longest):
             at = video * blocks + block
             store(dD, at * WIDTH, zero)
@@ -184,6 +182,9 @@ def backward(memory: Any) -> None:
                         driven = dt * load(x, to_x + position * x_view[2])
                         work = advance(h, t * size), advance(decays, t * size)
                         gains = b, to_b + position * b_view[2], b_view
+                        fetch(dy, to_dy + position * dy_view[2])
+                        fetch(dx, to_dx + position * channels)
+                        fetch(ddelta, to_dx + position * channels)
                         if calm:
                             retake_step(True, dt, driven, states, rates, work, gains)
                         else:

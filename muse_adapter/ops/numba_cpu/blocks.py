@@ -24,15 +24,6 @@ def gain(source: Any, row: int, view: Any, s: int) -> Any:
 
 
 @inline
-def clear(target: Any, place: int, own: int, zero: Any) -> None:
-    """Set the gradient of a value to zero, which is one number or one for every channel."""
-    if own:
-        store(target, place, zero)
-    else:
-        target[place] = 0.0
-
-
-@inline
 def gain_row(to: Any, view: Any, video: int, first: int, longest: int) -> int:
     """Where the gradient of B or C of a job begins.
 
@@ -42,6 +33,26 @@ def gain_row(to: Any, view: Any, video: int, first: int, longest: int) -> int:
         video, first, longest: of the job, its first block, and how many blocks it has.
     """
     return first % view[5] // longest * to[1] + video * to[2] + first // view[5] * to[4]
+
+
+@inline
+def clear_gains(
+    target: Any, row: int, to: Any, own: int, length: int, states: int, zero: Any
+) -> None:
+    """Set the gradient of B or C of a job to zero, before anything is added.
+
+    Args:
+        target, row, to, own, states: as in `add_gains`.
+        length: positions; what is constant in time has one row for all of them, also for none.
+        zero: a vector.
+    """
+    for position in range(length if to[3] else 1):
+        for s in range(states):
+            at = row + position * to[3] + s * to[5]
+            if own:
+                store(target, at, zero)
+            else:
+                target[at] = 0.0
 
 
 @inline

@@ -142,6 +142,7 @@ def forward(memory: Any) -> None:
                     kept = advance(pointer(outputs[2], unit), (at * chunks + begin // chunk) * size)
                     for s in range(states):
                         store(kept, s * WIDTH, load(h, s * WIDTH))
+                # With a step beyond the bound the whole chunk is rounded in another way.
                 steepest, largest = zero, zero
                 for s in range(states):
                     steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
@@ -176,7 +177,8 @@ def forward(memory: Any) -> None:
                         fetch(x, to_x + aside + later * x_view[2])
                         fetch(delta, to_delta + aside + later * delta_view[2])
                         fetch(y, to_y + aside + later * channels)
-                        fetch(z, to_z + aside + later * gate_view[2])
+                        if gate_view[0]:
+                            fetch(z, to_z + aside + later * gate_view[2])
                     store_states(h, held)
                 else:
                     for t in range(count):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
-_LARGEST = 31 << 20  # bytes; glibc goes no further than 32 MiB
+_LARGEST = 31 << 20  # bytes; glibc learns from no block beyond 32 MiB
 
 
 def keep_freed() -> None:
-    """Have glibc keep up to 64 MB of freed memory, as after any large tensor.
+    """Have glibc keep what is freed, as it does once a program has freed a large tensor.
 
-    It gives memory back to the system when more is free than twice the largest block that was ever
-    given back by itself, and then the same tensors of the next call come anew, each page with a
-    fault: a tenth of the head's time. So one such block is freed. It is never written to, and costs
-    nothing; elsewhere than under glibc nothing changes.
+    Until then it returns every block of more than its threshold (128 KiB at first, later the
+    largest block that was returned) to the system at once, and what lies free at the end of the
+    heap. The same tensors of the next call come anew, each page with a fault: up to a tenth of the
+    head's time. So one large block is freed here; it is never written to. From then on smaller ones
+    come from the heap, and what is free below one in use stays with the process. Elsewhere than
+    under glibc nothing changes.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8)
+    np.empty(_LARGEST, np.uint8)  # torch might allocate elsewhere, or only pretend to

@@ -93,8 +93,9 @@ def step_in_registers(
             left = builder.fmul(
                 power_of_product(builder, step, rate), builder.extract_value(before, s)
             )
-            after.append(_add_product(builder, push, _gain(builder, b_at, s), left))
-            totals[s % 2] = _add_product(builder, after[-1], _gain(builder, c_at, s), totals[s % 2])
+            after.append(_add_product(builder, push, _gain(context, builder, b, b_at, s), left))
+            gain = _gain(context, builder, c, c_at, s)
+            totals[s % 2] = _add_product(builder, after[-1], gain, totals[s % 2])
         later = context.make_tuple(builder, states, after)
         return context.make_tuple(builder, kind, [builder.fadd(*totals), later])
 
@@ -119,7 +120,7 @@ def retake_in_registers(
             decay = power_of_product(builder, step, rate)
             store_vector(context, builder, decays, decays_at, place, decay)
             left = builder.fmul(decay, builder.extract_value(before, s))
-            after.append(_add_product(builder, push, _gain(builder, b_at, s), left))
+            after.append(_add_product(builder, push, _gain(context, builder, b, b_at, s), left))
             store_vector(context, builder, h, h_at, place, after[-1])
         return context.make_tuple(builder, states, after)
 
@@ -166,9 +167,9 @@ def step_back_in_registers(
         for s in range(STATES):
             here, after = _INDEX(s * WIDTH), _INDEX((STATES + s) * WIDTH)
             d_state = _add_product(
-                builder, given, _gain(builder, c_at, s), builder.extract_value(later, s)
+                builder, given, _gain(context, builder, c, c_at, s), builder.extract_value(later, s)
             )
-            d_driven = _add_product(builder, d_state, _gain(builder, b_at, s), d_driven)
+            d_driven = _add_product(builder, d_state, _gain(context, builder, b, b_at, s), d_driven)
             merge(builder, d_b, builder.fmul(d_state, push))
             merge(builder, d_c, builder.fmul(given, load_vector(context, builder, h, h_at, after)))
             decay = load_vector(context, builder, decays, decays_at, here)
@@ -186,12 +187,11 @@ def step_back_in_registers(
     return kind(above, dt, driven, states, rates, drates, b, c, h, decays), lowered
 
 
-def _gain(builder: ir.IRBuilder, place: ir.Value, s: int) -> ir.Value:
-    """The value of B or C of state s, in every lane."""
-    number = place.type.pointee if not place.type.is_opaque else ir.FloatType()
-    return broadcast(
-        builder, builder.load(builder.gep(place, [_INDEX(s)], source_etype=number), typ=number)
-    )
+def _gain(context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, s: int) -> ir.Value:
+    """The value of B or C of state s, in every lane; `source` is the type of the pointer."""
+    number = context.get_value_type(source.dtype)
+    place = builder.gep(place, [_INDEX(s)], source_etype=number)
+    return broadcast(builder, builder.load(place, typ=number))
 
 
 def _add_product(

@@ -64,6 +64,14 @@ def times_a_transposed(y0: Any, y1: Any, zero: Any) -> Any:
     return y0, y0 + y1, y0 - y1, zero - y1
 
 
+@inline
+def tiling(sizes: Any) -> Any:
+    """Rows and columns of tiles in a map, channels, and numbers from one of the 16 to the next."""
+    maps, height, width, blocks = sizes
+    rows, columns, channels = (height + 1) // 2, (width + 1) // 2, blocks * WIDTH
+    return rows, columns, channels, maps * rows * columns * channels
+
+
 _unpack = unpacker(4, 4, 2)
 
 
@@ -83,8 +91,7 @@ def spread_inputs(memory: Any) -> None:
     maps, height, width, blocks = sizes
     x, v = pointer(map_view[0], unit), pointer(others[0], unit)
     down, right = map_view[2], map_view[3]
-    rows, columns, channels = (height + 1) // 2, (width + 1) // 2, blocks * WIDTH
-    plane = maps * rows * columns * channels
+    rows, columns, channels, plane = tiling(sizes)
     zero = splat(unit) * 0.0
     while True:
         job = next_number(counters)
@@ -119,8 +126,7 @@ def gather_outputs(memory: Any) -> None:
     maps, height, width, blocks = sizes
     y, m, shift = pointer(map_view[0], unit), pointer(others[0], unit), pointer(others[1], unit)
     down, right = map_view[2], map_view[3]
-    rows, columns, channels = (height + 1) // 2, (width + 1) // 2, blocks * WIDTH
-    plane = maps * rows * columns * channels
+    rows, columns, channels, plane = tiling(sizes)
     zero = splat(unit) * 0.0
     all_four = (True, True, True, True)
     while True:
@@ -130,7 +136,7 @@ def gather_outputs(memory: Any) -> None:
             return
         below = 2 * i + 1 < height
         for j in range(columns):
-            beside = 2 * j + 1 < width
+            across = 2 * j + 1 < width
             for block in range(blocks):
                 at = (job * columns + j) * channels + block * WIDTH
                 to = image * map_view[1] + block * WIDTH + 2 * i * down + 2 * j * right
@@ -142,11 +148,11 @@ def gather_outputs(memory: Any) -> None:
                 lower = times_a((a[1], b[1], c[1], d[1]))
                 added = load(shift, block * WIDTH)
                 store(y, to, upper[0] + added)
-                if beside:
+                if across:
                     store(y, to + right, upper[1] + added)
                 if below:
                     store(y, to + down, lower[0] + added)
-                if below and beside:
+                if below and across:
                     store(y, to + down + right, lower[1] + added)
 
 
@@ -159,8 +165,7 @@ def spread_gradients(memory: Any) -> None:
     maps, height, width, blocks = sizes
     y, m = pointer(map_view[0], unit), pointer(others[0], unit)
     down, right = map_view[2], map_view[3]
-    rows, columns, channels = (height + 1) // 2, (width + 1) // 2, blocks * WIDTH
-    plane = maps * rows * columns * channels
+    rows, columns, channels, plane = tiling(sizes)
     zero = splat(unit) * 0.0
     while True:
         job = next_number(counters)
@@ -169,14 +174,14 @@ def spread_gradients(memory: Any) -> None:
             return
         below = 2 * i + 1 < height
         for j in range(columns):
-            beside = 2 * j + 1 < width
+            across = 2 * j + 1 < width
             for block in range(blocks):
                 to = (job * columns + j) * channels + block * WIDTH
                 at = image * map_view[1] + block * WIDTH + 2 * i * down + 2 * j * right
                 y00 = load(y, at)
-                y01 = load(y, at + right) if beside else zero
+                y01 = load(y, at + right) if across else zero
                 y10 = load(y, at + down) if below else zero
-                y11 = load(y, at + down + right) if below and beside else zero
+                y11 = load(y, at + down + right) if below and across else zero
                 a = times_a_transposed(y00, y10, zero)
                 b = times_a_transposed(y01, y11, zero)
                 store_row(m, to, plane, times_a_transposed(a[0], b[0], zero))
@@ -220,8 +225,7 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 def _two_sided(like: Tensor) -> Tensor:
     """(16, 9), by which the nine numbers of a filter g become the sixteen of G g G^T."""
-    g = like.new_tensor(_G)
-    return torch.kron(g, g)
+    return like.new_tensor([[p * q for p in a for q in b] for a in _G for b in _G])
 
 
 def _rounds(x: Tensor) -> list[tuple[int, int]]:

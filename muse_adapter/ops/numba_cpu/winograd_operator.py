@@ -18,11 +18,16 @@ from muse_adapter.ops.operator import state_dtype
 
 def map_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
     """As in `muse_adapter.ops`, in float32 and float64, both widths multiples of 16."""
+    outputs, inputs = weight.shape[:2]
     if (
         x.dtype not in (torch.float32, torch.float64)
         or not x.dtype == weight.dtype == bias.dtype
-        or weight.shape[0] % 16
-        or weight.shape[1] % 16
+        or not (x.dim() == 4 and x.shape[1] == inputs and x.shape[2] and x.shape[3])
+        or weight.shape != (outputs, inputs, 3, 3)
+        or bias.shape != (outputs,)
+        or not (inputs and outputs)
+        or inputs % 16  # a register of the kernels, which are not loaded to ask
+        or outputs % 16
     ):
         return None
     y: Tensor = torch.ops.muse_adapter.map_convolution(x.permute(0, 2, 3, 1), weight, bias)
@@ -33,6 +38,18 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     require("numba", x.device)  # an exported program may run elsewhere, or under autocast
     from muse_adapter.ops.numba_cpu.winograd import convolve
 
+    outputs, inputs = weight.shape[0], x.shape[3]
+    if (
+        weight.shape[1:] != (inputs, 3, 3)
+        or (bias is not None and bias.shape != (outputs,))
+        or inputs % 16
+        or outputs % 16
+    ):  # the kernels read by address
+        shapes = [None if given is None else tuple(given.shape) for given in (x, weight, bias)]
+        raise ValueError(
+            "x, weight and bias must have shapes (n, H, W, C), (O, C, 3, 3) and (O,), with C and O "
+            f"multiples of 16, got {shapes}"
+        )
     wide = state_dtype(x)
     shift = None if bias is None else bias.to(wide)
     with without_autocast(x.device.type):
@@ -66,6 +83,7 @@ def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight(x: Tensor, grad: Tensor) -> Tensor:
+    require("numba", x.device)
     from muse_adapter.ops.numba_cpu.winograd import weight_gradient
 
     wide = state_dtype(x)
