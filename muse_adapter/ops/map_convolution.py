@@ -1,4 +1,4 @@
-"""The 3x3 convolution of maps, as a module and as a function that a backend may compute."""
+"""The 3x3 convolution of maps, which a backend may compute in its own way."""
 
 from __future__ import annotations
 
