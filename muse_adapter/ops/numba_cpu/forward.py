@@ -51,18 +51,27 @@ def take_step(
 
 
 @inline
-def finish(result: Any, added: int, gated: int, rows: Any) -> None:
-    """Write an output: with what stands in y, and times SiLU(z), where that is wanted.
+def finish(result: Any, position: int, later: int, aside: int, added: int, rows: Any) -> None:
+    """Write an output, and send for the rows of a later step.
 
-    `rows`: y and z, each with the place of its numbers.
+    Args:
+        result: the output; what stands in y is added to it if `added`, then SiLU(z) multiplies it.
+        position: of the output.
+        later, aside: position of the rows to send for, and how far from the block they stand.
+        rows: x, delta, y and z, each with where the block's begin and the stride of time; 0 if
+            there is no z.
     """
-    y, to_y, z, to_z = rows
+    x, to_x, by_x, delta, to_delta, by_delta, y, to_y, by_y, z, to_z, by_z, gated = rows
     if added:
-        result = result + load(y, to_y)
+        result = result + load(y, to_y + position * by_y)
     if gated:
-        gate = load(z, to_z)
+        gate = load(z, to_z + position * by_z)
         result = result * gate / (exp2(gate * -LOG2E) + 1.0)
-    store(y, to_y, result)
+        fetch(z, to_z + aside + later * by_z)
+    store(y, to_y + position * by_y, result)
+    fetch(x, to_x + aside + later * by_x)
+    fetch(delta, to_delta + aside + later * by_delta)
+    fetch(y, to_y + aside + later * by_y)
 
 
 _unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 4, 2, 3)
@@ -155,6 +164,10 @@ def forward(memory: Any) -> None:
                     largest = larger(magnitude(dt), largest)
                     store(steps, t * WIDTH, dt)
 
+                rows = (
+                    *(x, to_x, x_view[2], delta, to_delta, delta_view[2]),
+                    *(y, to_y, channels, z, to_z, gate_view[2], gate_view[0]),
+                )
                 # The rows to send for are the next block's, or those of the next chunk.
                 aside, ahead = WIDTH, 0
                 if block == last:
@@ -171,14 +184,7 @@ def forward(memory: Any) -> None:
                             advance(b, to_b + position * b_view[2]),
                             advance(c, to_c + position * c_view[2]),
                         )
-                        rows = y, to_y + position * channels, z, to_z + position * gate_view[2]
-                        finish(result, added, gate_view[0], rows)
-                        later = position + ahead
-                        fetch(x, to_x + aside + later * x_view[2])
-                        fetch(delta, to_delta + aside + later * delta_view[2])
-                        fetch(y, to_y + aside + later * channels)
-                        if gate_view[0]:
-                            fetch(z, to_z + aside + later * gate_view[2])
+                        finish(result, position, position + ahead, aside, added, rows)
                     store_states(h, held)
                 else:
                     for t in range(count):
@@ -194,8 +200,7 @@ def forward(memory: Any) -> None:
                             result = take_step(True, dt, driven, result, states, rates, h, gains)
                         else:
                             result = take_step(False, dt, driven, result, states, rates, h, gains)
-                        rows = y, to_y + position * channels, z, to_z + position * gate_view[2]
-                        finish(result, added, gate_view[0], rows)
+                        finish(result, position, position + ahead, aside, added, rows)
         for block in range(first, last + 1):
             to_y = video * length * channels + block * WIDTH
             for position in range(valid, length):
