@@ -28,8 +28,8 @@ from muse_adapter.ops import (
     Direction,
     backends,
     bidirectional_scan,
+    causal_conv1d_silu,
     mamba_ssm,
-    silu_convolutions,
     use_backend,
 )
 
@@ -214,7 +214,7 @@ def step(given: Mapping[str, Tensor], backend: str) -> tuple[Tensor, ...]:
     """Output and gradients, ours."""
     sides = ("forward", "backward")
     weights = [(given[f"{side} weight"], given[f"{side} bias"]) for side in sides]
-    convolved = silu_convolutions(given["x"], weights, backend=backend)
+    convolved = causal_conv1d_silu(given["x"], weights, backend=backend)
     names = ("delta", "A", "B", "C", "D", "delta_bias")
     forward, backward = (
         Direction(y, *(given[f"{side} {name}"] for name in names))

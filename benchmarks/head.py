@@ -25,7 +25,7 @@ from benchmarks.measure import agree, in_turn, machine, where, write_json
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
-from muse_adapter.layers.pyramid import MapConvolution
+from muse_adapter.layers.pyramid import Conv3x3
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import selective_scan, short_convolution, use_backend
 
@@ -160,7 +160,7 @@ def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
     for stage, level in zip(head.pyramid.stages, maps, strict=True):
         assert isinstance(stage, nn.Sequential)
         convolution = stage[-2]
-        assert isinstance(convolution, MapConvolution)
+        assert isinstance(convolution, Conv3x3)
         F.conv2d(level, convolution.weight, convolution.bias, padding=1)
 
 

@@ -1,4 +1,4 @@
-"""The configuration of the head, and the paper's training settings per data set."""
+"""The configuration of the head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from muse_adapter.version import VERSION
@@ -184,47 +183,6 @@ class MuseConfig:
                 f"mixer 'attention' has heads of {ATTENTION_HEAD_DIM} (one head below "
                 f"{ATTENTION_HEAD_DIM}), so dim must be smaller or a multiple, got dim={self.dim}"
             )
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The paper's settings for one data set; None where no source at hand gives the value.
-
-    Args:
-        frames: Frames per video (T).
-        words: Words per caption.
-        lr: Learning rate of whatever is neither head nor backbone.
-        head_lr_scale: Factor on `lr` for the head.
-        backbone_lr_scale: Factor on `lr` for the backbone (`coef_lr` of CLIP4Clip).
-        weight_decay: Decay of the parameters that are decayed at all.
-        warmup: Part of all steps in which the learning rate rises linearly.
-        depth: Mixer layers of the head.
-        sides: Side lengths of the maps on ViT-B/32's 7x7 grid, see `MuseConfig.from_sides`.
-        batch_size: Videos per step, over all devices.
-        epochs: Passes over the data.
-    """
-
-    frames: int
-    words: int
-    lr: float = 1e-4
-    head_lr_scale: float = 10.0
-    backbone_lr_scale: float = 1e-3
-    weight_decay: float = 0.2
-    warmup: float = 0.1
-    depth: int = 4
-    sides: tuple[int, ...] = (1, 3, 7, 14)
-    batch_size: int | None = None
-    epochs: int | None = None
-
-
-# Batch size and epochs of MSR-VTT are those of the published training log, the only one there is.
-PAPER_SETTINGS: Mapping[str, TrainingSettings] = MappingProxyType(
-    {
-        "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
-        "didemo": TrainingSettings(frames=64, words=64),
-        "activitynet": TrainingSettings(frames=64, words=64),
-    }
-)
 
 
 def _check_int(name: str, value: object, *, minimum: int) -> None:

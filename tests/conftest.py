@@ -26,8 +26,9 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_libraries import make_importable
 from hypothesis import HealthCheck, settings
+
+from tests.support.backbone_libraries import make_importable
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -328,9 +329,8 @@ import sys
 import torch
 from torch import distributed
 
-rank, store, tests, *arguments = sys.argv[1:]
+rank, store, *arguments = sys.argv[1:]
 rank = int(rank)
-sys.path.insert(0, tests)
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 """
@@ -340,15 +340,15 @@ distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
 def two_processes(tmp_path: Path, run_python: Callable[..., Any]) -> Callable[..., None]:
     """Runs code in two processes of one gloo group, and asserts that both end well.
 
-    The code finds its `rank` and the `arguments`, and may import what is in this folder.
+    The code finds its `rank` and the `arguments`, and may import `tests.support`.
     """
 
     def run(code: str, *arguments: str, **variables: str) -> None:
         code = f"{GROUP}{textwrap.dedent(code)}\ndistributed.destroy_process_group()"
-        paths = str(tmp_path / "store"), str(ROOT / "tests")
+        store = str(tmp_path / "store")
 
         def start(rank: int) -> subprocess.CompletedProcess[str]:
-            return run_python(code, str(rank), *paths, *arguments, **variables)
+            return run_python(code, str(rank), store, *arguments, **variables)
 
         with ThreadPoolExecutor(2) as pool:
             for done in pool.map(start, range(2)):

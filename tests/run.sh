@@ -41,7 +41,7 @@ libraries=$venv/backbone-libraries
 wanted=$(pwd; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$venv/bin/python" -m pip install --quiet --editable '.[test]'
-    # In a folder that only the tests look into: tests/backbone_libraries.py says why.
+    # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
     "$venv/bin/python" -m pip install --quiet --no-deps --target "$libraries" -r tests/backbone-libraries.txt
     printf '%s\n' "$wanted" >"$stamp"

@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import Golden
 from torch import Tensor, nn
 
 from muse_adapter.checkpoint import (
@@ -25,7 +24,8 @@ from muse_adapter.checkpoint import (
     save_pretrained,
 )
 from muse_adapter.config import MuseConfig
-from muse_adapter.model import MultiScaleMamba
+from muse_adapter.models.muse import MultiScaleMamba
+from tests.conftest import Golden
 
 safetensors = pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 

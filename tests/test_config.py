@@ -13,10 +13,10 @@ from muse_adapter.config import (
     AGGREGATIONS,
     INITS,
     MIXERS,
-    PAPER_SETTINGS,
     SCALES,
     MuseConfig,
 )
+from muse_adapter.presets import PAPER_SETTINGS
 from muse_adapter.version import VERSION
 
 CONFIGS = st.builds(

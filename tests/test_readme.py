@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from backbone_libraries import import_openai_clip
+
+from tests.support.backbone_libraries import import_openai_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

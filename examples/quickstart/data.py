@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.quickstart.files import ensure_folder, read_tensors, write_tensors
-from muse_adapter.video import UnreadableVideo, read_frames
+from muse_adapter.data.video import UnreadableVideo, read_frames
 
 LISTED = 5  # how many of the faulty files or lines a message names
 

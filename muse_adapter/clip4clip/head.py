@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from muse_adapter.config import MuseConfig
-from muse_adapter.model import MultiScaleMamba
+from muse_adapter.models.muse import MultiScaleMamba
 
 # Settings of training alone: a checkpoint made with others still is of the same head.
 TRAINING_ONLY = ("version", "dropout", "init")

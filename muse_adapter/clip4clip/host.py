@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from muse_adapter.clip4clip.head import HostHead
 from muse_adapter.config import AGGREGATIONS, INITS, MIXERS, MuseConfig
-from muse_adapter.optim import undecayed_ids
+from muse_adapter.training.optim import undecayed_ids
 
 logger = logging.getLogger(__name__)
 

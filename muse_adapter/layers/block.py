@@ -40,7 +40,7 @@ class ResidualLayer(nn.Module):
         Returns:
             (B, L, D), or (B, T, D) at the wanted positions.
         """
-        mixed = self.mixer.mix(self.norm(x), lengths, readout)
+        mixed = self.mixer.forward_hidden(self.norm(x), lengths, readout)
         kept = x if readout is None else readout.select(x)
         # Where a graph is made, the number of videos may be unknown, and must not be asked for.
         compiling = torch.compiler.is_compiling()
@@ -50,7 +50,7 @@ class ResidualLayer(nn.Module):
         return kept + F.linear(mixed, *self._merged_output())
 
     @torch.no_grad()
-    def close(self) -> None:
+    def zero_init_output(self) -> None:
         """Set the FC to zero: the layer passes its input on unchanged until it has learnt."""
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)

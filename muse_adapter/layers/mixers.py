@@ -1,8 +1,8 @@
 """Token mixers: bidirectional Mamba, and what the paper compares it with.
 
 The others are Mamba in one direction, attention, and the convolutions without the scan. A mixer
-has `mix`, which ends before its last linear map, and that map, `out_proj`, so that a layer may join
-it with its own.
+has `forward_hidden`, everything before its last linear map, and that map, `out_proj`, so that a
+layer can merge it with its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from muse_adapter.ops import (
     Direction,
     MambaDirection,
     bidirectional_scan,
+    causal_conv1d_silu,
     mamba_inference,
-    silu_convolutions,
 )
 
 
@@ -28,7 +28,7 @@ class Mixer(nn.Module):
 
     out_proj: nn.Linear
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Everything before `out_proj`; arguments as in `forward`."""
@@ -48,7 +48,7 @@ class Mixer(nn.Module):
         Returns:
             (B, L, D), or (B, T, D) at the wanted positions.
         """
-        return self.out_proj(self.mix(tokens, lengths, readout))
+        return self.out_proj(self.forward_hidden(tokens, lengths, readout))
 
 
 def _bias(conv: nn.Conv1d) -> Tensor:
@@ -91,12 +91,12 @@ class GatedConvolution(Mixer):
             x = torch.where((positions < lengths.unsqueeze(1)).unsqueeze(-1), x, 0)
         return x, z
 
-    def convolve(self, x: Tensor, stop: int | None = None) -> tuple[Tensor, ...]:
-        """SiLU of each direction's convolution, (B, L, E); of the forward one up to `stop`."""
+    def convolve(self, x: Tensor, end: int | None = None) -> tuple[Tensor, ...]:
+        """SiLU of each direction's convolution, (B, L, E); of the forward one up to `end`."""
         convs = [self.conv1d, self.conv1d_b] if self.bidirectional else [self.conv1d]
-        return silu_convolutions(x, [(conv.weight, _bias(conv)) for conv in convs], stop=stop)
+        return causal_conv1d_silu(x, [(conv.weight, _bias(conv)) for conv in convs], end=end)
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Convolve and gate; see `Mixer.forward`."""
@@ -171,21 +171,21 @@ class BiMamba(GatedConvolution):
         """Names of the parameters that must not decay: they set time scales, not magnitudes."""
         return {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Scan both directions and gate; see `Mixer.forward`."""
         weights = [self._weights(reverse=False)]
         if self.bidirectional:
             weights.append(self._weights(reverse=True))
-        positions, stop = (None, None) if readout is None else readout
+        positions, end = (None, None) if readout is None else readout
         y = mamba_inference(
-            tokens, self.in_proj.weight, weights, lengths=lengths, positions=positions, stop=stop
+            tokens, self.in_proj.weight, weights, lengths=lengths, positions=positions, end=end
         )
         if y is None:
             x, z = self.project(tokens, lengths, readout)
             # Nothing behind the last wanted token reaches it in the forward direction.
-            convolved = self.convolve(x, stop)
+            convolved = self.convolve(x, end)
             forward, *rest = map(self._direction, convolved, weights)
             backward = rest[0] if rest else None
             y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
@@ -222,7 +222,7 @@ class Attention(Mixer):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Attend; see `Mixer.forward`."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_adapter.ops import map_convolution
+from muse_adapter.ops import conv3x3
 
 
-class ChannelNorm(nn.LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of a (n, C, H, W) map, at each position by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ class ChannelNorm(nn.LayerNorm):
         )
 
 
-class MapConvolution(nn.Conv2d):
+class Conv3x3(nn.Conv2d):
     """3x3 convolution of (n, C, H, W) maps with zeros around them.
 
     Args:
@@ -34,7 +34,7 @@ class MapConvolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(n, D, H, W) -> (n, D, H, W)."""
         assert self.bias is not None
-        return map_convolution(x, self.weight, self.bias)
+        return conv3x3(x, self.weight, self.bias)
 
 
 class FeaturePyramid(nn.Module):
@@ -88,7 +88,7 @@ def _stage(dim: int, scale: float) -> nn.Sequential:
         half, width = dim // 2, dim // 4
         resize = [
             nn.ConvTranspose2d(dim, half, 2, stride=2),
-            ChannelNorm(half),
+            LayerNorm2d(half),
             nn.GELU(),
             nn.ConvTranspose2d(half, width, 2, stride=2),
         ]
@@ -97,8 +97,8 @@ def _stage(dim: int, scale: float) -> nn.Sequential:
     return nn.Sequential(
         *resize,
         nn.Conv2d(width, dim, 1),
-        ChannelNorm(dim),
+        LayerNorm2d(dim),
         nn.GELU(),
-        MapConvolution(dim),
-        ChannelNorm(dim),
+        Conv3x3(dim),
+        LayerNorm2d(dim),
     )

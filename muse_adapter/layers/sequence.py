@@ -14,11 +14,11 @@ class Readout(NamedTuple):
 
     Attributes:
         positions: (B, T) integers.
-        stop: no wanted position stands at or behind it, so a causal direction may end there.
+        end: exclusive upper bound of `positions`: a causal direction may end there.
     """
 
     positions: Tensor
-    stop: int
+    end: int
 
     def select(self, tokens: Tensor) -> Tensor:
         """The wanted tokens: (B, L, D) -> (B, T, D)."""
@@ -39,8 +39,8 @@ class TokenSequence(NamedTuple):
     readout: Readout
 
 
-def arrange(
-    classes: Tensor,
+def build_sequence(
+    cls_tokens: Tensor,
     maps: list[Tensor],
     frame_mask: Tensor | None,
     *,
@@ -54,7 +54,7 @@ def arrange(
     spatial_wise: the T class tokens, then scale by scale the mean over the valid frames.
 
     Args:
-        classes: (B, T, D).
+        cls_tokens: (B, T, D).
         maps: (B, T, N_s, D) for each scale.
         frame_mask: (B, T) bool, or None: all frames are real.
         aggregation: one of the three.
@@ -63,9 +63,9 @@ def arrange(
     Returns:
         The sequence; the tokens of masked frames stand behind all others.
     """
-    frames = classes.shape[1]
+    frames = cls_tokens.shape[1]
     if aggregation == "frame_wise":
-        blocks = [classes.unsqueeze(2), *maps]
+        blocks = [cls_tokens.unsqueeze(2), *maps]
         tokens = torch.cat(blocks[1:] + blocks[:1] if class_last else blocks, dim=2)
         per_frame = tokens.shape[2]
         tokens = rearrange(tokens, "b t n d -> b (t n) d")
@@ -75,20 +75,20 @@ def arrange(
             others = [rearrange(level, "b t n d -> b (t n) d") for level in maps]
         else:
             others = [_frame_mean(level, frame_mask) for level in maps]
-        tokens = torch.cat([*others, classes] if class_last else [classes, *others], dim=1)
+        tokens = torch.cat([*others, cls_tokens] if class_last else [cls_tokens, *others], dim=1)
         first, step = (tokens.shape[1] - frames if class_last else 0), 1
     slots = first + step * torch.arange(frames, device=tokens.device)
-    stop = first + step * (frames - 1) + 1
+    end = first + step * (frames - 1) + 1
 
     if frame_mask is None:
-        return TokenSequence(tokens, None, Readout(slots.expand(tokens.shape[0], -1), stop))
+        return TokenSequence(tokens, None, Readout(slots.expand(tokens.shape[0], -1), end))
     sizes = [level.shape[2] for level in maps]
     valid = _token_mask(frame_mask, sizes, aggregation, class_last)
     order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
     rank = valid.cumsum(1) - 1  # where a valid token stands after the move
     positions = rank[:, slots].clamp(min=0)
-    return TokenSequence(tokens, valid.sum(1), Readout(positions, stop))
+    return TokenSequence(tokens, valid.sum(1), Readout(positions, end))
 
 
 def _token_mask(mask: Tensor, sizes: list[int], aggregation: str, class_last: bool) -> Tensor:

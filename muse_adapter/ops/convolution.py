@@ -1,4 +1,4 @@
-"""The short depthwise convolution in front of a scan, on (batch, L, E) as linear layers give it."""
+"""Convolutions: the short depthwise one in front of a scan, and the 3x3 one of the pyramid."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool 
     return _ShortConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype), reverse)
 
 
-def silu_convolutions(
+def causal_conv1d_silu(
     x: Tensor,
     weights: Sequence[tuple[Tensor, Tensor]],
     *,
-    stop: int | None = None,
+    end: int | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
     """SiLU of the short convolutions of one direction or both, over the same tokens.
@@ -41,33 +41,56 @@ def silu_convolutions(
         x: (batch, L, E).
         weights: weight (E, 1, taps) and bias (E,) of the direction that looks back; then, if there
             are two, of the one that looks ahead.
-        stop: only the tokens in front of it are wanted of the first direction; None: all.
+        end: only the tokens in front of it are wanted of the first direction; None: all.
         backend: name of a backend; None chooses.
 
     Returns:
-        (batch, stop, E), and of a second direction (batch, L, E), in the type of x.
+        (batch, end, E), and of a second direction (batch, L, E), in the type of x.
 
     Raises:
         ValueError: an unknown backend.
         RuntimeError: the backend asked for cannot run.
     """
-    stop = x.shape[1] if stop is None else min(stop, x.shape[1])
+    end = x.shape[1] if end is None else min(end, x.shape[1])
     module = choose(x.device, backend)
-    if hasattr(module, "silu_convolutions"):
+    if hasattr(module, "causal_conv1d_silu"):
         with without_autocast(x.device.type):
-            return module.silu_convolutions(x, weights, stop)
-    return convolve_in_turn(x, weights, stop)
+            return module.causal_conv1d_silu(x, weights, end)
+    return convolve_in_turn(x, weights, end)
 
 
 def convolve_in_turn(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
 ) -> tuple[Tensor, ...]:
-    """`silu_convolutions`, one direction after the other, in plain torch."""
+    """`causal_conv1d_silu`, one direction after the other, in plain torch."""
     results = []
     for index, (weight, bias) in enumerate(weights):
-        part = x if index else x[:, :stop]
+        part = x if index else x[:, :end]
         results.append(F.silu(short_convolution(part, weight, bias, reverse=bool(index))))
     return tuple(results)
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str | None = None) -> Tensor:
+    """3x3 convolution with zeros around each map: as many rows and columns as before.
+
+    Args:
+        x: (n, C, H, W).
+        weight: (O, C, 3, 3).
+        bias: (O,).
+        backend: name of a backend; None chooses.
+
+    Returns:
+        (n, O, H, W) in the type of x; under autocast in autocast's type.
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: the backend asked for cannot run.
+    """
+    run = getattr(choose(x.device, backend), "conv3x3", None)
+    y: Tensor | None = None
+    if run is not None and not torch.is_autocast_enabled(x.device.type):
+        y = run(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=1) if y is None else y
 
 
 class _ShortConvolution(torch.autograd.Function):

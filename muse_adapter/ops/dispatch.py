@@ -36,9 +36,9 @@ of `scan`, `flags` its keywords.
 It may also have, where it does better than one direction after the other,
 
     bidirectional_scan(forward, backward, z, *, lengths, positions) -> y
-    silu_convolutions(x, weights, stop) -> (y,) or (y, y)
-    mamba_inference(tokens, in_proj, directions, lengths, positions, stop) -> y or None
-    map_convolution(x, weight, bias) -> y or None
+    causal_conv1d_silu(x, weights, end) -> (y,) or (y, y)
+    mamba_inference(tokens, in_proj, directions, lengths, positions, end) -> y or None
+    conv3x3(x, weight, bias) -> y or None
 
 with the arguments and results of the functions of `muse_adapter.ops` that bear these names.
 """

@@ -40,7 +40,7 @@ def mamba_inference(
     *,
     lengths: Tensor | None = None,
     positions: Tensor | None = None,
-    stop: int | None = None,
+    end: int | None = None,
     backend: str | None = None,
 ) -> Tensor | None:
     """What `BiMamba.mix` computes, by a backend that does better than one part after the other.
@@ -51,7 +51,7 @@ def mamba_inference(
         directions: the forward direction, then perhaps the one in which time runs backwards.
         lengths: (batch,) valid tokens of each video, standing in front; None: all of them.
         positions: (batch, P) integers, the positions wanted; None: all.
-        stop: no wanted position stands at or behind it, which is not checked; None: anywhere.
+        end: exclusive upper bound of `positions`, not checked; None: anywhere.
         backend: name of a backend; None chooses.
 
     Returns:
@@ -71,7 +71,7 @@ def mamba_inference(
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     ):
         return None
-    if positions is None or stop is None:
-        stop = tokens.shape[1]
-    result: Tensor | None = run(tokens, in_proj, directions, lengths, positions, stop)
+    if positions is None or end is None:
+        end = tokens.shape[1]
+    result: Tensor | None = run(tokens, in_proj, directions, lengths, positions, end)
     return result

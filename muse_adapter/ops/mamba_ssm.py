@@ -146,21 +146,21 @@ def scan(
     return (y if lengths is None else torch.where(valid, y, 0)), state
 
 
-def silu_convolutions(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+def causal_conv1d_silu(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
 ) -> tuple[Tensor, ...]:
     """SiLU of the convolutions, by causal-conv1d where it loads and has the kernel."""
     from muse_adapter.ops.convolution import convolve_in_turn
 
     taps = weights[0][0].shape[-1]
     if x.dtype == torch.float64 or not 2 <= taps <= 4 or _convolution_error() is not None:
-        return convolve_in_turn(x, weights, stop)
+        return convolve_in_turn(x, weights, end)
     from causal_conv1d import causal_conv1d_fn
 
     results = []
     for ahead, (weight, bias) in enumerate(weights):
         y = causal_conv1d_fn(
-            x=(x.flip(1) if ahead else x[:, :stop]).transpose(1, 2).contiguous(),
+            x=(x.flip(1) if ahead else x[:, :end]).transpose(1, 2).contiguous(),
             weight=weight.squeeze(1).to(x.dtype).contiguous(),
             bias=bias.to(x.dtype).contiguous(),
             activation="silu",

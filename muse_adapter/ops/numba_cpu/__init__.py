@@ -18,9 +18,9 @@ from torch import Tensor
 from muse_adapter.ops import operator
 from muse_adapter.ops.convolution import convolve_in_turn
 from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
-from muse_adapter.ops.numba_cpu.convolution_operator import silu_convolutions as fused_convolutions
+from muse_adapter.ops.numba_cpu.convolution_operator import causal_conv1d_silu as fused_convolutions
 from muse_adapter.ops.numba_cpu.mamba import mamba_inference as mamba_inference
-from muse_adapter.ops.numba_cpu.winograd_operator import map_convolution as map_convolution
+from muse_adapter.ops.numba_cpu.winograd_operator import conv3x3 as conv3x3
 
 NAME = "numba"
 
@@ -118,13 +118,13 @@ def scan_backward(
 scan = functools.partial(operator.scan, NAME)
 
 
-def silu_convolutions(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+def causal_conv1d_silu(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
 ) -> tuple[Tensor, ...]:
     """SiLU of the short convolutions; see `muse_adapter.ops.dispatch`.
 
     In half precision, and for widths that are no multiple of 16, by torch's own operations.
     """
     if x.shape[2] % 16 or x.dtype not in (torch.float32, torch.float64):
-        return convolve_in_turn(x, weights, stop)
-    return fused_convolutions(x, weights, stop)
+        return convolve_in_turn(x, weights, end)
+    return fused_convolutions(x, weights, end)

@@ -12,23 +12,23 @@ from muse_adapter.ops.library import refuse_second, register
 from muse_adapter.ops.operator import state_dtype
 
 
-def silu_convolutions(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+def causal_conv1d_silu(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
 ) -> tuple[Tensor, ...]:
     """As in `muse_adapter.ops.dispatch`, for x in float32 or float64, E a multiple of 16."""
     w = torch.stack([weight.squeeze(1).t() for weight, _ in weights]).to(x.dtype)
     bias = torch.stack([bias for _, bias in weights]).to(x.dtype)
-    results = torch.ops.muse_adapter.silu_convolutions(x, w.contiguous(), bias, stop)
+    results = torch.ops.muse_adapter.causal_conv1d_silu(x, w.contiguous(), bias, end)
     return results[: len(weights)]
 
 
-def _forward(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, w: Tensor, bias: Tensor, end: int) -> tuple[Tensor, Tensor]:
     from muse_adapter.ops.numba_cpu.convolution import run_forward
     from muse_adapter.ops.numba_cpu.function import beside
 
     batch, length, channels = x.shape
     wide, w, bias = _one_type(x, w, bias)
-    stops = (stop, length)[: len(w)]
+    stops = (end, length)[: len(w)]
     results = [wide.new_empty(batch, end, channels) for end in stops]
     run_forward(beside(wide), w, bias, 0, stops, results)
     first, *second = (result.to(x.dtype) for result in results)
@@ -40,10 +40,10 @@ def _one_type(x: Tensor, *others: Tensor) -> list[Tensor]:
     return [tensor.to(state_dtype(x)) for tensor in (x, *others)]
 
 
-def _forward_fake(x: Tensor, w: Tensor, bias: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, w: Tensor, bias: Tensor, end: int) -> tuple[Tensor, Tensor]:
     batch, length, channels = x.shape
     second = (batch, length, channels) if w.shape[0] == 2 else (0,)
-    return x.new_empty(batch, stop, channels), x.new_empty(second)
+    return x.new_empty(batch, end, channels), x.new_empty(second)
 
 
 def _backward(
@@ -69,16 +69,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     x, w, bias = ctx.saved_tensors
     given = list(grads[: w.shape[0]])
-    return *torch.ops.muse_adapter.silu_convolutions_backward(x, w, bias, given), None
+    return *torch.ops.muse_adapter.causal_conv1d_silu_backward(x, w, bias, given), None
 
 
 register(
-    "silu_convolutions",
-    "(Tensor x, Tensor w, Tensor bias, SymInt stop) -> (Tensor, Tensor)",
+    "causal_conv1d_silu",
+    "(Tensor x, Tensor w, Tensor bias, SymInt end) -> (Tensor, Tensor)",
     *(_forward, _forward_fake, _differentiate, _setup),
 )
 register(
-    "silu_convolutions_backward",
+    "causal_conv1d_silu_backward",
     "(Tensor x, Tensor w, Tensor bias, Tensor[] grads) -> (Tensor, Tensor, Tensor)",
     *(_backward, _backward_fake, refuse_second("the convolutions of the numba backend have")),
 )

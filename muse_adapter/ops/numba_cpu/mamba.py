@@ -20,7 +20,7 @@ def mamba_inference(
     directions: Sequence[MambaDirection],
     lengths: Tensor | None,
     positions: Tensor | None,
-    stop: int,
+    end: int,
 ) -> Tensor | None:
     """As in `muse_adapter.ops.mamba`, in float32 and float64, E a multiple of 16."""
     ahead, *back = (list(direction) for direction in directions)
@@ -32,7 +32,7 @@ def mamba_inference(
     ):
         return None
     run = torch.ops.muse_adapter.mamba_inference
-    result: Tensor = run(tokens, in_proj, ahead, back[0] if back else [], lengths, positions, stop)
+    result: Tensor = run(tokens, in_proj, ahead, back[0] if back else [], lengths, positions, end)
     return result
 
 
@@ -43,14 +43,14 @@ def _run(
     back: list[Tensor],
     lengths: Tensor | None,
     positions: Tensor | None,
-    stop: int,
+    end: int,
 ) -> Tensor:
     require("numba", tokens.device)  # an exported program may run elsewhere
     from muse_adapter.ops.numba_cpu.slices import mix
 
     directions = [MambaDirection(*weights) for weights in (ahead, back) if weights]
     with without_autocast(tokens.device.type):  # which an exported program may meet
-        return mix(tokens, in_proj, directions, lengths, positions, stop)
+        return mix(tokens, in_proj, directions, lengths, positions, end)
 
 
 def _fake(tokens: Tensor, in_proj: Tensor, *others: Any) -> Tensor:
@@ -73,6 +73,6 @@ def _refuse(ctx: Any, gradient: Tensor | None) -> Any:
 register(
     "mamba_inference",
     "(Tensor tokens, Tensor in_proj, Tensor[] ahead, Tensor[] back, Tensor? lengths, "
-    "Tensor? positions, SymInt stop) -> Tensor",
+    "Tensor? positions, SymInt end) -> Tensor",
     *(_run, _fake, _refuse, _setup),
 )

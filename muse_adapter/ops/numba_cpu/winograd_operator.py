@@ -16,7 +16,7 @@ from muse_adapter.ops.library import register
 from muse_adapter.ops.operator import state_dtype
 
 
-def map_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
     """As in `muse_adapter.ops`, in float32 and float64, both widths multiples of 16."""
     outputs, inputs = weight.shape[:2]
     if (
@@ -30,7 +30,7 @@ def map_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
         or outputs % 16
     ):
         return None
-    y: Tensor = torch.ops.muse_adapter.map_convolution(x.permute(0, 2, 3, 1), weight, bias)
+    y: Tensor = torch.ops.muse_adapter.conv3x3(x.permute(0, 2, 3, 1), weight, bias)
     return y.permute(0, 3, 1, 2)
 
 
@@ -70,7 +70,7 @@ def _differentiate_forward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad
     return (
         _transposed(grad, weight) if wanted[0] else None,
-        torch.ops.muse_adapter.map_convolution_weight(x, grad) if wanted[1] else None,
+        torch.ops.muse_adapter.conv3x3_weight(x, grad) if wanted[1] else None,
         grad.sum((0, 1, 2)) if wanted[2] else None,
     )
 
@@ -78,7 +78,7 @@ def _differentiate_forward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
     """What the convolution by `weight` takes back to its input."""
     mirrored = weight.flip(2, 3).transpose(0, 1)
-    result: Tensor = torch.ops.muse_adapter.map_convolution(grad, mirrored, None)
+    result: Tensor = torch.ops.muse_adapter.conv3x3(grad, mirrored, None)
     return result
 
 
@@ -104,17 +104,17 @@ def _differentiate_weight(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None,
     wanted = ctx.needs_input_grad
     return (
         _transposed(grad, grad_weight) if wanted[0] else None,
-        torch.ops.muse_adapter.map_convolution(x, grad_weight, None) if wanted[1] else None,
+        torch.ops.muse_adapter.conv3x3(x, grad_weight, None) if wanted[1] else None,
     )
 
 
 register(
-    "map_convolution",
+    "conv3x3",
     "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     *(_forward, _forward_fake, _differentiate_forward, _forward_setup),
 )
 register(
-    "map_convolution_weight",
+    "conv3x3_weight",
     "(Tensor x, Tensor grad) -> Tensor",
     *(_weight, _weight_fake, _differentiate_weight, _weight_setup),
 )

@@ -110,9 +110,9 @@ def bidirectional_scan(
     return operators.gated(z, positions, y)
 
 
-def silu_convolutions(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], stop: int
+def causal_conv1d_silu(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
 ) -> tuple[Tensor, ...]:
     """SiLU of both convolutions in one pass; see `muse_adapter.ops.dispatch`."""
     joined = [tensor for pair in weights for tensor in pair]
-    return tuple(operators.convolutions(x, joined, stop))
+    return tuple(operators.convolutions(x, joined, end))

@@ -38,9 +38,9 @@ def gated(z: Tensor, positions: Tensor | None, y: list[Tensor]) -> Tensor:
     return torch.ops.muse_adapter.triton_gate(z, positions, y, _tracked([z, *y]))[0]
 
 
-def convolutions(x: Tensor, weights: list[Tensor], stop: int) -> list[Tensor]:
-    """SiLU of the convolutions, see `muse_adapter.ops.silu_convolutions`; differentiable once."""
-    return torch.ops.muse_adapter.triton_convolutions(x, weights, stop)
+def convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
+    """SiLU of the convolutions, see `muse_adapter.ops.causal_conv1d_silu`; differentiable once."""
+    return torch.ops.muse_adapter.triton_convolutions(x, weights, end)
 
 
 def _tracked(tensors: Sequence[Tensor]) -> bool:
@@ -187,39 +187,39 @@ def _gate_backward_fake(
     return z.new_empty(z.shape), z.new_empty(z.shape, dtype=dtype)
 
 
-def _convolutions(x: Tensor, weights: list[Tensor], stop: int) -> list[Tensor]:
+def _convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
     require("triton", x.device)
     from muse_adapter.ops.triton_gpu import convolution
 
-    return convolution.run_forward(x, weights, stop)
+    return convolution.run_forward(x, weights, end)
 
 
-def _convolutions_fake(x: Tensor, weights: list[Tensor], stop: int) -> list[Tensor]:
+def _convolutions_fake(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
     batch, length, channels = x.shape
-    return [x.new_empty(batch, size, channels) for size in (stop, length)[: len(weights) // 2]]
+    return [x.new_empty(batch, size, channels) for size in (end, length)[: len(weights) // 2]]
 
 
 def _setup_convolutions(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weights, ctx.stop = inputs
+    x, weights, ctx.end = inputs
     ctx.save_for_backward(x, *weights)
 
 
 def _differentiate_convolutions(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     x, *weights = ctx.saved_tensors
-    dx, *dweights = torch.ops.muse_adapter.triton_convolutions_backward(x, weights, grads, ctx.stop)
+    dx, *dweights = torch.ops.muse_adapter.triton_convolutions_backward(x, weights, grads, ctx.end)
     return dx, dweights, None
 
 
 def _convolutions_backward(
-    x: Tensor, weights: list[Tensor], grads: list[Tensor], stop: int
+    x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
 ) -> list[Tensor]:
     from muse_adapter.ops.triton_gpu import convolution
 
-    return convolution.run_backward(x, weights, grads, stop)
+    return convolution.run_backward(x, weights, grads, end)
 
 
 def _convolutions_backward_fake(
-    x: Tensor, weights: list[Tensor], grads: list[Tensor], stop: int
+    x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
 ) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in (x, *weights)]
 
@@ -249,11 +249,11 @@ register(
 )
 register(
     "triton_convolutions",
-    "(Tensor x, Tensor[] weights, SymInt stop) -> Tensor[]",
+    "(Tensor x, Tensor[] weights, SymInt end) -> Tensor[]",
     *(_convolutions, _convolutions_fake, _differentiate_convolutions, _setup_convolutions),
 )
 register(
     "triton_convolutions_backward",
-    "(Tensor x, Tensor[] weights, Tensor[] grads, SymInt stop) -> Tensor[]",
+    "(Tensor x, Tensor[] weights, Tensor[] grads, SymInt end) -> Tensor[]",
     *(_convolutions_backward, _convolutions_backward_fake, REFUSED),
 )

@@ -1,0 +1,1 @@
+"""Microbenchmarks of the head and its kernels: `python -m benchmarks`."""

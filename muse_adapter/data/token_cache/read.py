@@ -1,0 +1,91 @@
+"""CachedTokens: the data set of what cache_tokens wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from muse_adapter.data.token_cache.description import PURPOSE, read_description, shard_path
+from muse_adapter.data.token_cache.probe import check_frozen, check_probe, read_probe, run_probe
+from muse_adapter.data.token_cache.shards import check_shard, open_shard, read_video
+from muse_adapter.encoders.video import VideoEncoder
+from muse_adapter.files import import_safetensors
+
+
+class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
+    """Tokens and masks of videos, from the memory-mapped files that `cache_tokens` wrote.
+
+    `cached[i]` is the tokens (T, N, C) of video i, as `encoder.forward_tokens` gives them (zeros
+    for masked frames), and its mask (T,), bool. A head takes a batch of both as
+    `head(tokens, frame_mask, grid=cached.grid)`.
+
+    Args:
+        folder: Of a call of `cache_tokens` that came to its end.
+        encoder: If given, it is checked to be the encoder behind the folder.
+        dtype: Type of the tokens. None: as stored, but at least float32, as heads need it.
+
+    Attributes:
+        description: What the tokens are, as `cache_tokens` noted it.
+
+    Raises:
+        FileNotFoundError: The folder is none, or files are missing.
+        ImportError: safetensors is not installed.
+        ValueError: A file is damaged, or the encoder is another one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        encoder: VideoEncoder | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        import_safetensors(PURPOSE)
+        self.folder = Path(folder)
+        self.description = read_description(self.folder)
+        stored = getattr(torch, self.description.stored)
+        self.dtype = torch.promote_types(stored, torch.float32) if dtype is None else dtype
+        self._files: dict[int, Any] = {}
+        count = self.description.num_shards
+        paths = [shard_path(self.folder, shard) for shard in range(count)]
+        if missing := [path.name for path in paths if not path.exists()]:
+            raise FileNotFoundError(
+                f"{str(self.folder)!r} lacks {len(missing)} of {count} files, the first of them "
+                f"{missing[0]}: call cache_tokens again, it goes on where it stopped"
+            )
+        for shard, path in enumerate(paths):
+            check_shard(path, self.description, shard)
+        if encoder is not None:
+            check_frozen(encoder)
+            frame_type = getattr(torch, self.description.frame_type)
+            tokens = run_probe(encoder, self.description.frame_size, frame_type)
+            check_probe(tokens, read_probe(self.folder))
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patch grid (H, W) of every frame, as the head takes it."""
+        return self.description.grid
+
+    def __len__(self) -> int:
+        return self.description.num_videos
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        index %= len(self)
+        shard = index // self.description.videos_per_shard
+        if shard not in self._files:
+            self._files[shard] = open_shard(shard_path(self.folder, shard))
+        kept, mask = read_video(self._files[shard], index)
+        # A copy: what is mapped would show a user's change in place at the next reading.
+        tokens = torch.zeros(len(mask), *kept.shape[1:], dtype=self.dtype)
+        tokens[mask] = kept.to(self.dtype)
+        return tokens, mask.clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # every process maps the files for itself

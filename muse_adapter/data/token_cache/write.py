@@ -1,0 +1,206 @@
+"""cache_tokens: runs a frozen backbone over videos once and keeps the tokens."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from muse_adapter.data.token_cache.description import (
+    DESCRIPTION_NAME,
+    PROBE_NAME,
+    PURPOSE,
+    SHARDS,
+    Description,
+    read_description,
+    shard_path,
+)
+from muse_adapter.data.token_cache.probe import (
+    TOLERANCE,
+    check_frozen,
+    check_probe,
+    device_of,
+    read_probe,
+    run_probe,
+    type_name,
+)
+from muse_adapter.data.token_cache.read import CachedTokens
+from muse_adapter.data.token_cache.shards import check_shard, write_shard
+from muse_adapter.encoders.checks import check_frames
+from muse_adapter.encoders.video import VideoEncoder
+from muse_adapter.files import import_safetensors, write_whole
+
+logger = logging.getLogger(__name__)
+
+
+class Videos(Protocol):
+    """What holds the videos: a list, or a data set that is read by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def cache_tokens(
+    encoder: VideoEncoder,
+    videos: Videos,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    grid: tuple[int, int] | None = None,
+    videos_per_shard: int = 32,
+    num_workers: int = 0,
+) -> CachedTokens:
+    """Writes the tokens that the head gets of every video to a folder.
+
+    A call that was interrupted goes on where it stopped when it is made again: files appear whole
+    or not at all, and those that are there are kept. Under `torch.autocast` the backbone computes
+    as it would in training under it.
+
+    Args:
+        encoder: With a frozen backbone (`freeze=True`); moved to its device by the caller.
+        videos: `videos[i]` is the frames (T, 3, height, width), preprocessed for the backbone, or
+            the pair of them and a mask (T,). T may differ between videos, height and width not. At
+            every call the same videos in the same order, which is not checked.
+        folder: Made where it does not exist.
+        dtype: Type in which tokens are stored; `torch.float16` or `torch.bfloat16` halve the
+            folder. None: as the backbone gives them, so that nothing is lost.
+        grid: Patch grid (H, W), where the encoder's `tokens` is a function of one's own.
+        videos_per_shard: Videos of one file: as many are held in memory, and lost by an interrupt.
+        num_workers: Processes that read videos ahead, as in `torch.utils.data.DataLoader`.
+
+    Returns:
+        The data set that reads them back.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        TypeError: `encoder`, `videos`, `dtype` or a video is of the wrong type.
+        ValueError: The backbone is not frozen, a video does not fit or has tokens that are not
+            finite in `dtype`; or the folder holds tokens of another encoder, frame size or number
+            of videos, or a damaged file.
+    """
+    import_safetensors(PURPOSE)  # before any work is done
+    check_frozen(encoder)
+    _check_arguments(videos, dtype, videos_per_shard)
+    target = Path(folder)
+
+    first, _ = _as_video(videos[0], 0)
+    size = (first.shape[-2], first.shape[-1])
+    tokens = run_probe(encoder, size, first.dtype)
+    description = Description(
+        family="own function" if encoder.patch_tokens is None else encoder.patch_tokens.family,
+        frame_size=size,
+        frame_type=type_name(first.dtype),
+        grid=encoder.grid_of(first, grid),
+        num_tokens=tokens.shape[0],
+        width=tokens.shape[1],
+        computed=type_name(tokens.dtype),
+        stored=type_name(dtype or tokens.dtype),
+        num_videos=len(videos),
+        videos_per_shard=videos_per_shard,
+    )
+    if (target / DESCRIPTION_NAME).exists():
+        _check_same(target, description, tokens)
+    else:
+        _begin(target, description, tokens)
+    missing = _missing_shards(target, description)
+    indices = [index for shard in missing for index in description.videos_of(shard)]
+    source: Any = videos  # DataLoader asks for a Dataset, and works with any sequence
+    items = iter(DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers))
+    for shard in missing:
+        encoded = {
+            index: _encode(encoder, next(items), index, description)
+            for index in description.videos_of(shard)
+        }
+        write_shard(shard_path(target, shard), encoded)
+        logger.info("%s: %d of %d files", target, shard + 1, description.num_shards)
+    return CachedTokens(target)
+
+
+def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard: int) -> None:
+    if not (hasattr(videos, "__len__") and hasattr(videos, "__getitem__")):
+        raise TypeError(
+            "videos must be read by index (a list, a map-style data set), so that an interrupted "
+            f"call can go on; got {type(videos).__name__}"
+        )
+    if len(videos) == 0:
+        raise ValueError("videos must hold at least one video, got none")
+    types = [getattr(torch, name) for name in TOLERANCE]
+    if dtype is not None and dtype not in types:
+        raise TypeError(f"dtype must be None or one of {types}, got {dtype!r}")
+    if isinstance(videos_per_shard, bool) or not isinstance(videos_per_shard, int):
+        raise TypeError(f"videos_per_shard must be an int, got {videos_per_shard!r}")
+    if videos_per_shard < 1:
+        raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")
+
+
+def _begin(folder: Path, description: Description, tokens: Tensor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(SHARDS)):
+        raise ValueError(
+            f"{str(folder)!r} holds {SHARDS}, but no {DESCRIPTION_NAME} that says what they are: "
+            "give an empty folder"
+        )
+    probe = import_safetensors(PURPOSE).torch.save({"tokens": tokens})
+    write_whole(
+        {folder / PROBE_NAME: probe, folder / DESCRIPTION_NAME: description.to_json().encode()}
+    )
+
+
+def _check_same(folder: Path, description: Description, tokens: Tensor) -> None:
+    if differences := read_description(folder).differences(description):
+        lines = "".join(f"\n  {line}" for line in differences)
+        raise ValueError(f"{str(folder)!r} holds other tokens than this call makes:{lines}")
+    check_probe(tokens, read_probe(folder))
+
+
+def _missing_shards(folder: Path, description: Description) -> list[int]:
+    missing = []
+    for shard in range(description.num_shards):
+        path = shard_path(folder, shard)
+        if path.exists():
+            check_shard(path, description, shard)
+        else:
+            missing.append(shard)
+    return missing
+
+
+def _as_video(item: Any, index: int) -> tuple[Tensor, Tensor]:
+    """Frames (T, 3, height, width) and mask (T,), bool, of what a data set gives for a video."""
+    frames, mask = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+    try:
+        if not isinstance(frames, Tensor):
+            raise TypeError(f"expected frames or (frames, mask), got {type(item).__name__}")
+        check_frames(frames[None], None if mask is None else mask[None])
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"video {index}: {error}") from error
+    return frames, torch.ones(len(frames), dtype=torch.bool) if mask is None else mask != 0
+
+
+def _encode(
+    encoder: VideoEncoder, item: Any, index: int, description: Description
+) -> tuple[Tensor, Tensor]:
+    """Tokens (n, N, C) of the real frames in the stored type, and mask (T,), on the CPU."""
+    frames, mask = _as_video(item, index)
+    size = (frames.shape[-2], frames.shape[-1])
+    if size != description.frame_size:
+        raise ValueError(
+            f"video {index}: frames are {size[0]}x{size[1]} pixels, those of the folder "
+            "{}x{}".format(*description.frame_size)
+        )
+    dtype = getattr(torch, description.stored)
+    if not mask.any():
+        return torch.zeros(0, description.num_tokens, description.width, dtype=dtype), mask
+    with torch.no_grad():
+        tokens = encoder.frame_tokens(frames[mask].to(device_of(encoder)))
+    stored = tokens.to("cpu", dtype).contiguous()
+    if not stored.isfinite().all():
+        raise ValueError(
+            f"video {index}: tokens up to {tokens.abs().max():.3g} are not finite in {dtype}"
+        )
+    return stored, mask

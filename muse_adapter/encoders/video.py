@@ -1,0 +1,231 @@
+"""VideoEncoder: frames to a video embedding, through any backbone and the multi-scale head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muse_adapter.backbones.find import find_patch_tokens
+from muse_adapter.backbones.tokens import Grid, PatchTokens
+from muse_adapter.encoders.checks import (
+    check_frames,
+    check_head_fits,
+    check_options,
+    check_own_tokens,
+    checked_own_tokens,
+)
+from muse_adapter.models.muse import MultiScaleMamba
+
+
+class VideoEncoder(nn.Module):
+    """A backbone for images and a head for their patch tokens.
+
+    Args:
+        backbone: The backbone; see ``find_patch_tokens`` for those known. Frames are given to it
+            as they come: preprocess them as its own processor does.
+        head: The head, of the backbone's width and number of prefix tokens (or 0: it then gets
+            the patches alone). None: a ``MultiScaleMamba`` with the default settings for this
+            backbone, on its device. Any other module that is called like it serves too; it gets
+            all tokens.
+        tokens: For a backbone of one's own, a function from frames (n, 3, height, width) to
+            tokens (n, N, C), N = ``num_prefix_tokens`` of the head + H*W. Needs ``head``.
+        freeze: The backbone, a text tower inside it too, gets no gradient and stays in evaluation
+            mode, also after ``.train()``.
+        frames_per_slice: Most frames the backbone is given at once. None: all.
+
+    Raises:
+        TypeError: The backbone is unknown, ``head`` or ``tokens`` is of the wrong type.
+        ValueError: The head does not fit the backbone, the backbone's frames cannot be encoded
+            one by one, ``tokens`` comes without a head, ``frames_per_slice`` is below 1.
+
+    Parameters of the backbone that its tokens do not depend on (a text tower, a classifier) get no
+    gradient; for DDP freeze them, leave them out, or wrap a model that uses them too.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module | None = None,
+        *,
+        tokens: Callable[[Tensor], Tensor] | None = None,
+        freeze: bool = False,
+        frames_per_slice: int | None = None,
+    ) -> None:
+        super().__init__()
+        if tokens is not None:
+            check_own_tokens(backbone, head, tokens)
+        check_options(head, frames_per_slice)
+        self.patch_tokens: PatchTokens | None = None
+        if tokens is None:
+            self.patch_tokens = find_patch_tokens(backbone)
+            head = _head_for(backbone, self.patch_tokens) if head is None else head
+            check_head_fits(head, self.patch_tokens)
+        self.own_tokens = tokens
+        self.backbone = backbone
+        self.head: Any = head
+        self.frozen = freeze
+        self.frames_per_slice = frames_per_slice
+        if freeze:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> VideoEncoder:
+        """Sets the mode of the head and, unless it is frozen, of the backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes activations in the backward pass: in the head, and in the backbone if it can.
+
+        timm and open_clip models take ``set_grad_checkpointing``, Hugging Face models
+        ``gradient_checkpointing_enable``; a frozen backbone keeps no activations anyway.
+        """
+        if hasattr(self.head, "set_grad_checkpointing"):
+            self.head.set_grad_checkpointing(enable)
+        backbone: Any = self.backbone
+        if self.frozen:
+            return
+        if hasattr(backbone, "set_grad_checkpointing"):
+            backbone.set_grad_checkpointing(enable)
+        elif getattr(backbone, "supports_gradient_checkpointing", False):
+            # Late transformers 5 warn of the old name, earlier ones do not have the new one.
+            new = hasattr(backbone, "activation_checkpointing_enable")
+            kind = "activation" if new else "gradient"
+            getattr(backbone, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
+
+    def forward(
+        self,
+        frames: Tensor,
+        frame_mask: Tensor | None = None,
+        *,
+        grid: Grid | None = None,
+        output_frames: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeds videos.
+
+        Args:
+            frames: (B, T, 3, height, width), floating point, preprocessed for the backbone.
+            frame_mask: (B, T), True or 1 = real frame; None: all are. Masked frames may hold
+                anything; they are not encoded (inside a compiled graph, encoded as black).
+            grid: Patch grid (H, W), where ``tokens`` is a function of one's own; None: square.
+            output_frames: Whether the fused frame features are returned too.
+
+        Returns:
+            The embedding (B, D), of unit norm; with ``output_frames`` the pair of it and the
+            frame features (B, T, D).
+
+        Raises:
+            TypeError: ``frames`` is not a floating-point tensor.
+            ValueError: A shape is wrong, or ``grid`` is not that of the backbone.
+        """
+        tokens = self.forward_tokens(frames, frame_mask)
+        grid = self.grid_of(frames, grid)
+        if not output_frames:
+            return self.head(tokens, frame_mask, grid=grid)
+        features = self.head.forward_features(tokens, frame_mask, grid=grid)
+        return self.head.forward_head(features, frame_mask), features
+
+    def forward_tokens(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Reads the patch tokens that the head gets.
+
+        Args:
+            frames: (B, T, 3, height, width), as in ``forward``.
+            frame_mask: (B, T), as in ``forward``.
+
+        Returns:
+            Tokens (B, T, N, C) in the type of the head; zeros for masked frames.
+
+        Raises:
+            TypeError: ``frames`` is not a floating-point tensor.
+            ValueError: A shape is wrong.
+        """
+        check_frames(frames, frame_mask)
+        flat = frames.flatten(0, 1)
+        mask = None if frame_mask is None else frame_mask.to(flat.device).flatten() != 0
+        tokens = self._masked_tokens(flat, mask).unflatten(0, frames.shape[:2])
+        # Half-precision backbones are common; the head computes in the type of its weights.
+        parameter = next(_floating(self.head), None)
+        return tokens if parameter is None else tokens.to(parameter.dtype)
+
+    def frame_tokens(self, frames: Tensor) -> Tensor:
+        """Reads the tokens of single frames, in slices of ``frames_per_slice``.
+
+        Args:
+            frames: (n, 3, height, width), floating point, preprocessed for the backbone.
+
+        Returns:
+            Tokens (n, N, C) in the type in which the backbone gives them.
+        """
+        slices = frames.split(self.frames_per_slice or len(frames))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            parts = [self._read(part) for part in slices]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def grid_of(self, frames: Tensor, grid: Grid | None = None) -> Grid | None:
+        """The patch grid of frames (..., height, width).
+
+        Args:
+            frames: Of any shape that ends with height and width.
+            grid: The grid where ``tokens`` is a function of one's own; elsewhere None, or the
+                right one.
+
+        Returns:
+            (H, W); None for a function of one's own whose grid is not given: square.
+
+        Raises:
+            ValueError: ``grid`` is not that of the backbone.
+        """
+        if self.patch_tokens is None:
+            return grid
+        known = self.patch_tokens.grid_of(self.backbone, (frames.shape[-2], frames.shape[-1]))
+        if grid is not None and tuple(grid) != known:
+            raise ValueError(f"grid of these frames is (H, W) = {known}, got {tuple(grid)}")
+        return known
+
+    def _masked_tokens(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (n, N, C) of frames (n, 3, height, width), zeros where the mask (n,) is False."""
+        if mask is not None and torch.compiler.is_compiling():
+            # How many frames are real must not shape a graph: masked ones are encoded as black.
+            tokens = self.frame_tokens(torch.where(mask[:, None, None, None], frames, 0))
+            return torch.where(mask[:, None, None], tokens, 0)
+        if mask is None or bool(mask.all()):
+            return self.frame_tokens(frames)
+        index = mask.nonzero().squeeze(1)
+        if index.numel():
+            kept = self.frame_tokens(frames[index])
+        else:
+            # One black frame, masked too: under DDP every rank has to run the backbone.
+            index = index.new_zeros(1)
+            kept = self.frame_tokens(torch.zeros_like(frames[:1]))
+        return kept.new_zeros(len(frames), *kept.shape[1:]).index_copy(0, index, kept)
+
+    def _read(self, frames: Tensor) -> Tensor:
+        if self.own_tokens is not None:
+            return checked_own_tokens(self.own_tokens(frames), frames)
+        assert self.patch_tokens is not None
+        tokens = self.patch_tokens.read(self.backbone, frames)
+        if isinstance(self.head, MultiScaleMamba) and self.head.config.num_prefix_tokens == 0:
+            tokens = tokens[:, self.patch_tokens.num_prefix_tokens :]
+        return tokens
+
+    def extra_repr(self) -> str:
+        family = "own function" if self.patch_tokens is None else self.patch_tokens.family
+        return f"tokens={family}, freeze={self.frozen}, frames_per_slice={self.frames_per_slice}"
+
+
+def _head_for(backbone: nn.Module, found: PatchTokens) -> MultiScaleMamba:
+    head = MultiScaleMamba(dim=found.width, num_prefix_tokens=found.num_prefix_tokens)
+    parameter = next(_floating(backbone), None)
+    if parameter is None:
+        return head
+    # Half precision is for the backbone alone: the head's weights are what trains.
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return head.to(device=parameter.device, dtype=wide)
+
+
+def _floating(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.is_floating_point())

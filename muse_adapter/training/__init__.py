@@ -1,0 +1,7 @@
+"""What training needs: losses, parameter groups, embeddings of all processes."""
+
+from muse_adapter.training.distributed import gather_rows
+from muse_adapter.training.losses import contrastive_loss
+from muse_adapter.training.optim import param_groups
+
+__all__ = ["contrastive_loss", "gather_rows", "param_groups"]

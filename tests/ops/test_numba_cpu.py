@@ -1,0 +1,393 @@
+"""The numba backend against a loop over time in float64."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import muse_adapter.ops.numba_cpu as backend
+from tests.support.numba_scans import (
+    BOUND,
+    NAMES,
+    agree,
+    cotangents_of,
+    draw,
+    gradients,
+    identical,
+    naive,
+    options,
+)
+
+if backend.unavailable() is not None:
+    pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
+
+from muse_adapter.ops.numba_cpu import denormals
+from muse_adapter.ops.operator import NEGLIGIBLE
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+dtypes = pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+# batch, length, channels, states, then what is special
+CASES = {
+    "one step, one channel, one state": (1, 1, 1, 1, {}),
+    "two steps": (2, 2, 16, 16, {}),
+    "channels below a block": (2, 15, 3, 4, {}),
+    "one whole block": (1, 63, 16, 5, {}),
+    "blocks and a rest": (2, 63, 37, 16, {}),
+    "several blocks in a job": (1, 33, 512, 3, {}),
+    "longer than a few chunks": (1, 257, 37, 3, {}),
+    "long": (1, 1000, 16, 2, {}),
+    "empty and partial videos": (4, 63, 37, 4, {"lengths": [0, 63, 1, 32]}),
+    "only empty videos": (2, 5, 3, 4, {"lengths": [0, 0]}),
+    "chunk borders": (4, 65, 16, 2, {"lengths": [31, 32, 33, 64]}),
+    "no D": (2, 15, 37, 4, {"without": ("D",)}),
+    "no bias": (2, 15, 37, 4, {"without": ("bias",)}),
+    "no softplus": (2, 15, 37, 4, {"softplus": False, "without": ("D", "bias")}),
+    "B in groups of whole blocks": (2, 17, 64, 4, {"b": 2, "c": 2}),
+    "groups of three and six blocks": (2, 9, 768, 3, {"b": 16, "c": 8}),
+    "groups smaller than a block": (2, 17, 64, 4, {"b": 16, "c": 16}),
+    "groups across blocks": (2, 17, 37 * 2, 4, {"b": 2, "c": 2}),
+    "every channel its own B and C": (2, 17, 37, 4, {"b": 37, "c": 37}),
+    "other groups for C": (2, 17, 24, 4, {"b": 3, "c": 8}),
+    "B shared, C of each channel": (2, 17, 64, 4, {"b": 1, "c": 64}),
+    "B constant": (2, 40, 37, 4, {"b": "constant"}),
+    "C constant": (2, 40, 64, 4, {"c": "constant", "lengths": [40, 7]}),
+    "B and C constant": (2, 40, 16, 4, {"b": "constant", "c": "constant"}),
+    "B constant in each video": (3, 40, 37, 4, {"b": "video", "c": "video"}),
+    # Sixteen states stay in registers, in float32.
+    "sixteen states": (3, 97, 48, 16, {"lengths": [97, 0, 33]}),
+    "sixteen states, chunk borders": (4, 65, 16, 16, {"lengths": [31, 32, 33, 64]}),
+    "sixteen states, several blocks in a job": (1, 70, 512, 16, {}),
+    "sixteen states, groups": (2, 70, 128, 16, {"b": 2, "c": 4}),
+    "sixteen states, B of each channel": (2, 40, 32, 16, {"b": 32}),
+    "sixteen states, C constant": (2, 40, 32, 16, {"c": "constant"}),
+    "sixteen states, constant in each video": (3, 40, 37, 16, {"b": "video", "c": "video"}),
+    "sixteen states, nothing else": (2, 40, 32, 16, {"softplus": False, "without": ("D", "bias")}),
+}
+
+
+@functools.cache
+def case_and_answer(case, reverse):
+    """A case's arguments, cotangents and options, and what the loop makes of them."""
+    *shape, special = CASES[case]
+    how = {key: special[key] for key in ("b", "c", "without") if key in special}
+    # Drawn in float32, so that one answer serves both types.
+    arguments = [
+        None if t is None else t.detach().double() for t in draw(torch.float32, *shape, **how)
+    ]
+    if not special.get("softplus", True):
+        arguments[1].abs_()  # states grow where dt is negative
+    arguments = [None if tensor is None else tensor.requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, *shape)
+    lengths = special.get("lengths")
+    lengths = None if lengths is None else torch.tensor(lengths)
+    given = options(reverse, lengths, special.get("softplus", True))
+    return arguments, cotangents, given, gradients(naive, arguments, cotangents, **given)
+
+
+@directions
+@pytest.mark.parametrize("case", CASES)
+@dtypes
+def test_agrees_with_the_loop(dtype, case, reverse):
+    arguments, cotangents, given, expected = case_and_answer(case, reverse)
+    arguments = [None if t is None else t.detach().to(dtype).requires_grad_() for t in arguments]
+    got = gradients(backend.scan, arguments, cotangents, **given)
+    assert got["y"].dtype == got["state"].dtype == dtype
+    agree(got, expected, BOUND[dtype])
+
+
+@pytest.mark.parametrize("used", ["y", "state"])
+def test_one_output_used(used):
+    shape = (2, 40, 37, 4)
+    arguments = draw(torch.float64, *shape)
+    which = ["y", "state"].index(used)
+    cotangent = cotangents_of(torch.float64, *shape)[which]
+    results = []
+    for function in (backend.scan, naive):
+        output = function(*arguments, **options())[which]
+        # The state depends neither on C nor on D, which the loop then has no gradient for.
+        given = torch.autograd.grad(
+            output, arguments, cotangent, allow_unused=True, materialize_grads=True
+        )
+        results.append(dict(zip(NAMES, given, strict=True)))
+    agree(*results, 1e-12)
+
+
+@directions
+def test_other_memory_layouts(reverse):
+    """Transposed, cut, expanded and flipped arguments, and a cotangent that is one number."""
+    x, delta, A, B, C, D, bias = draw(torch.float64, 2, 40, 37, 4)
+    odd = (
+        x.detach().transpose(1, 2).contiguous().transpose(1, 2),
+        torch.cat([delta, delta], 2).detach()[..., :37],
+        A.detach().t().contiguous().t(),
+        B.detach()[:, :1].expand(-1, 40, 37, -1),
+        torch.cat([C, C], 3).detach()[..., ::2],
+        D.detach().flip(0)[::1],
+        torch.stack([bias, bias], 1).detach()[:, 0],
+    )
+    odd = [tensor.requires_grad_() for tensor in odd]
+    plain = [tensor.detach().clone().contiguous().requires_grad_() for tensor in odd]
+    lengths = torch.tensor([[40, 0], [13, 0]], dtype=torch.int32)[:, 0]
+    cotangents = (torch.ones(()).double().expand(2, 40, 37), torch.ones(()).expand(2, 37, 4))
+    got = gradients(backend.scan, odd, cotangents, **options(reverse, lengths))
+    agree(got, gradients(naive, plain, cotangents, **options(reverse, lengths)), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32(dtype):
+    arguments = draw(dtype, 2, 40, 37, 4)
+    cotangents = cotangents_of(torch.float32, 2, 40, 37, 4)
+    got = gradients(backend.scan, arguments, cotangents, **options())
+    assert got["y"].dtype == got["state"].dtype == torch.float32
+    assert all(got[f"grad {name}"].dtype == dtype for name in NAMES)
+    expected = gradients(naive, arguments, cotangents, **options())
+    agree({"y": got["y"]}, {"y": expected["y"]}, 1e-5)
+    identical({"x": got["grad x"].isfinite()}, {"x": torch.ones(2, 40, 37, dtype=torch.bool)})
+
+
+def test_no_gradient_wanted():
+    arguments = draw(torch.float64, 2, 40, 37, 4)
+    with torch.no_grad():
+        y, state = backend.scan(*arguments, **options())
+    assert not y.requires_grad and not state.requires_grad
+    expected, _ = backend.scan(*arguments, **options())
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("only", range(7), ids=NAMES)
+def test_gradient_of_one_argument(only):
+    arguments = draw(torch.float64, 1, 20, 16, 4)
+    dy = torch.randn(1, 20, 16, dtype=torch.float64)
+    expected = torch.autograd.grad(naive(*arguments, **options())[0], arguments[only], dy)[0]
+    alone = [tensor.detach() for tensor in arguments]
+    alone[only].requires_grad_()
+    backend.scan(*alone, **options())[0].backward(dy)
+    agree({"grad": alone[only].grad}, {"grad": expected}, 1e-12)
+    assert all(tensor.grad is None for i, tensor in enumerate(alone) if i != only)
+
+
+@directions
+def test_gradcheck(reverse):
+    arguments = draw(torch.float64, 2, 5, 3, 2)
+    lengths = torch.tensor([5, 3])
+    assert torch.autograd.gradcheck(
+        lambda *tensors: backend.scan(*tensors, **options(reverse, lengths)), arguments
+    )
+
+
+def test_a_second_derivative_is_refused():
+    arguments = draw(torch.float64, 1, 5, 3, 2)
+    y, _ = backend.scan(*arguments, **options())
+    (dx,) = torch.autograd.grad(y.sum(), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative: use backend='reference'"):
+        torch.autograd.grad(dx.sum(), arguments[1])
+
+
+@pytest.mark.parametrize("kind", [1, "constant", "video"])
+@dtypes
+def test_no_tokens(dtype, kind):
+    arguments = draw(dtype, 2, 0, 16, 3, b=kind, c=kind)
+    y, state = backend.scan(*arguments, **options())
+    assert y.shape == (2, 0, 16) and (state == 0).all()
+    for gradient in torch.autograd.grad(y.sum() + state.sum(), arguments):
+        assert (gradient == 0).all()
+
+
+in_memory_and_registers = pytest.mark.parametrize("states", [4, 16])
+
+
+@in_memory_and_registers
+@directions
+def test_float32_over_sixteen_thousand_steps(reverse, states):
+    """States that live for thousands of steps add up their rounding."""
+    arguments = draw(torch.float32, 1, 16000, 16, states)
+    with torch.no_grad():
+        arguments[1].sub_(4)
+        arguments[2].copy_(-torch.linspace(0.1, 16, 16 * states).view(16, states))
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, 1, 16000, 16, states)
+    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
+    agree(got, gradients(backend.scan, exact, cotangents, **options(reverse)), 1e-5)
+
+
+def two_steps(x, delta, A):
+    """y of two steps for many channels with one state and B = C = 1. x, delta: (2, E); A: (E,)."""
+    ones = torch.ones(1, 2, 1, 1, dtype=x.dtype)
+    arguments = (x[None], delta[None], A[:, None].to(x.dtype), ones, ones, None, None)
+    return backend.scan(*arguments, **options(softplus=False))[0][0]
+
+
+@dtypes
+def test_exponential_over_its_range(dtype):
+    """The state is 1 after a first step of dt = 1, then exp(dt)."""
+    exponent = torch.linspace(-110, 95, 40001, dtype=dtype)
+    x, dt = torch.zeros(2, 40001, dtype=dtype), torch.stack([torch.ones(40001), exponent]).to(dtype)
+    x[0] = 1
+    got, expected = two_steps(x, dt, torch.ones(40001))[1], exponent.double().exp()
+    eps = torch.finfo(dtype).eps
+    # In float32 results near the smallest normal number are flushed, and those at the largest are
+    # infinite half a binade early.
+    normal = (expected > 1e-37) & (expected < 1.5e38) if dtype == torch.float32 else expected > 0
+    error = (got.double() / expected - 1).abs()[normal]
+    # The exponent itself is rounded once in base 2.
+    assert (error <= eps * (2 + exponent.double().abs()[normal])).all()
+    if dtype == torch.float32:
+        assert (got[exponent < -88] == 0).all()
+        assert got[exponent > 89].isinf().all()
+        assert ((got[~normal] < 2e-37) | (got[~normal] > 1e38)).all()
+
+
+@dtypes
+def test_exponential_at_its_ends(dtype):
+    exponent = torch.tensor(
+        [-3e38, -1e30, -1e4, -104, 0.0, -0.0, 104, 1e4, 1e30, 3e38], dtype=dtype
+    )
+    if dtype == torch.float64:
+        exponent *= 10
+    x, dt = torch.zeros(2, 10, dtype=dtype), torch.stack([torch.ones(10, dtype=dtype), exponent])
+    x[0] = 1
+    got = two_steps(x, dt, torch.ones(10))[1]
+    assert got.tolist() == [0, 0, 0, 0, 1, 1, *[float("inf")] * 4]
+
+
+@in_memory_and_registers
+@directions
+def test_steep_steps_among_calm_ones(reverse, states):
+    """Exponents near 0 are computed in another way than those that may leave the range."""
+    shape = (2, 200, 48, states)
+    arguments = draw(torch.float32, *shape)
+    delta = arguments[1].detach()
+    generator = torch.Generator().manual_seed(0)
+    steep = torch.rand(delta.shape, generator=generator) < 0.002  # in about every second chunk
+    arguments[1] = torch.where(steep, delta.abs() * 300, delta).requires_grad_()
+    exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
+    cotangents = cotangents_of(torch.float32, *shape)
+    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
+    agree(got, gradients(naive, exact, cotangents, **options(reverse)), 1e-5)
+
+
+@dtypes
+def test_exponential_of_any_nan(dtype):
+    """Also of one with bits set that the polynomial would shift into the exponent."""
+    patterns = torch.tensor([0x7FC00000, 0x7FC00001, 0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32)
+    rates = patterns.view(torch.float32).to(dtype)
+    x = torch.ones(2, 5, dtype=dtype)
+    assert two_steps(x, x, rates).isnan().all()
+
+
+@dtypes
+def test_softplus_is_torchs(dtype):
+    """y = softplus(delta) for one step with x = B = C = 1; its slope is the gradient of delta."""
+    delta = torch.linspace(-80, 60, 14001, dtype=dtype)
+    special = torch.tensor([20.0, 20.000001, 19.999999, -1e30, 1e30, float("inf"), float("-inf")])
+    delta = torch.cat([delta, special.to(dtype)]).requires_grad_()
+    channels = len(delta)
+    ones = torch.ones(1, 1, 1, 1, dtype=dtype)
+    A = -torch.ones(channels, 1, dtype=dtype)
+    x = torch.ones(1, 1, channels, dtype=dtype)
+    y, _ = backend.scan(x, delta[None, None], A, ones, ones, None, None, **options())
+    (slope,) = torch.autograd.grad(y.sum(), delta)
+    exact = delta.detach().double().requires_grad_()
+    expected = F.softplus(exact)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
+    eps = torch.finfo(dtype).eps
+    negligible = expected_slope < NEGLIGIBLE[dtype]
+    for got, want in ((y[0, 0], expected), (slope, expected_slope.masked_fill(negligible, 0))):
+        size = torch.finfo(dtype).tiny + eps * (4 + exact.clamp(-100, 100).abs()) * want.abs()
+        near = (got.double() - want).abs() <= size
+        assert (near | (got == want)).all()
+
+
+@dtypes
+@in_memory_and_registers
+@directions
+def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
+    shape = (3, 70, 37, states)
+    clean = draw(dtype, *shape)
+    cotangents = (torch.randn(3, 70, 37, dtype=dtype), None)
+    expected = gradients(backend.scan, clean, cotangents, **options(reverse))
+    dirty = [tensor.detach().clone().requires_grad_() for tensor in clean]
+    with torch.no_grad():
+        dirty[0][1, 35, 5] = float("nan")
+        dirty[1][1, 50, 20] = float("nan")
+        dirty[3][2, 20] = float("nan")
+    got = gradients(backend.scan, dirty, cotangents, **options(reverse))
+    for name in ("y", "state", "grad x", "grad delta", "grad B", "grad C"):
+        assert torch.equal(got[name][0], expected[name][0]), f"{name} of a clean video"
+    for channel, first in ((5, 35), (20, 50)):
+        hit = slice(0, first + 1) if reverse else slice(first, None)
+        assert got["y"][1, hit, channel].isnan().all()
+    others = [channel for channel in range(37) if channel not in (5, 20)]
+    assert torch.equal(got["y"][1][:, others], expected["y"][1][:, others])
+    before, after = slice(0, 20), slice(21, None)
+    untouched, hit = (after, before) if reverse else (before, after)
+    assert got["y"][2, hit].isnan().all()
+    assert torch.equal(got["y"][2, untouched], expected["y"][2, untouched])
+
+
+@dtypes
+@in_memory_and_registers
+@directions
+def test_padding_is_never_read(reverse, states, dtype):
+    shape = (3, 40, 37, states)
+    lengths = torch.tensor([40, 17, 0])
+    clean = draw(dtype, *shape)
+    dirty = [tensor.detach().clone().requires_grad_() for tensor in clean]
+    dy, dstate = cotangents_of(dtype, *shape)
+    wild = dy.clone()
+    with torch.no_grad():
+        for video, valid in enumerate(lengths.tolist()):
+            for tensor in (dirty[0], dirty[1], dirty[3], dirty[4], wild):
+                tensor[video, valid:] = float("nan")
+    given = options(reverse, lengths)
+    got = gradients(backend.scan, dirty, (wild, dstate), **given)
+    identical(got, gradients(backend.scan, clean, (dy, dstate), **given))
+    for name in ("y", "grad x", "grad delta", "grad B", "grad C"):
+        assert (got[name][1, 17:] == 0).all() and (got[name][2] == 0).all(), name
+    assert (got["state"][2] == 0).all()
+
+
+@pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
+@directions
+def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
+    # One input, then nothing: the state halves 400 times, the gradient on its way back as well.
+    threads(2)
+    length, channels, states = 401, 256, 16
+    x = torch.zeros(2, length, channels)
+    x[:, -1 if reverse else 0] = 1e-3
+    one = torch.ones(2, length, channels)
+    gains = torch.ones(2, length, 1, states)
+    A = torch.full((channels, states), math.log(0.5))
+    tensors = [t.requires_grad_() for t in (x, one, A, gains, gains.clone())]
+    y, state = backend.scan(
+        *tensors, None, None, delta_softplus=False, reverse=reverse, lengths=None
+    )
+    smallest = torch.finfo(torch.float32).tiny
+    assert (y != 0).sum() > 100 * channels
+    assert not ((y != 0) & (y.abs() < smallest)).any()
+    assert (state == 0).all()
+    assert torch.tensor(1e-30) * 1e-10 != 0, "the caller's own mode is as it was"
+
+
+@pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
+@in_memory_and_registers
+@directions
+def test_gradients_below_the_normal_range_are_zero(reverse, states):
+    """Also where a large number would lift them above it again."""
+    arguments = draw(torch.float32, 1, 40, 16, states)
+    with torch.no_grad():
+        arguments[0].fill_(2.0**60)
+    _, state = backend.scan(*arguments, **options(reverse))
+    for exponent, nothing in ((-120, False), (-130, True)):
+        given = torch.full_like(state, 2.0**exponent)
+        (slope,) = torch.autograd.grad(state, arguments[2], given, retain_graph=True)
+        assert (slope == 0).all() == nothing
+    assert torch.tensor(1e-30) * 1e-10 != 0, "the caller's own mode is as it was"
