@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -93,7 +95,7 @@ def test_any_cutting_equals_one_call(backend, cuts, reverse, dtype):
 
     expected = gradients(*selective_scan(**arguments, **options, backend=backend))
     edges = [0, *cuts, length]
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
     outputs, state = [], arguments["initial_state"]
     for part in reversed(parts) if reverse else parts:
         in_time = ("u", "delta", "B", "C", "z")
