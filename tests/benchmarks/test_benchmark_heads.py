@@ -76,9 +76,9 @@ def test_what_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention-cudnn": "does not offer",
     }.items():
         assert isinstance(found := ON_CPU[name], str) and reason in found
-    monkeypatch.setattr("muse_adapter.ops.triton_gpu.unavailable", lambda device=None: None)
+    monkeypatch.setattr("muse_adapter.ops.triton_gpu.TRITON.unavailable", lambda device=None: None)
     assert "interpreter" in contenders("cpu", torch.float32)["muse-triton"]
-    monkeypatch.setattr("muse_adapter.ops.mamba_ssm.unavailable", lambda device=None: None)
+    monkeypatch.setattr("muse_adapter.ops.mamba_ssm.MAMBA_SSM.unavailable", lambda device=None: None)
     monkeypatch.setattr("muse_adapter.ops.mamba_ssm._convolution_error", lambda: None)
     assert isinstance(contenders("cpu", torch.float32)["muse-published"], Contender)
     exact = contenders("cpu", torch.float64)
