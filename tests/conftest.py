@@ -9,6 +9,7 @@ Fixtures
     nan_memory                  memory that is allocated but not written holds NaN
     run_python                  runs code in a fresh interpreter that sees this checkout
     threads                     sets the number of torch's threads, for this test
+    torch_scan                  runs scans on the `torch` backend, for this file
     two_processes               runs code in two interpreters, a group of torch.distributed
 """
 
@@ -292,6 +293,15 @@ def nan_memory() -> Iterator[None]:
 def same_seed() -> None:
     """Every test starts from the same random state, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def torch_scan() -> Iterator[None]:
+    """Runs scans on the `torch` backend, which compiles nothing, for this file."""
+    from muse_adapter.ops import use_backend
+
+    with use_backend("torch"):
+        yield
 
 
 @pytest.fixture(scope="session")
