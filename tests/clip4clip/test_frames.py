@@ -18,7 +18,6 @@ class CountedRuns:
     """Record the number of videos in each run of a host's head."""
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.model = model
         self.videos: list[int] = []
         real = model.muse.forward_features
 
@@ -77,8 +76,8 @@ def test_similarity_uses_only_the_fused_frames(
 
 def test_head_runs_once_per_batch(patched: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 texts and videos in batches of 16: 7 batches, and 49 pairs of batches."""
-    counted = CountedRuns(patched.build(patched.args(*SMALL)), monkeypatch)
-    model = counted.model.eval()
+    model = patched.build(patched.args(*SMALL)).eval()
+    counted = CountedRuns(model, monkeypatch)
     texts, videos = [], []
     with torch.no_grad():
         for start in range(0, 100, 16):
