@@ -183,7 +183,7 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
             continue
         kept.append({**group, "params": rest})
         decays.append(group.get("weight_decay", 0.0))
-    undecayed = set(undecayed_ids(head))
+    undecayed = undecayed_ids(head)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     rate = args.lr * args.muse_lr_scale
     for name, decay in (("muse.decay", max(decays)), ("muse.no_decay", 0.0)):
