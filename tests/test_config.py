@@ -1,4 +1,4 @@
-"""MuseConfig: defaults, validation, side lengths, JSON; the paper's training settings."""
+"""MuseConfig: defaults, validation, side lengths, JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from muse_adapter.config import (
     SCALES,
     MuseConfig,
 )
-from muse_adapter.presets import PAPER_SETTINGS
 from muse_adapter.version import VERSION
 
 CONFIGS = st.builds(
@@ -236,23 +235,3 @@ def test_from_dict_needs_every_field() -> None:
 def test_from_json_refuses(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MuseConfig.from_json(text)
-
-
-@pytest.mark.parametrize(
-    ("data_set", "frames", "words"),
-    [("msrvtt", 12, 32), ("didemo", 64, 64), ("activitynet", 64, 64)],
-)
-def test_paper_settings(data_set: str, frames: int, words: int) -> None:
-    settings = PAPER_SETTINGS[data_set]
-    assert (settings.frames, settings.words) == (frames, words)
-    assert settings.lr == 1e-4
-    assert settings.lr * settings.head_lr_scale == pytest.approx(1e-3)
-    assert settings.lr * settings.backbone_lr_scale == pytest.approx(1e-7)
-    # The head that the settings describe is the default one.
-    config = MuseConfig.from_sides(settings.sides, grid=(7, 7), depth=settings.depth)
-    assert config == MuseConfig()
-
-
-def test_paper_settings_cannot_be_changed() -> None:
-    with pytest.raises(TypeError):
-        PAPER_SETTINGS["msrvtt"] = PAPER_SETTINGS["didemo"]  # type: ignore[index]
