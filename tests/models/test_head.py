@@ -43,8 +43,8 @@ def test_flat_tokens_and_other_grids():
 
 def test_registers_are_dropped():
     tokens = random_tokens(prefix=5)
-    kept = torch.cat([tokens[:, :, :1], tokens[:, :, 5:]], dim=2)
-    assert_close(perturbed(num_prefix_tokens=5)(tokens), perturbed()(kept), "rounding")
+    without = torch.cat([tokens[:, :, :1], tokens[:, :, 5:]], dim=2)
+    assert_close(perturbed(num_prefix_tokens=5)(tokens), perturbed()(without), "rounding")
 
 
 @EVERY_FORM

@@ -98,17 +98,17 @@ class Nested(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("head_is_inner", "wanted"),
+    ("head_is_inner", "expected"),
     [
         (True, {"head.decay": {"inner.weight"}, "backbone.decay": {"own.weight"}}),
         (False, {"head.decay": {"own.weight"}, "backbone.decay": {"inner.weight"}}),
     ],
     ids=["head inside the backbone", "backbone inside the head"],
 )
-def test_the_inner_module_has_its_own_rate(head_is_inner: bool, wanted: dict) -> None:
+def test_the_inner_module_has_its_own_rate(head_is_inner: bool, expected: dict) -> None:
     outer = Nested(nn.Linear(2, 2, bias=False))
     head, backbone = (outer.inner, outer) if head_is_inner else (outer, outer.inner)
-    assert names_by_group(outer, param_groups(outer, head, backbone=backbone)) == wanted
+    assert names_by_group(outer, param_groups(outer, head, backbone=backbone)) == expected
 
 
 def test_same_module_registered_twice() -> None:
