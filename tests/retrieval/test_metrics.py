@@ -19,7 +19,8 @@ KS = (1, 2, 5)
 def brute_force(scores: list[list[float]], correct: list[set[int]]) -> dict[str, float]:
     """Compute the metrics of queries (rows) over all orders of the gallery (columns).
 
-    Each order is sorted by score, stably.     `correct[i]` are the correct columns of row i; rows without one are no queries.
+    Each order is sorted by score, stably. `correct[i]` are the correct columns of row i; rows
+    without one are no queries.
     """
     expected: list[float] = []
     hits: dict[int, list[float]] = {k: [] for k in KS}
