@@ -182,7 +182,7 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
             continue
         regrouped.append({**group, "params": others})
         decays.append(group.get("weight_decay", 0.0))
-    undecayed = set(undecayed_ids(head))
+    undecayed = undecayed_ids(head)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     lr = args.lr * args.muse_lr_scale
     for name, decay in (("muse.decay", max(decays)), ("muse.no_decay", 0.0)):
