@@ -21,6 +21,7 @@ from benchmarks.contenders import Contender, contenders
 from benchmarks.gate import against_definition
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, selective_scan
+from muse_adapter.ops.backend import by_name
 from tests.support.small_benchmarks import HERE, ON_CPU, THREADS, small
 
 
@@ -76,9 +77,9 @@ def test_what_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention-cudnn": "does not offer",
     }.items():
         assert isinstance(found := ON_CPU[name], str) and reason in found
-    monkeypatch.setattr("muse_adapter.ops.triton_gpu.TRITON.unavailable", lambda device=None: None)
+    monkeypatch.setattr(by_name("triton"), "unavailable", lambda device=None: None)
     assert "interpreter" in contenders("cpu", torch.float32)["muse-triton"]
-    monkeypatch.setattr("muse_adapter.ops.mamba_ssm.MAMBA_SSM.unavailable", lambda device=None: None)
+    monkeypatch.setattr(by_name("mamba_ssm"), "unavailable", lambda device=None: None)
     monkeypatch.setattr("muse_adapter.ops.mamba_ssm._convolution_error", lambda: None)
     assert isinstance(contenders("cpu", torch.float32)["muse-published"], Contender)
     exact = contenders("cpu", torch.float64)
