@@ -19,7 +19,7 @@ from examples.quickstart.runs import run, scan_backend, seconds_per_step
 from examples.quickstart.search import write_index
 from examples.quickstart.settings import Settings
 from examples.quickstart.splits import Split
-from muse_adapter.encoders.batches import embed_texts, embed_videos
+from muse_adapter.encoders import embed_texts, embed_videos
 from muse_adapter.ops import backends
 
 DEMO_HEADS = ("muse", "mean_pool")

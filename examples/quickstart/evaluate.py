@@ -10,7 +10,7 @@ from torch import Tensor
 from examples.quickstart.model import QuickstartModel, Tokenizer
 from examples.quickstart.splits import Split
 from muse_adapter import retrieval_metrics
-from muse_adapter.encoders.batches import embed_texts, embed_videos
+from muse_adapter.encoders import embed_texts, embed_videos
 
 
 def evaluate(model: QuickstartModel, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from examples.quickstart.settings import Settings
 from examples.quickstart.tokenizer import WordTokenizer
 from examples.quickstart.towers import POSITION_STD, ImageTower, TextTower
 from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel
-from muse_adapter.models.baselines import MeanPool, TemporalTransformer
+from muse_adapter.models import MeanPool, TemporalTransformer
 
 MUSE_VARIANTS: dict[str, dict[str, Any]] = {
     "muse": {},

@@ -12,7 +12,7 @@ from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.model import build_model, load_tokenizer
 from examples.quickstart.settings import Settings
 from examples.quickstart.splits import Split
-from muse_adapter.encoders.batches import embed_texts, embed_videos
+from muse_adapter.encoders import embed_texts, embed_videos
 
 INDEX = "search.pt"
 

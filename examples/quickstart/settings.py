@@ -14,7 +14,7 @@ class Settings:
     """Settings of one run; two runs with equal settings and clips give equal results.
 
     Attributes:
-        head: Name of the video head, one of `examples.quickstart.heads.HEADS`.
+        head: Name of the video head, one of `examples.quickstart.model.HEADS`.
         seed: Seed of the weights, the order of the clips and the dropout.
         steps: Optimiser steps.
         batch_size: Clips in a batch.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muse_adapter.encoders.batches import embed_texts, embed_videos
+from muse_adapter.encoders import embed_texts, embed_videos
 from muse_adapter.ops import use_backend
 from tests.support.contrastive_steps import small_model
 

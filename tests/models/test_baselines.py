@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from muse_adapter import VideoEncoder
 from muse_adapter.layers.transformer import TransformerLayer
-from muse_adapter.models.baselines import MeanPool, TemporalTransformer
+from muse_adapter.models import MeanPool, TemporalTransformer
 
 DIM, FRAMES = 128, 5  # two attention heads
 ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
