@@ -70,6 +70,7 @@ class QuickstartModel(VideoTextModel):
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Embed videos: uint8 (B, T, 3, height, width) and bool (B, T) to (B, D), of unit norm."""
+        # The heads compare in float32 and normalise: to do so again would only round.
         return self.encoder((frames / 255 - self.mean) / self.std, frame_mask)
 
     def own_state(self) -> dict[str, Tensor]:

@@ -140,9 +140,8 @@ def train_step(
     frames, mask = clips.split.frames[video].to(device), clips.split.mask[video].to(device)
     texts = model.encode_text(clips.ids[rows].to(device))
     similarity = model.similarity(texts, model.encode_video(frames, mask))
-    ignored = ignored_pairs(video, clips.caption[rows]).to(device)
-    logits = (model.logit_scale.exp() * similarity).masked_fill(ignored, -math.inf)
-    loss = contrastive_loss(logits)
+    logits = model.logit_scale.exp() * similarity
+    loss = batch_loss(logits, video.to(device), clips.caption[rows].to(device))
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value} in step {step}; try a lower learning rate")
@@ -154,16 +153,18 @@ def train_step(
     return value
 
 
-def ignored_pairs(video: Tensor, caption: Tensor) -> Tensor:
-    """Find the pairs of a batch that are no negatives although they are no pair of the batch.
+def batch_loss(logits: Tensor, video: Tensor, caption: Tensor) -> Tensor:
+    """Compute the contrastive loss of a batch whose rows may share a video or a caption.
+
+    Text and video of two such rows belong together: they are no negatives, and left out.
 
     Args:
+        logits: (B texts, B videos); text i belongs to video i.
         video: Int64 (B,), number of the video of each row.
         caption: Int64 (B,), number of the caption of each row.
 
     Returns:
-        Bool (B texts, B videos), True where text and video of two rows belong together, because
-        the rows share the video (a video may have several captions) or the caption.
+        Scalar.
     """
     together = (video[:, None] == video) | (caption[:, None] == caption)
-    return together.fill_diagonal_(False)
+    return contrastive_loss(logits.masked_fill(together.fill_diagonal_(False), -math.inf))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ pytest.importorskip("tqdm", reason="the quickstart shows progress with tqdm")
 from examples.quickstart import runs
 from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.material import Material
+from examples.quickstart.search import write_index
 from tests.support.quickstart import TINY, run_command
 
 
@@ -40,6 +44,42 @@ def test_a_damaged_file_is_named(
     result.write_bytes(content)
     with pytest.raises(ValueError, match=r"result\.json is damaged"):
         runs.finished(TINY, material, tmp_path)
+
+
+def test_files_of_another_model_are_refused(
+    tmp_path: Path, material: Material, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tensors were renamed between versions, and other settings have other tensors."""
+    settings = replace(TINY, head="mean_pool", steps=1)
+    trained, _ = runs.run(settings, material, tmp_path, progress=False)
+    write_index(tmp_path, settings, trained, [material.splits["test"]])
+    checkpoint = runs.run_folder(tmp_path, settings, material) / "checkpoint.pt"
+    for path in (checkpoint, tmp_path / "search.pt"):
+        content = read_tensors(path)
+        content["model"]["logit_scale"] = content["model"].pop("_logit_scale")
+        write_tensors(path, content)
+    message = (
+        "of another model or of another version of the quickstart.*: _logit_scale, logit_scale"
+    )
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt.* {message}"):
+        runs.run(settings, material, tmp_path, progress=False)
+    assert run_command("search", "a red circle", "--folder", tmp_path) == 2
+    assert re.search(rf"search\.pt.* {message}", capsys.readouterr().err)
+
+
+def test_a_full_disk_is_named_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "kept.pt"
+    write_tensors(path, {"steps": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"cannot write {re.escape(str(path))}: No space left"):
+        write_tensors(path, {"steps": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.pt"]
+    assert read_tensors(path) == {"steps": 1}
 
 
 # Torch says so of a pickle whose first bytes were changed, before it refuses it.

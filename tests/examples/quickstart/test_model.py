@@ -77,6 +77,7 @@ def test_pretrained_clip_as_backbone(
     assert content["settings"]["lr"] == 1e-4 and content["settings"]["size"] == 16
     name = "encoder.backbone.visual_projection.weight"
     assert (name in content["model"]) is trained
+    assert "encoder.backbone.logit_scale" in content["model"], "it learns beside frozen towers too"
     if trained:
         before = CLIPModel.from_pretrained(clip_folder).visual_projection.weight
         assert not torch.equal(before, content["model"][name])

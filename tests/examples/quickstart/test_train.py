@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -61,12 +62,26 @@ def test_training_learns_order_too(tmp_path: Path) -> None:
     assert result["pair_preference"] >= 95, result
 
 
-def test_pairs_that_belong_together_are_no_negatives() -> None:
-    video, caption = torch.tensor([4, 4, 7, 8]), torch.tensor([0, 1, 2, 0])
-    wanted = torch.zeros(4, 4, dtype=torch.bool)
-    wanted[0, 1] = wanted[1, 0] = True  # two captions of one video
-    wanted[0, 3] = wanted[3, 0] = True  # one caption of two videos
-    assert torch.equal(train.ignored_pairs(video, caption), wanted)
+@pytest.mark.parametrize(
+    ("video", "caption"),
+    [([4, 4, 7], [0, 1, 2]), ([4, 5, 7], [1, 1, 2])],
+    ids=["two captions of a video", "a caption of two videos"],
+)
+def test_rows_that_belong_together_are_no_negatives(video: list[int], caption: list[int]) -> None:
+    logits = torch.tensor([[1.0, 5.0, 0.0], [2.0, 1.0, 0.5], [0.0, 3.0, 2.0]])
+    rows = -torch.tensor([
+        math.log(math.e / (math.e + 1)),
+        math.log(math.exp(1) / (math.exp(1) + math.exp(0.5))),
+        math.log(math.exp(2) / (1 + math.exp(3) + math.exp(2))),
+    ])  # fmt: skip
+    columns = -torch.tensor([
+        math.log(math.e / (math.e + 1)),
+        math.log(math.exp(1) / (math.exp(1) + math.exp(3))),
+        math.log(math.exp(2) / (1 + math.exp(0.5) + math.exp(2))),
+    ])  # fmt: skip
+    wanted = 0.5 * (rows.mean() + columns.mean())
+    loss = train.batch_loss(logits, torch.tensor(video), torch.tensor(caption))
+    torch.testing.assert_close(loss, wanted)
 
 
 def test_each_epoch_is_another_order_of_all_clips() -> None:
