@@ -122,17 +122,17 @@ def draw_curves(
         path: Path of the PNG.
         losses: Loss of each step, by head.
         validation: (step, R@1 in percent), by head.
-        window: The loss is shown as its mean over this number of steps.
+        window: The loss is shown as its mean over this number of steps, at most half of them.
 
     Raises:
         ImportError: Matplotlib is not installed.
     """
     figure = _figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
+    window = max(1, min([window, *(len(values) // 2 for values in losses.values())]))
     for name, values in losses.items():
-        width = min(window, len(values))
-        mean = np.convolve(values, np.ones(width) / width, mode="valid")
-        left.plot(np.arange(width, len(values) + 1), mean, label=name)
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
+        left.plot(np.arange(window, len(values) + 1), mean, label=name)
     for name, points in validation.items():
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     left.set(xlabel="step", ylabel="InfoNCE", title=f"training loss, mean over {window} steps")

@@ -12,6 +12,7 @@ pytest.importorskip("tqdm", reason="the quickstart needs tqdm")
 
 import numpy as np
 
+from examples.quickstart import pictures
 from examples.quickstart.pictures import contact_sheet, strip_of
 from examples.quickstart.scenes import QUERY
 from examples.quickstart.splits import load_split
@@ -50,3 +51,21 @@ def test_contact_sheet_marks_the_hit(rendered: tuple, tmp_path: Path) -> None:
 def test_contact_sheet_without_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one query"):
         contact_sheet(tmp_path / "sheet.png", [])
+
+
+@pytest.mark.parametrize(("steps", "width"), [(2, 1), (9, 4), (100, 20)])
+def test_curves_show_the_mean_over_some_steps(
+    steps: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: muse-adapter[bench]")
+    drawn = []
+    monkeypatch.setattr(pictures, "_write_png", lambda _, figure: drawn.append(figure))
+    pictures.draw_curves(
+        tmp_path / "curves.png", {"muse": [float(i) for i in range(steps)]}, {"muse": [(steps, 5)]}
+    )
+    loss, validation = drawn[0].axes
+    assert loss.get_title() == f"training loss, mean over {width} steps"
+    x, y = loss.lines[0].get_data()
+    assert x.tolist() == list(range(width, steps + 1))
+    np.testing.assert_allclose(y, x - (width + 1) / 2)
+    assert validation.lines[0].get_xydata().tolist() == [[steps, 5]]
