@@ -90,6 +90,7 @@ def formulas() -> dict[Any, Any]:
     }
 
 
+@functools.cache
 def count(variant: Variant, case: Case, dim: int) -> int:
     """Count the operations of one run.
 

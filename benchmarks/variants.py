@@ -103,15 +103,18 @@ def definition(function: str) -> Variant:
 
 @functools.cache
 def countable(name: str, variant: Variant) -> Variant:
-    """Put the same arithmetic on kernels that a counter of operations can see."""
+    """Put the same arithmetic on kernels that a counter of operations can see.
+
+    Variants with the same operations come out equal, so that these are counted once.
+    """
     if name == "muse-published":
         build = lambda dim: published_way(_release(dim), own_kernels())  # noqa: E731
-        return Variant(variant.what, variant.function, build)
+        return Variant(name, variant.function, build)
     if variant.function in ("muse", "mamba", "conv"):
-        return Variant(variant.what, variant.function, variant.build, _backend("torch"))
-    if name in ("attention-efficient", "attention-cudnn"):
+        return Variant(variant.function, variant.function, variant.build, _backend("torch"))
+    if name in ("attention-flash", "attention-efficient", "attention-cudnn"):
         force = _kernel(SDPBackend.FLASH_ATTENTION)
-        return Variant(variant.what, variant.function, variant.build, force)
+        return Variant(variant.function, variant.function, variant.build, force)
     return variant
 
 
@@ -120,6 +123,7 @@ def _release(dim: int, mixer: str = "bimamba") -> MultiScaleMamba:
     return MultiScaleMamba(dim=dim, mixer=mixer, init="release")
 
 
+@functools.cache
 def _muse(mixer: str) -> Callable[[int], nn.Module]:
     return lambda dim: _release(dim, mixer)
 
@@ -128,10 +132,12 @@ def _written_out(dim: int) -> nn.Module:
     return with_written_out_attention(_release(dim, "attention"))
 
 
+@functools.cache
 def _backend(name: str) -> Callable[[], AbstractContextManager[object]]:
     return lambda: use_backend(name)
 
 
+@functools.cache
 def _kernel(kernel: SDPBackend) -> Callable[[], AbstractContextManager[object]]:
     return lambda: sdpa_kernel(kernel)
 

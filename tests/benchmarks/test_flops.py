@@ -116,5 +116,6 @@ def test_operations_are_counted_for_every_head(mode: str) -> None:
     counts = {name: count(countable(name, head), case, 32) for name, head in HERE.items()}
     assert counts["meanP"] == 0 and all(counts[name] > 0 for name in counts if name != "meanP")
     assert counts["conv"] < counts["mamba"] < counts["muse-torch"]
+    assert countable("muse-torch", HERE["muse-torch"]) == countable("", HERE["muse-reference"])
     published = Variant("", "muse", lambda dim: nn.Identity())
     assert count(countable("muse-published", published), case, 32) > counts["muse-torch"]
