@@ -1,4 +1,4 @@
-"""Exponents and crossing lengths."""
+"""Exponents and crossing lengths of the curves of `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.growth import compare, fit
+from benchmarks.curves import compare, fit
 
 
 def test_exponents_and_their_errors() -> None:

@@ -1,8 +1,8 @@
-"""What every fresh process would load for itself: once, in the server that they are forked from."""
+"""What every isolated process would load for itself, loaded once by the server that forks them."""
 
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  torch wants it at the first backward pass
 
-import benchmarks.timing  # noqa: F401
+import benchmarks.workload  # noqa: F401
 from muse_adapter.ops import backends
 
 # Saying what runs here imports the libraries of what does.

@@ -1,37 +1,45 @@
-"""A function in a fresh process: its peak of memory is its own, and a crash is its own too."""
+"""A function in a process of its own: its peak of memory is its own, and so is a crash."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
-# Loaded once, by the server that the fresh processes are forked from.
-PRELOAD = ["benchmarks.preloaded"]
+# Loaded once, by the server that isolated processes are forked from.
+PRELOAD = ["benchmarks.preload"]
 
 
 class DiedError(RuntimeError):
     """The process ended without an answer."""
 
 
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of some module in a new process, which has the libraries in memory.
+def isolated(function: Callable[..., Any], *arguments: Any, preloaded: bool = False) -> Any:
+    """Call a function of some module in a new process.
 
     Args:
-        function, arguments: anything that can be pickled; so must be the result.
+        function: Anything that can be pickled, as must be its result.
+        *arguments: Its arguments, likewise.
+        preloaded: Fork from a server that has loaded what all heads use, rather than start an
+            interpreter. Faster, but libraries that the function does not use are resident too.
 
     Returns:
         What the function returns.
 
     Raises:
-        MemoryError: it asked for more than the machine has free.
-        DiedError: the process ended without an answer, killed for example.
-        RuntimeError: whatever else the function raised, as text.
+        MemoryError: It asked for more than the machine has free.
+        DiedError: The process ended without an answer, killed for example.
+        RuntimeError: Whatever else the function raised, as text.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context: ForkServerContext | SpawnContext
+    if preloaded:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+    else:
+        context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments))
     process.start()
@@ -72,14 +80,14 @@ def _limit_memory() -> None:
         return
     import resource
 
-    free = _kib(info, "MemAvailable")
-    data = _kib(Path("/proc/self/status"), "VmData")
+    free = _read_kib(info, "MemAvailable")
+    data = _read_kib(Path("/proc/self/status"), "VmData")
     limit = data + free * 9 // 10
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _kib(file: Path, name: str) -> int:
-    """Bytes of a line of /proc that is in KiB."""
+def _read_kib(file: Path, name: str) -> int:
+    """Read a line of /proc that is in KiB; returns bytes."""
     for line in file.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -34,14 +34,14 @@ KERNELS = {
 
 
 @dataclass(frozen=True)
-class Contender:
+class Variant:
     """One head on one kernel.
 
     Attributes:
-        what: what tables call it.
-        function: contenders of one function compute the same from the same weights.
-        build: width D -> module that maps tokens (B, T, N, D), by keyword `grid`, to (B, D).
-        force: what its kernel is chosen by, while it runs.
+        what: What tables call it.
+        function: Variants of one function compute the same from the same weights.
+        build: Width D -> module that maps tokens (B, T, N, D), by keyword `grid`, to (B, D).
+        force: Context that chooses its kernel.
     """
 
     what: str
@@ -50,66 +50,72 @@ class Contender:
     force: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
 
-def contenders(device: str, dtype: torch.dtype) -> dict[str, Contender | str]:
-    """All heads by name, in the order of the tables; a text instead says why one cannot run here.
+def variants(device: str, dtype: torch.dtype) -> dict[str, Variant | str]:
+    """List all heads by name, in the order of the tables.
 
     Args:
         device: "cpu" or "cuda".
-        dtype: of the computation.
+        dtype: Type of the computation.
+
+    Returns:
+        Each head; a text instead says why one cannot run here.
     """
-    found: dict[str, Contender | str] = {}
+    found: dict[str, Variant | str] = {}
     for name, status in backends(device).items():
         reason = status.reason
         if name == "triton" and device == "cpu" and status.available:
             reason = "on a CPU its kernels run in Triton's interpreter, whose time says nothing"
         if name == "mamba_ssm" and dtype == torch.float64:
             reason = reason or "mamba-ssm has no float64 kernels"
-        found[f"muse-{name}"] = reason or Contender(
+        found[f"muse-{name}"] = reason or Variant(
             f"MUSE, `{name}`", "muse", _muse("bimamba"), _backend(name)
         )
-    found["muse-published"] = _published_unavailable(device, dtype) or Contender(
+    found["muse-published"] = _published_unavailable(device, dtype) or Variant(
         "MUSE as published, mamba-ssm",
         "muse",
         lambda dim: published_way(_release(dim), mamba_ssm_kernels()),
     )
     automatic = backend_for(torch.device(device))
     for mixer, what in (("mamba", "one direction"), ("conv", "convolution")):
-        found[mixer] = Contender(f"{what}, `{automatic}`", mixer, _muse(mixer), _backend(automatic))
+        found[mixer] = Variant(f"{what}, `{automatic}`", mixer, _muse(mixer), _backend(automatic))
     for name, kernel in KERNELS.items():
-        found[f"attention-{name}"] = _kernel_unavailable(kernel, device, dtype) or Contender(
+        found[f"attention-{name}"] = _kernel_unavailable(kernel, device, dtype) or Variant(
             f"attention, SDPA {name}", "attention", _muse("attention"), _kernel(kernel)
         )
-    found["attention-plain"] = Contender("attention, written out", "attention", _written_out)
-    found["seqTransf"] = Contender("CLIP4Clip's seqTransf", "seqTransf", TemporalTransformer)
-    found["meanP"] = Contender("CLIP4Clip's meanP", "meanP", lambda dim: MeanPooling())
+    found["attention-plain"] = Variant("attention, written out", "attention", _written_out)
+    found["seqTransf"] = Variant("CLIP4Clip's seqTransf", "seqTransf", TemporalTransformer)
+    found["meanP"] = Variant("CLIP4Clip's meanP", "meanP", lambda dim: MeanPooling())
     return found
 
 
-def definition(function: str) -> Contender:
-    """What contenders of a function must agree with."""
+def definition(function: str) -> Variant:
+    """Return what variants of a function must agree with."""
     if function in ("muse", "mamba", "conv"):
         mixer = "bimamba" if function == "muse" else function
-        return Contender("the definition", function, _muse(mixer), _backend("reference"))
+        return Variant("the definition", function, _muse(mixer), _backend("reference"))
     builders: dict[str, Callable[[int], nn.Module]] = {
         "attention": _written_out,
         "seqTransf": TemporalTransformer,
         "meanP": lambda dim: MeanPooling(),
     }
-    return Contender("the definition", function, builders[function])
+    return Variant("the definition", function, builders[function])
 
 
 @functools.cache
-def countable(name: str, contender: Contender) -> Contender:
-    """The contender with the same arithmetic on kernels that a counter of operations can see."""
+def countable(name: str, variant: Variant) -> Variant:
+    """Put the same arithmetic on kernels that a counter of operations can see.
+
+    Variants with the same operations come out equal, so that these are counted once.
+    """
     if name == "muse-published":
         build = lambda dim: published_way(_release(dim), own_kernels())  # noqa: E731
-        return Contender(contender.what, contender.function, build)
-    if contender.function in ("muse", "mamba", "conv"):
-        return Contender(contender.what, contender.function, contender.build, _backend("torch"))
-    if name in ("attention-efficient", "attention-cudnn"):
+        return Variant(name, variant.function, build)
+    if variant.function in ("muse", "mamba", "conv"):
+        return Variant(variant.function, variant.function, variant.build, _backend("torch"))
+    if name in ("attention-flash", "attention-efficient", "attention-cudnn"):
         force = _kernel(SDPBackend.FLASH_ATTENTION)
-        return Contender(contender.what, contender.function, contender.build, force)
-    return contender
+        return Variant(variant.function, variant.function, variant.build, force)
+    return variant
 
 
 def _release(dim: int, mixer: str = "bimamba") -> MultiScaleMamba:
@@ -117,6 +123,7 @@ def _release(dim: int, mixer: str = "bimamba") -> MultiScaleMamba:
     return MultiScaleMamba(dim=dim, mixer=mixer, init="release")
 
 
+@functools.cache
 def _muse(mixer: str) -> Callable[[int], nn.Module]:
     return lambda dim: _release(dim, mixer)
 
@@ -125,16 +132,18 @@ def _written_out(dim: int) -> nn.Module:
     return with_written_out_attention(_release(dim, "attention"))
 
 
+@functools.cache
 def _backend(name: str) -> Callable[[], AbstractContextManager[object]]:
     return lambda: use_backend(name)
 
 
+@functools.cache
 def _kernel(kernel: SDPBackend) -> Callable[[], AbstractContextManager[object]]:
     return lambda: sdpa_kernel(kernel)
 
 
 def _kernel_unavailable(kernel: SDPBackend, device: str, dtype: torch.dtype) -> str | None:
-    """Why torch does not offer the kernel, found by asking it to run."""
+    """Say why torch does not offer the kernel, found by asking it to run."""
     query = torch.zeros(1, 1, 8, 64, device=device, dtype=dtype, requires_grad=True)
     try:
         with sdpa_kernel(kernel):

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.baselines import (
-    TemporalTransformer,
-)
-from benchmarks.contenders import Contender, countable
+from benchmarks.baselines import TemporalTransformer
 from benchmarks.flops import count, scan_backward_flops, scan_flops
-from benchmarks.settings import Case
+from benchmarks.variants import Variant, countable
+from benchmarks.workload import Case
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.ops import reference
 from tests.support.small_benchmarks import HERE
@@ -93,7 +91,7 @@ class OfSequence(nn.Module):
 
 def test_operations_of_a_mixer_by_hand() -> None:
     D, S, R, taps, L = 32, 16, 2, 4, 3 * 5
-    made = Contender("mixer", "muse", lambda dim: OfSequence(BiMamba(dim)))
+    made = Variant("mixer", "muse", lambda dim: OfSequence(BiMamba(dim)))
     got = count(countable("mixer", made), Case("inference", 3, (2, 2), 1), D)
     projections = 2 * L * D * 2 * D + 2 * (2 * L * D * (R + 2 * S) + 2 * L * R * D) + 2 * L * D * D
     convolutions = 2 * (2 * taps * D * (L + taps - 1))  # with the border of both directions
@@ -103,7 +101,7 @@ def test_operations_of_a_mixer_by_hand() -> None:
 
 def test_operations_of_the_transformer_by_hand() -> None:
     D, T, depth = 32, 3, 4
-    made = Contender("seqTransf", "seqTransf", TemporalTransformer)
+    made = Variant("seqTransf", "seqTransf", TemporalTransformer)
     forward = depth * (2 * T * D * (4 * D + 8 * D) + 4 * T * T * D)
     assert count(made, Case("inference", T, (2, 2), 1), D) == forward
     assert count(made, Case("inference", T, (2, 2), 2), D) == 2 * forward
@@ -118,5 +116,6 @@ def test_operations_are_counted_for_every_head(mode: str) -> None:
     counts = {name: count(countable(name, head), case, 32) for name, head in HERE.items()}
     assert counts["meanP"] == 0 and all(counts[name] > 0 for name in counts if name != "meanP")
     assert counts["conv"] < counts["mamba"] < counts["muse-torch"]
-    published = Contender("", "muse", lambda dim: nn.Identity())
+    assert countable("muse-torch", HERE["muse-torch"]) == countable("", HERE["muse-reference"])
+    published = Variant("", "muse", lambda dim: nn.Identity())
     assert count(countable("muse-published", published), case, 32) > counts["muse-torch"]
