@@ -26,8 +26,9 @@ EXTRAS = {
     "hub": {"safetensors", "numpy", "huggingface-hub"},
     "video": {"av", "numpy"},
     "bench": {"matplotlib", "tqdm"},
+    "docs": {"sphinx", "myst-parser", "pydata-sphinx-theme"},
 }
-CORE = {"torch>=2.4", "einops"}
+CORE = {"torch>=2.6", "einops"}
 # In the version that fits the machine's torch (which, for GPUs, asks for its triton) or compiler.
 UNPINNED = {"triton", "mamba-ssm", "causal-conv1d", "muse-adapter"}
 
