@@ -1,4 +1,4 @@
-"""Models over token features: the multi-scale Mamba head (MUSE)."""
+"""Models on token features: the multi-scale Mamba head (MUSE)."""
 
 from muse_adapter.models.muse import MultiScaleMamba
 
