@@ -189,7 +189,8 @@ def test_readme_is_short_and_names_every_page() -> None:
     assert text.count("\n") <= 200
     assert "tests/run.sh" in text, "README must give the command that runs the tests"
     listed = "".join(
-        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "guide.md", "benchmarks.md")
+        (ROOT / "docs" / name).read_text(encoding="utf-8")
+        for name in ("index.md", "guide.md", "benchmarks.md")
     )
     toctrees = [block.code for block in read_blocks(listed) if block.language == "{toctree}"]
     in_order = {line for code in toctrees for line in code.split()} - {":hidden:"}
