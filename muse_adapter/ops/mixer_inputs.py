@@ -98,6 +98,12 @@ class MixerInputs(NamedTuple):
         weights = [tensor for direction in self.directions for tensor in direction]
         return [self.tokens, self.in_proj, *weights]
 
+    def to(self, dtype: torch.dtype) -> MixerInputs:
+        """Bring all tensors that have a gradient to one type."""
+        directions = [MambaDirection(*(t.to(dtype) for t in w)) for w in self.directions]
+        tokens, in_proj = self.tokens.to(dtype), self.in_proj.to(dtype)
+        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions)
+
     def check(self) -> None:
         """Refuse inputs that do not fit together.
 
@@ -118,12 +124,20 @@ class MixerInputs(NamedTuple):
             raise ValueError(f"a mixer has one direction or two, got {len(self.directions)}")
         for index, direction in enumerate(self.directions):
             direction.check(rows // 2, like, f"directions[{index}].")
+        first, last = self.directions[0].conv, self.directions[-1].conv
+        if first.shape != last.shape:
+            raise ValueError(
+                f"both directions must have as many taps, got {first.shape[2]} and {last.shape[2]}"
+            )
         check_tensor("lengths", self.lengths, (batch,), like, integer=True)
         if self.positions is not None:
             _, places = check_rank("positions", self.positions, "batch", "P")
             check_tensor("positions", self.positions, (batch, places), like, integer=True)
-        if not 0 <= self.end <= length:
-            raise ValueError(f"end must lie between 0 and L = {length}, got {self.end}")
+        if not 0 <= self.end <= length or (self.positions is None and self.end != length):
+            raise ValueError(
+                f"end must lie between 0 and L = {length}, and be L without positions, got "
+                f"{self.end}"
+            )
 
     def project(self) -> Tensor:
         """Make x, (batch, L, E), zero behind the lengths: convolutions read there."""

@@ -179,7 +179,7 @@ def test_the_operator_reads_nothing_that_is_not_there(wrong):
         "bias": (x, weight, bias[:16]),
         "width": (x[..., :24], weight[:, :24], bias),
     }[wrong]
-    with pytest.raises(ValueError, match="multiples of 16, got"):
+    with pytest.raises(ValueError, match=r"must .* got"):
         torch.ops.muse_adapter.conv3x3(*given)
 
 

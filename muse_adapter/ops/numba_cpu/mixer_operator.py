@@ -36,15 +36,8 @@ def _run(
     from muse_adapter.ops.numba_cpu.simd import WIDTH
     from muse_adapter.ops.numba_cpu.slices import mix
 
-    # Under autocast an exported program may bring them in other types.
-    dtype = state_dtype(tokens)
-    directions = [
-        MambaDirection(*(tensor.to(dtype) for tensor in weights))
-        for weights in (forward, reverse)
-        if weights
-    ]
-    wide = tokens.to(dtype), in_proj.to(dtype)
-    inputs = MixerInputs(*wide, directions, lengths, positions, end)
+    directions = [MambaDirection(*weights) for weights in (forward, reverse) if weights]
+    inputs = MixerInputs(tokens, in_proj, directions, lengths, positions, end)
     inputs.check()
     if in_proj.shape[0] % (2 * WIDTH):
         raise ValueError(
@@ -52,7 +45,8 @@ def _run(
             f"{tuple(in_proj.shape)}"
         )
     with without_autocast(tokens.device.type):
-        return mix(inputs).to(tokens.dtype)
+        # Under autocast an exported program may bring other types.
+        return mix(inputs.to(state_dtype(tokens))).to(tokens.dtype)
 
 
 def _fake(tokens: Tensor, in_proj: Tensor, *others: Any) -> Tensor:

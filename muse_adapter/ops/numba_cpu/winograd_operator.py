@@ -1,4 +1,4 @@
-"""Convolutions of maps as operators of torch, which tracing does not look into.
+"""Convolutions of maps as custom operators, which tracing does not look into.
 
 The gradients are such convolutions themselves, and so are theirs.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.backend import by_name
+from muse_adapter.ops.checks import check_rank, check_tensor
 from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.library import register
 
@@ -26,22 +27,29 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     by_name("numba").require(x.device)  # an exported program may run elsewhere, or under autocast
     from muse_adapter.ops.numba_cpu.winograd import convolve
 
-    outputs, inputs = weight.shape[0], x.shape[3]
-    if (
-        weight.shape[1:] != (inputs, 3, 3)
-        or (bias is not None and bias.shape != (outputs,))
-        or inputs % 16
-        or outputs % 16
-    ):  # the kernels read by address
-        shapes = [None if given is None else tuple(given.shape) for given in (x, weight, bias)]
-        raise ValueError(
-            "x, weight and bias must have shapes (n, H, W, C), (O, C, 3, 3) and (O,), with C and O "
-            f"multiples of 16, got {shapes}"
-        )
+    outputs, *_ = check_rank("weight", weight, "O", "C", "3", "3")
+    inputs = _check_maps(x, outputs)
+    like = "x", x
+    check_tensor("weight", weight, (outputs, inputs, 3, 3), like)
+    check_tensor("bias", bias, (outputs,), like)
     wide = state_dtype(x)
     shift = None if bias is None else bias.to(wide)
     with without_autocast(x.device.type):
         return convolve(x.to(wide), weight.to(wide), shift).to(x.dtype)
+
+
+def _check_maps(x: Tensor, outputs: int) -> int:
+    """Refuse maps or widths that the kernels have not; return the inputs' width."""
+    from muse_adapter.ops.numba_cpu.simd import WIDTH
+
+    _, height, width, inputs = check_rank("x", x, "n", "H", "W", "C")
+    check_tensor("x", x, None, ("x", x))
+    if inputs % WIDTH or outputs % WIDTH or 0 in (height, width, inputs, outputs):
+        raise ValueError(
+            f"x must have shape (n, H, W, C) with no size 0, and C and O must be multiples of "
+            f"{WIDTH}, got {tuple(x.shape)} and O = {outputs}"
+        )
+    return inputs
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,6 +82,9 @@ def _weight(x: Tensor, grad: Tensor) -> Tensor:
     by_name("numba").require(x.device)
     from muse_adapter.ops.numba_cpu.winograd import weight_gradient
 
+    *_, outputs = check_rank("grad", grad, "n", "H", "W", "O")
+    _check_maps(x, outputs)
+    check_tensor("grad", grad, (*x.shape[:3], outputs), ("x", x))
     wide = state_dtype(x)
     with without_autocast(x.device.type):
         return weight_gradient(x.to(wide), grad.to(wide)).to(x.dtype)

@@ -37,10 +37,10 @@ def gate_forward(
     if PLACED:
         position = tl.load(positions + video * P + place)
     # A position that no direction has reads nothing: it must not reach another video.
-    inside = live & (position >= 0) & (position < L0)
+    inside = live & (e < tl.where((position >= 0) & (position < L0), E, 0))
     y = tl.load(y0 + (video * L0 + position) * E + e, mask=inside, other=0.0).to(TYPE)
     if BOTH:
-        inside = live & (position >= 0) & (position < L1)
+        inside = live & (e < tl.where((position >= 0) & (position < L1), E, 0))
         y += tl.load(y1 + (video * L1 + position) * E + e, mask=inside, other=0.0).to(TYPE)
     gate = tl.load(z + row, mask=live, other=0.0).to(TYPE)
     tl.store(out + row, y * gate * sigmoid(gate), mask=live)
