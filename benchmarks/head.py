@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import agree, in_turn, machine, where, write_json
 from muse_adapter import MultiScaleMamba
+from muse_adapter.config import ATTENTION_HEAD_DIM
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
@@ -132,7 +133,9 @@ class AttentionLayers(nn.Module):
 
     def __init__(self, dim: int, depth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Attention(dim) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            Attention(dim, head_dim=ATTENTION_HEAD_DIM) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""

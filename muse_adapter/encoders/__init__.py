@@ -1,4 +1,4 @@
-"""Backbone and head together: video encoders, text towers, both in one model, whole data sets."""
+"""Models with backbones: video encoders, text towers, both in one model, whole data sets."""
 
 from muse_adapter.encoders.batches import embed_texts, embed_videos
 from muse_adapter.encoders.video import VideoEncoder

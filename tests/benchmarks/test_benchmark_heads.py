@@ -87,7 +87,7 @@ def test_what_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mixers_for_benchmarks_refuse_masks() -> None:
     mixer = published_way(MultiScaleMamba(dim=32), own_kernels()).layers[0].mixer
-    for refusing in (mixer, WrittenOutAttention(32)):
+    for refusing in (mixer, WrittenOutAttention(32, head_dim=32)):
         with pytest.raises(ValueError, match="no frame mask"):
             refusing(torch.randn(1, 4, 32), torch.tensor([3]))
 

@@ -1,4 +1,4 @@
-"""What both look-alike models share: initialisation and loading as the hosts do them, the loss."""
+"""The common part of both models: initialisation and loading as in the hosts, and the loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PreTrained(nn.Module):
 
     @classmethod
     def init_preweight(cls, model, state_dict, prefix=None, task_config=None):
-        """Module by module, old names replaced, what does not fit only logged."""
+        """Load module by module, rename old keys, and only log mismatches."""
         renamed = {
             key.replace("gamma", "weight").replace("beta", "bias"): key for key in state_dict
         }
@@ -51,7 +51,7 @@ def contrast(similarity: Tensor) -> Tensor:
 
 
 def pooled(frames: Tensor, mask: Tensor) -> Tensor:
-    """Each frame divided by its norm, then the mean over real frames, divided by its norm."""
+    """Normalise frames, average the real ones, and normalise the mean."""
     frames = frames / frames.norm(dim=-1, keepdim=True)
     weights = mask.float().unsqueeze(-1)
     count = weights.sum(1)

@@ -1,4 +1,4 @@
-"""A look-alike of CLIP4Clip's model: mean pooling only."""
+"""A replica of CLIP4Clip's model, with mean pooling only."""
 
 from __future__ import annotations
 

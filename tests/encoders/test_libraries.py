@@ -1,46 +1,26 @@
-"""VideoEncoder over every real library: half precision, autocast, channels-last, checkpointing."""
+"""VideoEncoder with every real library: half precision, autocast, channels-last, checkpointing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from muse_adapter import MultiScaleMamba, VideoEncoder
+from muse_adapter import VideoEncoder
 from muse_adapter.backbones import find_patch_tokens
-from muse_adapter.ops import use_backend
 from tests.support.real_backbones import FAMILIES
+from tests.support.small_encoders import MASK, ROUNDING, B, T, small_head
 from tests.support.tiny_clips import shake
 
-B, T = 2, 3
-MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
-# A product of other kernels or another layout in memory: some roundings of float32.
-ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
-# bfloat16 keeps 8 bits, some layers deep, of embeddings of norm 1.
-HALF = {"rtol": 0.0, "atol": 0.05}
-
-
-@pytest.fixture(autouse=True)
-def torch_scan() -> Iterator[None]:
-    with use_backend("torch"):
-        yield
+pytestmark = pytest.mark.usefixtures("torch_scan")
 
 
 def small_encoder(backbone: nn.Module, **options: Any) -> VideoEncoder:
     found = find_patch_tokens(backbone)
-    head = MultiScaleMamba(
-        dim=found.width,
-        num_prefix_tokens=found.num_prefix_tokens,
-        depth=1,
-        dropout=0.0,
-        d_state=4,
-        scales=(0.5, 1.0),
-        init="release",
-    )
+    head = small_head(found.width, num_prefix_tokens=found.num_prefix_tokens)
     return VideoEncoder(backbone, head, **options)
 
 
@@ -58,7 +38,7 @@ def gradients(encoder: VideoEncoder) -> dict[str, Tensor]:
 
 @families
 def test_built_from_the_backbone_alone(name: str) -> None:
-    """Three lines: a backbone, its encoder, an embedding; and only the head trains."""
+    """A backbone, its encoder, an embedding; and only the head is trained."""
     make, side = FAMILIES[name]
     encoder = VideoEncoder(make(), freeze=True).train()
     mask = torch.tensor([[True, False]])
@@ -78,7 +58,7 @@ def test_autocast(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         video = encoder(frames, MASK)
         loss = (video.float() * torch.arange(video.shape[1])).sum()
-    torch.testing.assert_close(video.float(), expected, **HALF)
+    torch.testing.assert_close(video.float(), expected, **ROUNDING[torch.bfloat16])
     assert not torch.equal(video.float(), expected), "nothing was computed in bfloat16"
     loss.backward()
     found = gradients(encoder)
@@ -88,11 +68,11 @@ def test_autocast(name: str) -> None:
 
 @families
 def test_backbone_in_half_precision(name: str) -> None:
-    """Frames stay float32, as processors give them; the head computes in its own type."""
+    """Frames are float32, as from processors; the head computes in its own dtype."""
     encoder, frames = build(name, freeze=True)
     expected = encoder(frames, MASK)
     if name == "OpenAI CLIP":
-        # Its own way: norms and embeddings stay float32, and turn the rest to it where they meet.
+        # As its own code does: norms and embeddings stay float32.
         for module in encoder.backbone.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
                 module.bfloat16()
@@ -102,7 +82,7 @@ def test_backbone_in_half_precision(name: str) -> None:
     assert encoder.frame_tokens(frames[0]).dtype == torch.bfloat16
     video = encoder(frames, MASK)
     assert video.dtype == torch.float32
-    torch.testing.assert_close(video, expected, **HALF)
+    torch.testing.assert_close(video, expected, **ROUNDING[torch.bfloat16])
 
 
 @families
@@ -113,7 +93,7 @@ def test_channels_last(name: str) -> None:
     layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in four_axes(encoder)]
     assert layouts and all(layouts)
     frames = frames.movedim(2, -1).contiguous().movedim(-1, 2)
-    torch.testing.assert_close(encoder(frames, MASK), expected, **ROUNDING)
+    torch.testing.assert_close(encoder(frames, MASK), expected, **ROUNDING[torch.float32])
 
 
 def four_axes(module: nn.Module) -> list[nn.Parameter]:
@@ -121,7 +101,7 @@ def four_axes(module: nn.Module) -> list[nn.Parameter]:
 
 
 def first_block(encoder: VideoEncoder) -> nn.Module:
-    """The first block of the image tower, whatever the library calls it."""
+    """Return the first block of the image tower, whatever its name."""
     names = [n for n, _ in encoder.backbone.named_modules() if not n.startswith(("text", "transf"))]
     return encoder.backbone.get_submodule(
         next(n for n in names if re.search(r"(layers?|blocks)\.0$", n))
@@ -130,7 +110,7 @@ def first_block(encoder: VideoEncoder) -> nn.Module:
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "OpenAI CLIP"])
 def test_gradient_checkpointing(name: str) -> None:
-    """Each block of the backbone runs once more in the backward pass, with the same gradients."""
+    """Each block of the backbone runs again in the backward pass, with the same gradients."""
     encoder, frames = build(name)
     encoder.train()
     runs: list[int] = []
@@ -148,10 +128,10 @@ def test_gradient_checkpointing(name: str) -> None:
         found.append({n: g.clone() for n, g in gradients(encoder).items()})
     assert counts == [1, 3]
     for key, expected in found[0].items():
-        torch.testing.assert_close(found[1][key], expected, **ROUNDING, msg=key)
+        torch.testing.assert_close(found[1][key], expected, **ROUNDING[torch.float32], msg=key)
 
 
-# Their towers are read through a hook, which splits the graph.
+# Their towers are read with a hook, which breaks the graph.
 ONE_GRAPH = {name: name not in ("open_clip", "OpenAI CLIP") for name in FAMILIES}
 
 
@@ -161,7 +141,7 @@ ONE_GRAPH = {name: name not in ("open_clip", "OpenAI CLIP") for name in FAMILIES
     [*((name, MASK, False) for name in FAMILIES), ("HF CLIP", None, True)],
 )
 def test_compiles(name: str, mask: Tensor | None, freeze: bool) -> None:
-    """Forward and backward; masks too are one graph, whatever they hold."""
+    """Forward and backward in one graph, for any mask."""
     torch._dynamo.reset()
     encoder, frames = build(name, freeze=freeze)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=ONE_GRAPH[name])
@@ -174,4 +154,4 @@ def test_compiles(name: str, mask: Tensor | None, freeze: bool) -> None:
     torch._dynamo.reset()
     assert results[0].keys() == results[1].keys()
     for key, expected in results[0].items():
-        torch.testing.assert_close(results[1][key], expected, **ROUNDING, msg=key)
+        torch.testing.assert_close(results[1][key], expected, **ROUNDING[torch.float32], msg=key)

@@ -1,4 +1,4 @@
-"""A very small CLIP with the interface of the hosts' own."""
+"""A very small CLIP with the interface of the hosts' CLIP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Tower(nn.Module):
-    """Patches to tokens: one linear map, a class token, positions, one mixing layer."""
+    """An image tower: patch embedding, class token, positions, one transformer layer."""
 
     def __init__(self, width: int, dim: int, patch: int, tokens: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Tower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Frames and words to features of one width."""
+    """Embed frames and words in one space."""
 
     def __init__(self, shapes: dict[str, Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The configuration that the hosts' models take beside the arguments."""
+"""The configuration of the hosts' models."""
 
 from __future__ import annotations
 

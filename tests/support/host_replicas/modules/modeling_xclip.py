@@ -1,4 +1,4 @@
-"""A look-alike of X-CLIP's model: a video contrast and a frame contrast that ignores the mask."""
+"""A replica of X-CLIP's model: a video contrast, and a frame contrast without the mask."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""A look-alike of a main script: its arguments and its optimizer."""
+"""A replica of a main script: its arguments and its optimizer."""
 
 from __future__ import annotations
 
 import argparse
 
-from modules.modeling import CLIP4Clip
+from modules.modeling_xclip import XCLIP
 from modules.optimization import BertAdam
 
 NO_DECAY = ("bias", "LayerNorm.weight")
 
 
-def get_args(description="CLIP4Clip"):
+def get_args(description="XCLIP"):
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--do_train", action="store_true")
     parser.add_argument("--output_dir", required=True)
@@ -51,4 +51,4 @@ def prep_optimizer(args, model, num_train_optimization_steps, device, n_gpu, loc
     return optimizer, None, model
 
 
-MODEL = CLIP4Clip
+MODEL = XCLIP
