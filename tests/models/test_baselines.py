@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 from muse_adapter import VideoEncoder
 from muse_adapter.layers.transformer import TransformerLayer
 from muse_adapter.models import MeanPool, TemporalTransformer
+from tests.support.tolerances import assert_close
 
 DIM, FRAMES = 128, 5  # two attention heads
-ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def transformer() -> TemporalTransformer:
@@ -34,8 +34,23 @@ def make_tokens(batch: int = 3, frames: int = FRAMES) -> Tensor:
 def test_mean_pool_is_the_normalised_mean_of_class_tokens() -> None:
     tokens = make_tokens()
     wanted = normalize(normalize(tokens[:, :, 0], dim=-1).mean(1), dim=-1)
-    torch.testing.assert_close(MeanPool()(tokens), wanted, **ROUNDING)
+    assert_close(MeanPool()(tokens), wanted)
     assert list(MeanPool().parameters()) == []
+
+
+NAMES = {  # of torch's layer, and ours
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "self_attn.in_proj_": "qkv.",
+    "self_attn.out_proj": "out",
+    "linear1": "mlp.0",
+    "linear2": "mlp.2",
+}
+
+
+def our_name(name: str) -> str:
+    (ours,) = (name.replace(theirs, ours) for theirs, ours in NAMES.items() if theirs in name)
+    return ours
 
 
 def reference_layer(layer: TransformerLayer) -> nn.TransformerEncoderLayer:
@@ -44,19 +59,7 @@ def reference_layer(layer: TransformerLayer) -> nn.TransformerEncoderLayer:
         DIM, layer.heads, 4 * DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     ).double()
     weights = layer.state_dict()
-    names = {
-        "norm1": "norm1",
-        "norm2": "norm2",
-        "self_attn.in_proj_": "qkv.",
-        "self_attn.out_proj": "out",
-        "linear1": "mlp.0",
-        "linear2": "mlp.2",
-    }
-    state = {}
-    for name in reference.state_dict():
-        (ours,) = (name.replace(old, new) for old, new in names.items() if name.startswith(old))
-        state[name] = weights[ours]
-    reference.load_state_dict(state)
+    reference.load_state_dict({name: weights[our_name(name)] for name in reference.state_dict()})
     return reference
 
 
@@ -70,16 +73,15 @@ def test_layer_equals_that_of_torch_with_all_gradients() -> None:
         layer(inputs[0], keep),
         reference(inputs[1], src_key_padding_mask=~keep),
     ]
-    torch.testing.assert_close(outputs[0], outputs[1], **ROUNDING)
+    assert_close(outputs[0], outputs[1])
     weight = torch.randn_like(x)
     for output in outputs:
         (output * weight).sum().backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, **ROUNDING)
-    grads = {name: p.grad for name, p in layer.named_parameters()}
-    torch.testing.assert_close(
-        grads["qkv.weight"], reference.self_attn.in_proj_weight.grad, **ROUNDING
-    )
-    torch.testing.assert_close(grads["mlp.2.weight"], reference.linear2.weight.grad, **ROUNDING)
+    assert_close(inputs[0].grad, inputs[1].grad, "gradients")
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    for name, parameter in reference.named_parameters():
+        assert_close(gradients.pop(our_name(name)), parameter.grad, "gradients", name=name)
+    assert not gradients
 
 
 def test_temporal_transformer_adds_the_transformer_to_the_frames() -> None:
@@ -88,9 +90,9 @@ def test_temporal_transformer_adds_the_transformer_to_the_frames() -> None:
     for layer in head.layers:
         x = reference_layer(layer)(x)
     features = tokens[:, :, 0] + x
-    torch.testing.assert_close(head.forward_features(tokens), features, **ROUNDING)
+    assert_close(head.forward_features(tokens), features)
     wanted = normalize(normalize(features, dim=-1).mean(1), dim=-1)
-    torch.testing.assert_close(head(tokens), wanted, **ROUNDING)
+    assert_close(head(tokens), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
@@ -102,11 +104,9 @@ def test_masked_frames_influence_nothing(head: MeanPool, filler: float) -> None:
     tokens[~mask] = filler
     tokens.requires_grad_()
     video = head(tokens, mask)
-    torch.testing.assert_close(video[:1], alone, **ROUNDING)
-    torch.testing.assert_close(video.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0]).double())
-    torch.testing.assert_close(
-        head.forward_head(head.forward_features(tokens, mask), mask), video, **ROUNDING
-    )
+    assert_close(video[:1], alone)
+    assert_close(video.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0]).double())
+    assert_close(head.forward_head(head.forward_features(tokens, mask), mask), video)
     (video * torch.randn_like(video)).sum().backward()
     assert tokens.grad is not None
     assert not tokens.grad[~mask].any() and tokens.grad[mask][:, 0].all()
@@ -118,7 +118,7 @@ def test_holes_in_the_mask(head: MeanPool) -> None:
     mask = torch.tensor([[1, 0, 1, 0, 1]] * 3, dtype=torch.int64)
     tokens, other = make_tokens(), make_tokens()
     other[:, ::2] = tokens[:, ::2]
-    torch.testing.assert_close(head(tokens, mask), head(other, mask), **ROUNDING)
+    assert_close(head(tokens, mask), head(other, mask))
     features = head.forward_features(tokens, mask)
     assert torch.equal(features[:, 1::2], tokens[:, 1::2, 0])
 
@@ -134,7 +134,7 @@ def test_only_the_transformer_sees_order() -> None:
 def test_flat_tokens_and_grid(head: MeanPool) -> None:
     tokens = make_tokens()
     flat = head(tokens.flatten(0, 1), num_frames=FRAMES, grid=(1, 4))
-    torch.testing.assert_close(flat, head(tokens, grid=(2, 2)), **ROUNDING)
+    assert_close(flat, head(tokens, grid=(2, 2)))
 
 
 def test_in_a_video_encoder(head: MeanPool) -> None:
@@ -146,7 +146,7 @@ def test_in_a_video_encoder(head: MeanPool) -> None:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     video, features = encoder(frames, mask, output_frames=True)
     assert video.shape == (2, DIM) and features.shape == (2, 3, DIM)
-    torch.testing.assert_close(encoder(frames, mask), video, **ROUNDING)
+    assert_close(encoder(frames, mask), video)
 
 
 @pytest.mark.parametrize(
