@@ -102,7 +102,7 @@ class Kernels(NamedTuple):
 
 
 def mamba_ssm_kernels() -> Kernels:
-    """The CUDA kernels of causal-conv1d and mamba-ssm."""
+    """Load the CUDA kernels of causal-conv1d and mamba-ssm."""
     from causal_conv1d import causal_conv1d_fn
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -131,7 +131,7 @@ def mamba_ssm_kernels() -> Kernels:
 
 
 def own_kernels() -> Kernels:
-    """The same functions by this package's `torch` backend, on any device."""
+    """Return the same functions by this package's `torch` backend, on any device."""
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = short_convolution(x.transpose(1, 2), weight.unsqueeze(1), bias)
