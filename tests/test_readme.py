@@ -188,10 +188,8 @@ def test_readme_is_short_and_names_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 200
     assert "tests/run.sh" in text, "README must give the command that runs the tests"
-    listed = "".join(
-        (ROOT / "docs" / name).read_text(encoding="utf-8")
-        for name in ("index.md", "guide.md", "benchmarks.md")
-    )
+    sections = [ROOT / "docs" / name for name in ("index.md", "guide.md", "benchmarks.md")]
+    listed = "\n".join(section.read_text(encoding="utf-8") for section in sections)
     toctrees = [block.code for block in read_blocks(listed) if block.language == "{toctree}"]
     in_order = {line for code in toctrees for line in code.split()} - {":hidden:"}
     assert in_order | {"index"} == {page.stem for page in (ROOT / "docs").rglob("*.md")}
