@@ -17,7 +17,6 @@ from torch import Tensor
 
 from muse_adapter.ops import operator
 from muse_adapter.ops.convolution import convolve_in_turn
-from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
 from muse_adapter.ops.numba_cpu.convolution_operator import causal_conv1d_silu as fused_convolutions
 from muse_adapter.ops.numba_cpu.mamba import mamba_inference as mamba_inference
 from muse_adapter.ops.numba_cpu.winograd_operator import conv3x3 as conv3x3

@@ -20,15 +20,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from muse_adapter.ops.numba_cpu.memory import keep_freed
-from muse_adapter.ops.numba_cpu.share import share
+from muse_adapter.ops.numba_cpu.parallel import run_parallel
 from muse_adapter.ops.operator import NEGLIGIBLE
 
 _WORD = ir.IntType(64)
 _NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
 _HEAD = 3  # numbers in front of the arguments
-
-keep_freed()
 
 
 class Kernel:
@@ -59,7 +56,7 @@ class Kernel:
         for argument in arguments:
             words += argument if isinstance(argument, tuple) else (argument,)
         numbers = np.array(words, dtype=np.int64)
-        share(self._address(dtype), numbers.ctypes.data, threads)
+        run_parallel(self._address(dtype), numbers.ctypes.data, threads)
 
     def _address(self, dtype: torch.dtype) -> int:
         if dtype not in self._compiled:

@@ -1,4 +1,4 @@
-"""Threads for kernels: torch's, or else a few of ours.
+"""Kernels on several threads: torch's, or else a pool's.
 
 Numba's own parallel loops do not serve: its OpenMP layer aborts after a fork, its workqueue layer
 when two threads call at once.
@@ -16,36 +16,36 @@ from muse_adapter.ops.numba_cpu import pool, team
 
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _LOAD = Path("/proc/loadavg")
-_AGAIN = 0.01  # seconds after which the machine is looked at again
-_seen = 0.0, False  # when that was, and what was found
+_INTERVAL = 0.01  # seconds after which the load is read again
+_last_read = 0.0, False  # when that was, and what was found
 
 
-def share(function: int, memory: int, threads: int) -> None:
+def run_parallel(function: int, memory: int, threads: int) -> None:
     """Call a C function here and at the same time on other threads, and wait for all of them.
 
     Args:
-        function: its address. It does jobs until none is left: the calls divide them as they go, so
+        function: Its address. It does jobs until none is left: the calls divide them as they go, so
             that a thread that starts late, because the machine is busy, finds less to do or
             nothing. Calls beyond `threads` may come, and must do nothing.
-        memory: an address, its argument.
-        threads: how many calls are wanted, at least 1.
+        memory: An address, its argument.
+        threads: How many calls are wanted, at least 1.
     """
     # OpenMP waits for all of its threads, also for one that waits for a processor.
-    enter = team.region() if threads > 1 and not crowded() else None
+    enter = team.parallel_region() if threads > 1 and not oversubscribed() else None
     if enter is not None:
         team.run(enter, function, memory, threads)
     else:
         pool.run(functools.partial(_Function(function), memory), threads)
 
 
-def crowded() -> bool:
-    """Whether more threads of this machine want to run than it has processors; False if unknown."""
-    global _seen
+def oversubscribed() -> bool:
+    """Whether more threads of this machine can run than it has processors; False if unknown."""
+    global _last_read
     now = time.monotonic()
-    if now - _seen[0] > _AGAIN:
+    if now - _last_read[0] > _INTERVAL:
         try:
             running = int(_LOAD.read_text().split()[3].partition("/")[0])
         except OSError:
             running = 0
-        _seen = now, running > (os.cpu_count() or 1)
-    return _seen[1]
+        _last_read = now, running > (os.cpu_count() or 1)
+    return _last_read[1]
