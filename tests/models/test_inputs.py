@@ -115,9 +115,10 @@ def test_scan(changed, error, message):
 
 
 def test_a_backend_by_name_is_kept_or_refused(monkeypatch):
-    from muse_adapter.ops import backends, dispatch
+    from muse_adapter.ops import backends
+    from muse_adapter.ops.backend import by_name
 
-    monkeypatch.setattr(dispatch._module("torch"), "unavailable", lambda device=None: "it is away")
+    monkeypatch.setattr(by_name("torch"), "unavailable", lambda device=None: "it is away")
     assert backends()["torch"] == (False, "it is away")
     refusal = "'torch' was asked for by name but cannot run: it is away"
     with pytest.raises(RuntimeError, match=refusal):

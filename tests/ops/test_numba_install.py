@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import muse_adapter.ops.numba_cpu as backend
+from muse_adapter.ops import numba_cpu
+from muse_adapter.ops.numba_cpu import NUMBA as backend
 
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
@@ -22,9 +23,9 @@ def test_runs_where_nothing_can_be_written(run_python, tmp_path):
     """No cache beside the code, none in a home folder: it compiles every time."""
     package = tmp_path / "site" / "muse_adapter" / "ops" / "numba_cpu"
     package.mkdir(parents=True)
-    for file in Path(inspect.getfile(backend)).parent.glob("*.py"):
+    for file in Path(inspect.getfile(numba_cpu)).parent.glob("*.py"):
         shutil.copy(file, package)
-    for file in Path(inspect.getfile(backend)).parents[1].glob("*.py"):
+    for file in Path(inspect.getfile(numba_cpu)).parents[1].glob("*.py"):
         shutil.copy(file, package.parent)
     # Root may write in a read-only folder, but not in a file as if it were one.
     (package / "__pycache__").write_text("")
@@ -35,14 +36,13 @@ def test_runs_where_nothing_can_be_written(run_python, tmp_path):
         os.environ.pop("NUMBA_CACHE_DIR", None)
         sys.path.insert(0, sys.argv[1])
         import torch
-        import muse_adapter.ops.numba_cpu as backend
-        assert backend.__file__.startswith(sys.argv[1]), backend.__file__
+        from muse_adapter.ops import numba_cpu
+        from muse_adapter.ops.inputs import ScanInputs
+        assert numba_cpu.__file__.startswith(sys.argv[1]), numba_cpu.__file__
         assert "numba" not in sys.modules, "numba is imported before its first use"
         ones = torch.ones(1, 2, 1)
-        y, _ = backend.scan(
-            ones, ones, -ones[0, :1], ones[..., None], ones[..., None], None, None,
-            delta_softplus=False, reverse=False, lengths=None,
-        )
+        gain = ones[..., None]
+        y, _ = numba_cpu.NUMBA.scan(ScanInputs(ones, ones, -ones[0, :1], gain, gain))
         print(*y.flatten().tolist())
     """
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache", "USERPROFILE": "/dev/null"}
@@ -110,8 +110,8 @@ def test_says_why_it_cannot_run(monkeypatch):
         assert "unset NUMBA_DISABLE_JIT" in backend.unavailable()
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "muse_adapter.ops.numba_cpu.function", None)
-        backend._load_error.cache_clear()
+        numba_cpu._load_error.cache_clear()
         assert "numba does not load" in backend.unavailable()
-    backend._load_error.cache_clear()
+    numba_cpu._load_error.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     assert backend.unavailable() == "numba is not installed: pip install 'muse-adapter[cpu]'"

@@ -15,12 +15,13 @@ import time
 import pytest
 import torch
 
-import muse_adapter.ops.numba_cpu as backend
+from muse_adapter.ops.numba_cpu import NUMBA as backend
 from tests.support.numba_scans import (
     draw,
     gradients,
     identical,
     options,
+    scan,
 )
 
 if backend.unavailable() is not None:
@@ -42,7 +43,7 @@ def shared_work(seed=0):
     cotangents = tuple(
         torch.randn(shape, generator=generator) for shape in (SHARED[:3], (3, 80, 16))
     )
-    return gradients(backend.scan, arguments, cotangents, **options())
+    return gradients(scan, arguments, cotangents, **options())
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def helpers(request, monkeypatch):
 
 def _in_child(arguments, queue):
     with torch.no_grad():
-        y, state = backend.scan(*arguments, **options())
+        y, state = scan(*arguments, **options())
     own = any(thread.name.startswith("muse-adapter") for thread in threading.enumerate())
     queue.put((y.numpy().tobytes(), state.numpy().tobytes(), own))
 
@@ -114,7 +115,7 @@ def test_after_a_fork(helpers, threads):
     threads(3)
     arguments = draw(torch.float32, *SHARED)
     with torch.no_grad():
-        expected = backend.scan(*arguments, **options())
+        expected = scan(*arguments, **options())
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(arguments, queue))
@@ -126,7 +127,7 @@ def test_after_a_fork(helpers, threads):
     finally:
         child.kill()
     assert got == (*(tensor.numpy().tobytes() for tensor in expected), helpers)
-    again = backend.scan(*arguments, **options())
+    again = scan(*arguments, **options())
     assert torch.equal(again[0], expected[0])
 
 

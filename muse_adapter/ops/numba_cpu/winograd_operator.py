@@ -11,31 +11,19 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.dispatch import require
+from muse_adapter.ops.backend import by_name
+from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.library import register
-from muse_adapter.ops.operator import state_dtype
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
-    """As in `muse_adapter.ops`, in float32 and float64, both widths multiples of 16."""
-    outputs, inputs = weight.shape[:2]
-    if (
-        x.dtype not in (torch.float32, torch.float64)
-        or not x.dtype == weight.dtype == bias.dtype
-        or not (x.dim() == 4 and x.shape[1] == inputs and x.shape[2] and x.shape[3])
-        or weight.shape != (outputs, inputs, 3, 3)
-        or bias.shape != (outputs,)
-        or not (inputs and outputs)
-        or inputs % 16  # a register of the kernels, which are not loaded to ask
-        or outputs % 16
-    ):
-        return None
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve maps in float32 or float64, both widths multiples of 16, see `muse_adapter.ops`."""
     y: Tensor = torch.ops.muse_adapter.conv3x3(x.permute(0, 2, 3, 1), weight, bias)
     return y.permute(0, 3, 1, 2)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    require("numba", x.device)  # an exported program may run elsewhere, or under autocast
+    by_name("numba").require(x.device)  # an exported program may run elsewhere, or under autocast
     from muse_adapter.ops.numba_cpu.winograd import convolve
 
     outputs, inputs = weight.shape[0], x.shape[3]
@@ -83,7 +71,7 @@ def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight(x: Tensor, grad: Tensor) -> Tensor:
-    require("numba", x.device)
+    by_name("numba").require(x.device)
     from muse_adapter.ops.numba_cpu.winograd import weight_gradient
 
     wide = state_dtype(x)
