@@ -10,9 +10,11 @@ import ctypes
 import functools
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from muse_adapter.ops.numba_cpu import pool, team
+from muse_adapter.ops.numba_cpu.schedule import Schedule, Task, current
 
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _LOAD = Path("/proc/loadavg")
@@ -30,12 +32,35 @@ def run_parallel(function: int, memory: int, threads: int) -> None:
         memory: An address, its argument.
         threads: How many calls are wanted, at least 1.
     """
+    call = functools.partial(_Function(function), memory)
+    schedule = current()
+    if schedule is not None and threads > 1:
+        schedule.run_kernel(call)
+        return
     # OpenMP waits for all of its threads, also for one that waits for a processor.
     enter = team.parallel_region() if threads > 1 and not oversubscribed() else None
     if enter is not None:
         team.run(enter, function, memory, threads)
     else:
-        pool.run(functools.partial(_Function(function), memory), threads)
+        pool.run(call, threads)
+
+
+def run_tasks(tasks: Sequence[Task], threads: int) -> None:
+    """Run tasks on this thread and on others, and wait for all of them.
+
+    Args:
+        tasks: In an order in which one thread could do them.
+        threads: How many threads are wanted, at least 1.
+    """
+    enter = team.parallel_region() if threads > 1 else None
+    if enter is None:  # torch's operations and the kernels divide themselves
+        for task in tasks:
+            task.run()
+        return
+    schedule = Schedule(tasks)
+    work = _Function(lambda _: schedule.work())
+    team.run(enter, ctypes.cast(work, ctypes.c_void_p).value or 0, 0, threads)
+    schedule.raise_error()
 
 
 def oversubscribed() -> bool:
