@@ -151,8 +151,9 @@ class BiMamba(GatedConvolution):
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not decay: they set time scales, not magnitudes."""
-        return {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
+        """Name the parameters that must not decay: they set time scales, not magnitudes."""
+        # Exactly those that stand outside the linear maps and convolutions: A and D, per direction.
+        return {name for name, _ in self.named_parameters(recurse=False)}
 
     def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
@@ -183,15 +184,16 @@ class BiMamba(GatedConvolution):
 
 
 class Attention(Mixer):
-    """Multi-head self-attention over the valid tokens, heads of 64 channels (one head below 64).
+    """Multi-head self-attention over the valid tokens.
 
     Args:
-        dim: width D.
+        dim: Width D.
+        head_dim: Channels of a head; a narrower `dim` is one head.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, head_dim: int) -> None:
         super().__init__()
-        self.heads = max(dim // 64, 1)
+        self.heads = max(dim // head_dim, 1)
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
