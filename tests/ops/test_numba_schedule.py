@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import threading
 import time
 from functools import partial
@@ -139,3 +141,35 @@ def test_idle_threads_help_a_kernel(threads):
 
     run_tasks([Task(task)], 2)
     assert len(callers) == 2
+
+
+@needs_team
+def test_several_callers_at_once(threads):
+    threads(2)
+    ended: list[list] = [[], [], []]
+    callers = [
+        threading.Thread(
+            target=run_tasks, args=(chains(lambda name, needs, own=own: own.append(name)), 2)
+        )
+        for own in ended
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert [len(set(own)) for own in ended] == [24, 24, 24]
+
+
+@needs_team
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_in_a_forked_child(threads):
+    threads(2)
+    run_tasks(chains(lambda name, needs: time.sleep(0.001)), 2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a child that waits for its parent's threads ends by it
+        ended: list = []
+        run_tasks(chains(lambda name, needs: ended.append(name)), 2)
+        os._exit(0 if len(ended) == 24 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    run_tasks(chains(lambda name, needs: None), 2)

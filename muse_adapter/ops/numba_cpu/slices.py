@@ -64,11 +64,10 @@ class _SlicedMixer:
     def __init__(self, inputs: MixerInputs, taps: Tensor, biases: Tensor, y: Tensor) -> None:
         self.inputs, self.taps, self.biases, self.y = inputs, taps, biases, y
         batch, length, _ = inputs.tokens.shape
-        count = -(-length // ROWS)
-        count += count % 2 if count > 1 else 0  # so that the directions meet between two slices
-        self.slices = list(
-            itertools.pairwise(length * number // count for number in range(count + 1))
-        )
+        # An even number, so that the directions meet between two slices.
+        count = 1 if length <= ROWS else 2 * -(-length // (2 * ROWS))
+        rows = max(1, -(-length // count))
+        self.slices = [(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
         if inputs.positions is not None:
             y.zero_()
         # x, and behind it z where it is wanted at all positions.
@@ -77,8 +76,8 @@ class _SlicedMixer:
         self.x = self.xz[..., : y.shape[2]]
         self.scans: dict[tuple[int, int], ScanInputs] = {}
         self.states: list[Tensor | None] = [None] * len(inputs.directions)
-        self.outputs = [0] * count  # of how many directions stand in a slice of y
-        self.locks = [threading.Lock() for _ in range(count)]  # of the slices of y
+        self.outputs = [0] * len(self.slices)  # of how many directions stand in a slice of y
+        self.locks = [threading.Lock() for _ in self.slices]  # of the slices of y
 
     def tasks(self) -> list[Task]:
         """Make the tasks: of each slice the projection, then of each direction what it scans."""
