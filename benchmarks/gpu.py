@@ -89,7 +89,9 @@ def scan(options: argparse.Namespace, about: Mapping[str, Any]) -> Row:
     check(options)
     given = inputs(options.batch, options.length, options.dim, torch.bfloat16)
     steps: dict[str, Callable[[], Any]] = {"triton": lambda: step(given, "triton")}
-    missing = mamba_ssm.unavailable(torch.device("cuda")) or mamba_ssm._convolution_error()
+    missing = (
+        mamba_ssm.MAMBA_SSM.unavailable(torch.device("cuda")) or mamba_ssm._convolution_error()
+    )
     if missing is None:
         other = published_inputs(given)
         steps["mamba_ssm, published way"] = lambda: published_step(other)

@@ -154,7 +154,7 @@ def _kernel_unavailable(kernel: SDPBackend, device: str, dtype: torch.dtype) -> 
 
 
 def _published_unavailable(device: str, dtype: torch.dtype) -> str | None:
-    reason = mamba_ssm.unavailable(torch.device(device)) or mamba_ssm._convolution_error()
+    reason = mamba_ssm.MAMBA_SSM.unavailable(torch.device(device)) or mamba_ssm._convolution_error()
     if reason is None and dtype == torch.float64:
         reason = "mamba-ssm has no float64 kernels"
     return reason

@@ -20,6 +20,8 @@ from benchmarks.correctness import against_definition
 from benchmarks.variants import Variant, variants
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, selective_scan
+from muse_adapter.ops.mamba_ssm import MAMBA_SSM
+from muse_adapter.ops.triton_gpu import TRITON
 from tests.support.small_benchmarks import HERE, ON_CPU, small
 
 
@@ -50,9 +52,9 @@ def test_what_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention-cudnn": "does not offer",
     }.items():
         assert isinstance(found := ON_CPU[name], str) and reason in found
-    monkeypatch.setattr("muse_adapter.ops.triton_gpu.unavailable", lambda device=None: None)
+    for backend in (TRITON, MAMBA_SSM):
+        monkeypatch.setattr(backend, "unavailable", lambda device=None: None)
     assert "interpreter" in variants("cpu", torch.float32)["muse-triton"]
-    monkeypatch.setattr("muse_adapter.ops.mamba_ssm.unavailable", lambda device=None: None)
     monkeypatch.setattr("muse_adapter.ops.mamba_ssm._convolution_error", lambda: None)
     assert isinstance(variants("cpu", torch.float32)["muse-published"], Variant)
     exact = variants("cpu", torch.float64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muse_adapter.ops import selective_scan, use_backend
+from muse_adapter.ops import backends, selective_scan, use_backend
+from muse_adapter.ops.backend import by_name
 
 
 def scan_arguments() -> dict:
@@ -30,6 +31,7 @@ SCAN_CASES = {
     "D": ({"D": torch.zeros(5)}, ValueError, r"D must have shape \(6,\), got \(5,\)"),
     "z": ({"z": torch.zeros(2, 5, 5)}, ValueError, r"z must have shape"),
     "delta_bias": ({"delta_bias": torch.zeros(1)}, ValueError, r"delta_bias must have shape \(6,\), got \(1,\)"),
+    "initial_state": ({"initial_state": torch.zeros(2, 4, 6)}, ValueError, r"initial_state must have shape \(2, 6, 4\), got \(2, 4, 6\)"),
     "integers": ({"B": torch.zeros(2, 4, 5, dtype=torch.int64)}, TypeError, r"B must be .*got torch.int64"),
     "device": ({"C": torch.zeros(2, 4, 5, device="meta")}, ValueError, r"C must be on the device of u, cpu, got meta"),
     "backend": ({"backend": "cuda"}, ValueError, r"unknown backend 'cuda', expected one of .*reference"),
@@ -43,9 +45,7 @@ def test_scan(changed, error, message):
 
 
 def test_a_backend_by_name_is_kept_or_refused(monkeypatch):
-    from muse_adapter.ops import backends, dispatch
-
-    monkeypatch.setattr(dispatch._module("torch"), "unavailable", lambda device=None: "it is away")
+    monkeypatch.setattr(by_name("torch"), "unavailable", lambda device=None: "it is away")
     assert backends()["torch"] == (False, "it is away")
     refusal = "'torch' was asked for by name but cannot run: it is away"
     with pytest.raises(RuntimeError, match=refusal):

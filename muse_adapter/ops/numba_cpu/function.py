@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muse_adapter.ops.inputs import ScanInputs, state_dtype
 from muse_adapter.ops.numba_cpu.backward import backward, work_size
 from muse_adapter.ops.numba_cpu.denormals import settled
 from muse_adapter.ops.numba_cpu.forward import forward
@@ -26,8 +27,8 @@ class Call:
     """One scan as the kernels read it. All tensors but `lengths` are float32 or float64.
 
     Attributes:
-        x, delta: (batch, L, E), channels beside each other, E a multiple of WIDTH.
-        rates: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
+        x, delta: (batch, L, E), last dimension contiguous, E a multiple of WIDTH.
+        A_log2e: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
         B, C: (batch or 1, L or 1, G, S) where a group is whole blocks, otherwise with a value for
             every channel, (batch or 1, L or 1, S, E), channels beside each other.
         D, bias: (E,).
@@ -38,7 +39,7 @@ class Call:
 
     x: Tensor
     delta: Tensor
-    rates: Tensor
+    A_log2e: Tensor
     B: Tensor
     C: Tensor
     D: Tensor
@@ -51,7 +52,7 @@ class Call:
     @functools.cached_property
     def group_blocks(self) -> tuple[int, int]:
         """How many blocks share their values of B, and of C."""
-        blocks = self.rates.shape[0]
+        blocks = self.A_log2e.shape[0]
         b, c = (
             1 if own else blocks // gain.shape[2]
             for own, gain in zip(self.own, (self.B, self.C), strict=True)
@@ -59,18 +60,18 @@ class Call:
         return b, c
 
     @functools.cached_property
-    def longest(self) -> int:
+    def blocks_per_job(self) -> int:
         """Blocks in a job: enough to share sums over channels, so few that every core has jobs.
 
         It depends on shapes alone, and with it the order of all sums.
         """
-        limit = max(1, min(4, self.x.shape[0] * self.rates.shape[0] // 16))
+        limit = max(1, min(4, self.x.shape[0] * self.A_log2e.shape[0] // 16))
         return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks))
 
     def run(self, kernel: Kernel, *arguments: tuple[int, ...], threads: int) -> None:
         """Run a kernel on all jobs."""
         batch, length, _ = self.x.shape
-        blocks, states, _ = self.rates.shape
+        blocks, states, _ = self.A_log2e.shape
         views = []
         for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
             address, *strides = view(gain)
@@ -78,37 +79,27 @@ class Call:
             views.append((address, *strides, group, int(own)))
         kernel.run(
             *(self.x.dtype, threads),
-            (batch, length, blocks, states, CHUNK, self.longest),
+            (batch, length, blocks, states, CHUNK, self.blocks_per_job),
             (int(self.softplus), int(self.reverse)),
             view(self.x)[:3],
             view(self.delta)[:3],
             *views,
-            addresses(self.rates, self.D, self.bias, self.lengths),
+            addresses(self.A_log2e, self.D, self.bias, self.lengths),
             *arguments,
         )
 
     def threads(self) -> int:
         """How many threads share the work."""
-        jobs = self.x.shape[0] * self.rates.shape[0] // self.longest
-        enough = self.x.numel() * self.rates.shape[1] >= ENOUGH
+        jobs = self.x.shape[0] * self.A_log2e.shape[0] // self.blocks_per_job
+        enough = self.x.numel() * self.A_log2e.shape[1] >= ENOUGH
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
-def prepare(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-) -> Call:
-    """Bring the arguments of `scan` into the shapes of a `Call`."""
+def prepare(inputs: ScanInputs) -> Call:
+    """Bring the inputs of a scan into the shapes of a `Call`."""
+    x, delta, A, B, C, D, delta_bias, _, lengths, softplus, reverse = inputs
     batch, length, channels = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = state_dtype(x)
     spare = -channels % WIDTH
 
     def wide(tensor: Tensor | None) -> Tensor:
@@ -116,21 +107,81 @@ def prepare(
             return torch.zeros(channels + spare, dtype=dtype)
         return padded(tensor.to(dtype), spare)
 
-    def gains(gain: Tensor) -> tuple[Tensor, bool]:
-        group = channels // gain.shape[2]
+    def matrix(given: Tensor) -> tuple[Tensor, bool]:
+        group = channels // given.shape[2]
         if group == channels or group % WIDTH == 0:
-            return beside(gain.to(dtype)), False
-        return wide(gain.transpose(2, 3).repeat_interleave(group, 3)), True
+            return last_dim_contiguous(given.to(dtype)), False
+        return wide(given.transpose(2, 3).repeat_interleave(group, 3)), True
 
-    rates = blocks(wide(A.to(dtype).t() * LOG2E))
-    (B, own_b), (C, own_c) = gains(B), gains(C)
+    A_log2e = blocks(wide(A.to(dtype).t() * LOG2E))
+    (B, own_b), (C, own_c) = matrix(B), matrix(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
-    lengths = lengths.to(torch.int64).clamp(0, length).expand(batch).contiguous()
+    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
     return Call(
-        *(wide(x), wide(delta), rates, B, C, wide(D), wide(delta_bias), lengths),
+        *(wide(x), wide(delta), A_log2e, B, C, wide(D), wide(delta_bias), lengths),
         *((own_b, own_c), softplus, reverse),
     )
+
+
+def scan_forward(inputs: ScanInputs, saved_states: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute the outputs and the last state, see `OperatorBackend.scan_forward`."""
+    call, channels = prepare(inputs), inputs.x.shape[2]
+    y = call.x.new_empty(call.x.shape)
+    first = _initial_blocks(call, inputs.initial_state)
+    last = from_blocks(run_forward(call, y, saved_states, states=first))
+    return (y, last) if y.shape[2] == channels else (y[..., :channels], last[:, :channels])
+
+
+def scan_into(
+    inputs: ScanInputs, y: Tensor, *, added: bool = False, gate: Tensor | None = None
+) -> Tensor:
+    """Write the outputs of a scan into y and return the last state (batch, E, S).
+
+    Args:
+        inputs: See `ScanInputs`; E is a multiple of WIDTH.
+        y, added, gate: As in `run_forward`.
+    """
+    call = prepare(inputs)
+    first = _initial_blocks(call, inputs.initial_state)
+    return from_blocks(run_forward(call, y, states=first, added=added, gate=gate))
+
+
+def scan_backward(
+    inputs: ScanInputs,
+    saved_states: Tensor,
+    grad_y: Tensor | None,
+    grad_state: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients, see `OperatorBackend.scan_backward`."""
+    call, channels = prepare(inputs), inputs.x.shape[2]
+    spare = call.x.shape[2] - channels
+    grad_y = None if grad_y is None else padded(grad_y, spare)
+    dstates = _initial_blocks(call, grad_state)
+    if dstates is None:
+        dstates = zeros(call.x, len(call.x), *call.A_log2e.shape)
+    gradients = run_backward(call, saved_states, grad_y, dstates)
+    gradients = (*as_given(call, gradients, inputs.B, inputs.C, spare), from_blocks(dstates))
+    gradients = (*gradients[:7], gradients[7][:, :channels])
+    return tuple(
+        None if given is None else gradient
+        for given, gradient in zip(inputs.differentiable(), gradients, strict=True)
+    )
+
+
+def _initial_blocks(call: Call, state: Tensor | None) -> Tensor | None:
+    """Copy states (batch, E, S) into blocks, (batch, E / WIDTH, S, WIDTH): kernels write there."""
+    if state is None:
+        return None
+    channels = call.x.shape[2]
+    state = padded(state.to(call.x.dtype).transpose(1, 2), channels - state.shape[1])
+    in_blocks = state.unflatten(2, (-1, WIDTH)).transpose(1, 2)
+    return in_blocks.clone(memory_format=torch.contiguous_format)
+
+
+def from_blocks(states: Tensor) -> Tensor:
+    """Return states as (batch, E, S), from blocks."""
+    return states.transpose(2, 3).flatten(1, 2)
 
 
 def blocks(values: Tensor) -> Tensor:
@@ -141,7 +192,7 @@ def blocks(values: Tensor) -> Tensor:
 def run_forward(
     call: Call,
     y: Tensor,
-    kept: Tensor | None = None,
+    saved_states: Tensor | None = None,
     *,
     states: Tensor | None = None,
     added: bool = False,
@@ -151,7 +202,8 @@ def run_forward(
 
     Args:
         y: (batch, L, E), contiguous.
-        kept: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk; or None.
+        saved_states: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk;
+            None: they are not wanted.
         states: those that a call on the tokens before (or behind, in reverse) has left, to go on
             from; they become the last ones of this call. None: zeros.
         added: add the outputs to what stands in y.
@@ -160,39 +212,44 @@ def run_forward(
     threads = call.threads()
     joined = int(states is not None), int(added)
     if states is None:
-        states = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
+        states = call.x.new_empty(call.x.shape[:1] + call.A_log2e.shape)
     steps = call.x.new_empty(threads, CHUNK, WIDTH)
     gate_view = (0, 0, 0) if gate is None else view(gate)[:3]
-    call.run(forward, addresses(y, states, kept, steps), joined, gate_view, threads=threads)
+    call.run(forward, addresses(y, states, saved_states, steps), joined, gate_view, threads=threads)
     return states
 
 
 def run_backward(
-    call: Call, kept: Tensor, dy: Tensor | None, dlast: Tensor | None
+    call: Call, saved_states: Tensor, dy: Tensor | None, dstates: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of a call's seven floating tensors, from those of its outputs (None: zero)."""
+    """Gradients of a call's seven floating tensors.
+
+    Args:
+        call: The scan.
+        saved_states: As `run_forward` left them.
+        dy: Gradient of the outputs; None: zero.
+        dstates: (batch, E / WIDTH, S, WIDTH), the gradient of the last states, which becomes that
+            of the initial states.
+    """
     x, batch, threads = call.x, call.x.shape[0], call.threads()
-    dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else beside(dy)
-    dstate = zeros(x, batch, *call.rates.shape)
-    if dlast is not None:
-        dstate.copy_(dlast)  # the kernel writes over it
+    dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else last_dim_contiguous(dy)
     dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
-    drates, dD, dbias = (
-        x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
+    dA_log2e, dD, dbias = (
+        x.new_empty(batch, *tensor.shape) for tensor in (call.A_log2e, call.D, call.bias)
     )
     dgains, views = [], []
     for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
-        dgain = x.new_empty(group // call.longest, batch, *gain.shape[1:])
+        dgain = x.new_empty(group // call.blocks_per_job, batch, *gain.shape[1:])
         *strides, by_group, by_state = view(dgain)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
         dgains.append(dgain)
         views.append(tuple(strides))
-    work = x.new_empty(threads, work_size(call.rates.shape[1], CHUNK))
+    work = x.new_empty(threads, work_size(call.A_log2e.shape[1], CHUNK))
     call.run(
         backward,
         view(dy)[:3],
-        addresses(kept, work),
-        addresses(dx, ddelta, drates, dD, dbias, dstate),
+        addresses(saved_states, work),
+        addresses(dx, ddelta, dA_log2e, dD, dbias, dstates),
         *views,
         threads=threads,
     )
@@ -201,8 +258,8 @@ def run_backward(
         for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
     )
     # The kernel differentiates 2**(dt rate) as if it were exp.
-    drates = summed(drates) / LOG2E
-    return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
+    dA_log2e = summed(dA_log2e) / LOG2E
+    return dx, ddelta, dA_log2e, dB, dC, summed(dD), summed(dbias)
 
 
 def as_given(
@@ -214,9 +271,9 @@ def as_given(
         B, C: as given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
         spare: how many channels `prepare` has added.
     """
-    dx, ddelta, drates, *dgains, dD, dbias = gradients
+    dx, ddelta, dA_log2e, *dgains, dD, dbias = gradients
     channels = call.x.shape[2] - spare
-    dA = drates.transpose(0, 1).flatten(1).t() * LOG2E
+    dA = dA_log2e.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
         settled(
@@ -265,10 +322,10 @@ def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def padded(tensor: Tensor, spare: int) -> Tensor:
-    """The tensor with `spare` zeros behind its last dimension, whose numbers lie side by side."""
-    return beside(F.pad(tensor, (0, spare)) if spare else tensor)
+    """Pad the last dimension by `spare` zeros and make it contiguous."""
+    return last_dim_contiguous(F.pad(tensor, (0, spare)) if spare else tensor)
 
 
-def beside(tensor: Tensor) -> Tensor:
-    """The tensor itself if the numbers of its last dimension lie beside each other, else a copy."""
+def last_dim_contiguous(tensor: Tensor) -> Tensor:
+    """Return the tensor itself if its last dimension is contiguous, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

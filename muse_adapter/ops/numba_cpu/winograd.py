@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.numba_cpu.function import addresses, beside, view
+from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, view
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, pointer, splat, store
 
@@ -201,7 +201,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (maps, H, W, O).
     """
-    x, outputs = beside(x), len(weight)
+    x, outputs = last_dim_contiguous(x), len(weight)
     shift = x.new_zeros(outputs) if bias is None else bias.contiguous()
     filters = _two_sided(x) @ weight.reshape(-1, 9).t()
     filters = filters.view(16, outputs, -1).transpose(1, 2)
@@ -214,7 +214,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Gradient (O, C, 3, 3) of the weight from x (maps, H, W, C) and that of y (maps, H, W, O)."""
-    x, grad = beside(x), beside(grad)
+    x, grad = last_dim_contiguous(x), last_dim_contiguous(grad)
     outputs, inputs = grad.shape[3], x.shape[3]
     filters = x.new_zeros(16, outputs, inputs)
     for begin, end in _rounds(x):
