@@ -13,7 +13,7 @@ What they share, each file importing only files above it:
 
     machine      machine description, figures in a file
     measure      timer, memory meter
-    isolated     a function in a process of its own
+    isolated     a function in a process of its own (`preload`: what its server loads)
     baselines    what one would use instead of the head
     variants     the heads by name: how each is built, or why it cannot run here
     workload     cases, presets, and one head on one case

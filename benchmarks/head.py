@@ -139,7 +139,7 @@ class AttentionLayers(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+        """Apply all layers, (B, L, D) -> (B, L, D)."""
         for layer in self.layers:
             x = layer(x)
         return x
