@@ -24,7 +24,7 @@ class MeanPooling(nn.Module):
     """CLIP4Clip's meanP: the mean of the frames' class tokens."""
 
     def forward(self, tokens: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, T, N, D) -> (B, D) of unit norm."""
+        """Embed tokens (B, T, N, D): (B, D) of unit norm."""
         return mean_pool(tokens[:, :, 0], None)
 
 
@@ -32,8 +32,8 @@ class TemporalTransformer(nn.Module):
     """CLIP4Clip's seqTransf: a transformer over the frames' class tokens, added to them.
 
     Args:
-        dim: width D; heads of 64 channels (one head below 64).
-        depth: layers.
+        dim: Width D; heads of 64 channels (one head below 64).
+        depth: Layers.
     """
 
     def __init__(self, dim: int, *, depth: int = 4) -> None:
@@ -42,7 +42,7 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(dim) for _ in range(depth))
 
     def forward(self, tokens: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, T, N, D) -> (B, D) of unit norm."""
+        """Embed tokens (B, T, N, D): (B, D) of unit norm."""
         frames = tokens[:, :, 0]
         x = frames + self.positions[: frames.shape[1]]
         for layer in self.layers:
@@ -60,7 +60,7 @@ class TransformerLayer(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Apply the layer, (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.norms[0](x))
         return x + self.perceptron(self.norms[1](x))
 
@@ -74,7 +74,7 @@ class WrittenOutAttention(Attention):
         """Attend to all tokens; see `Mixer.forward`.
 
         Raises:
-            ValueError: lengths are given.
+            ValueError: Lengths are given.
         """
         _without_lengths(lengths)
         wanted = tokens if readout is None else readout.select(tokens)
@@ -102,7 +102,7 @@ class Kernels(NamedTuple):
 
 
 def mamba_ssm_kernels() -> Kernels:
-    """The CUDA kernels of causal-conv1d and mamba-ssm."""
+    """Load the CUDA kernels of causal-conv1d and mamba-ssm."""
     from causal_conv1d import causal_conv1d_fn
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -131,7 +131,7 @@ def mamba_ssm_kernels() -> Kernels:
 
 
 def own_kernels() -> Kernels:
-    """The same functions by this package's `torch` backend, on any device."""
+    """Return the same functions by this package's `torch` backend, on any device."""
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = short_convolution(x.transpose(1, 2), weight.unsqueeze(1), bias)
@@ -152,8 +152,8 @@ class PublishedMixer(BiMamba):
     """`BiMamba` the published way: two calls, the second on flipped tokens, nothing left out.
 
     Args:
-        dim: width D.
-        kernels: what convolves and scans.
+        dim: Width D.
+        kernels: What convolves and scans.
     """
 
     def __init__(self, dim: int, kernels: Kernels) -> None:
@@ -166,7 +166,7 @@ class PublishedMixer(BiMamba):
         """Scan both directions and gate, at all positions; see `Mixer.forward`.
 
         Raises:
-            ValueError: lengths are given.
+            ValueError: Lengths are given.
         """
         _without_lengths(lengths)
         xz = self.in_proj(tokens).transpose(1, 2)  # (B, 2 E, L)

@@ -32,9 +32,9 @@ def retrieval_metrics(
         ks: The values of K in R@K.
 
     Returns:
-        `{"t2v": {...}, "v2t": {...}}`. Each contains, as floats, `"R@K"` for every K, the
-        percentage of queries whose rank is at most K; `"MdR"`, the median over the queries of the
-        expected rank; `"MnR"`, its mean. Ranks start at 1.
+        One mapping for each direction, `"t2v"` and `"v2t"`. It contains, as floats, `"R@K"` for
+        every K, the percentage of queries whose rank is at most K; `"MdR"`, the median over the
+        queries of the expected rank; `"MnR"`, its mean. Ranks start at 1.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.

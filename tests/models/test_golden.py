@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from muse_adapter import MultiScaleMamba, load_muse_state_dict
 from muse_adapter.ops import use_backend
-from tests.support.backends import cpu_backends
-from tests.support.golden import golden_names
 
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32], ids=["float64", "float32"]
@@ -43,19 +41,7 @@ def head_inputs(golden, dtype):
     return tokens.unflatten(1, (frames, -1)).requires_grad_(), golden.tensor("in.video_mask")
 
 
-# The reference is slow. These two files differ from the others in their pyramids only, which do not
-# depend on the backend of the scan.
-OTHER_PYRAMIDS = ("head_five_scales", "head_grid14")
-CASES = [
-    (name, backend)
-    for name in golden_names("head_")
-    for backend in cpu_backends()
-    if not (backend == "reference" and name in OTHER_PYRAMIDS)
-]
-
-
 @DTYPES
-@pytest.mark.parametrize(("golden_head", "backend"), CASES, indirect=True)
 def test_head_values_and_gradients(golden_head, dtype, backend):
     head = build_head(golden_head, dtype)
     tokens, mask = head_inputs(golden_head, dtype)

@@ -18,7 +18,6 @@ from torch import Tensor
 from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
-from muse_adapter.ops.numba_cpu import team as team  # watches forks from now on
 from muse_adapter.ops.operator import OperatorBackend
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32

@@ -82,9 +82,14 @@ TRITON = TritonBackend()
 @functools.cache
 def _load_error() -> str | None:
     try:
+        import triton
+
         import muse_adapter.ops.triton_gpu.function  # noqa: F401
     except Exception as error:  # an old or broken triton raises whatever it likes
         return f"triton does not load ({error}): pip install --upgrade 'muse-adapter[triton]'"
+    # Kernels that hold tuples of tensors load in 3.2 too, and fail when they run.
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        return f"triton {triton.__version__} is older than 3.3, which torch 2.7 and newer work with"
     return None
 
 
