@@ -16,8 +16,10 @@ from muse_adapter.ops.numba_cpu.forward import forward
 from muse_adapter.ops.numba_cpu.kernel import Kernel
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
-CHUNK = 32  # steps from one saved state to the next; the backward pass holds a chunk in L1 and L2
-MIN_STATES = 1 << 18  # below so many states in all a second thread is not worth its start
+CHUNK = (
+    32  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
+)
+ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Call:
         x, delta: (batch, L, E), last dimension contiguous, E a multiple of WIDTH.
         A_log2e: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
         B, C: (batch or 1, L or 1, G, S) where a group is whole blocks, otherwise with a value for
-            every channel, (batch or 1, L or 1, S, E). Last dimension contiguous.
+            every channel, (batch or 1, L or 1, S, E), channels beside each other.
         D, bias: (E,).
         lengths: (batch,), int64, at most L.
         own: whether every channel has its own values of B, and of C.
@@ -52,8 +54,8 @@ class Call:
         """How many blocks share their values of B, and of C."""
         blocks = self.A_log2e.shape[0]
         b, c = (
-            1 if own else blocks // matrix.shape[2]
-            for own, matrix in zip(self.own, (self.B, self.C), strict=True)
+            1 if own else blocks // gain.shape[2]
+            for own, gain in zip(self.own, (self.B, self.C), strict=True)
         )
         return b, c
 
@@ -71,8 +73,8 @@ class Call:
         batch, length, _ = self.x.shape
         blocks, states, _ = self.A_log2e.shape
         views = []
-        for matrix, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
-            address, *strides = view(matrix)
+        for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
+            address, *strides = view(gain)
             strides[2:] = (WIDTH, strides[2]) if own else strides[2:]
             views.append((address, *strides, group, int(own)))
         kernel.run(
@@ -89,7 +91,7 @@ class Call:
     def threads(self) -> int:
         """How many threads share the work."""
         jobs = self.x.shape[0] * self.A_log2e.shape[0] // self.blocks_per_job
-        enough = self.x.numel() * self.A_log2e.shape[1] >= MIN_STATES
+        enough = self.x.numel() * self.A_log2e.shape[1] >= ENOUGH
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
@@ -105,14 +107,14 @@ def prepare(inputs: ScanInputs) -> Call:
             return torch.zeros(channels + spare, dtype=dtype)
         return padded(tensor.to(dtype), spare)
 
-    def expand_groups(given: Tensor) -> tuple[Tensor, bool]:
+    def matrix(given: Tensor) -> tuple[Tensor, bool]:
         group = channels // given.shape[2]
         if group == channels or group % WIDTH == 0:
             return last_dim_contiguous(given.to(dtype)), False
         return wide(given.transpose(2, 3).repeat_interleave(group, 3)), True
 
     A_log2e = blocks(wide(A.to(dtype).t() * LOG2E))
-    (B, own_b), (C, own_c) = expand_groups(B), expand_groups(C)
+    (B, own_b), (C, own_c) = matrix(B), matrix(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
     lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
@@ -205,7 +207,7 @@ def run_forward(
         states: those that a call on the tokens before (or behind, in reverse) has left, to go on
             from; they become the last ones of this call. None: zeros.
         added: add the outputs to what stands in y.
-        gate: (batch, L, E), last dimension contiguous: outputs are multiplied by its SiLU.
+        gate: (batch, L, E), channels beside each other: outputs are multiplied by its SiLU.
     """
     threads = call.threads()
     joined = int(states is not None), int(added)
@@ -235,12 +237,12 @@ def run_backward(
     dA_log2e, dD, dbias = (
         x.new_empty(batch, *tensor.shape) for tensor in (call.A_log2e, call.D, call.bias)
     )
-    dmatrices, views = [], []
-    for matrix, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
-        dmatrix = x.new_empty(group // call.blocks_per_job, batch, *matrix.shape[1:])
-        *strides, by_group, by_state = view(dmatrix)
+    dgains, views = [], []
+    for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
+        dgain = x.new_empty(group // call.blocks_per_job, batch, *gain.shape[1:])
+        *strides, by_group, by_state = view(dgain)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
-        dmatrices.append(dmatrix)
+        dgains.append(dgain)
         views.append(tuple(strides))
     work = x.new_empty(threads, work_size(call.A_log2e.shape[1], CHUNK))
     call.run(
@@ -252,8 +254,8 @@ def run_backward(
         threads=threads,
     )
     dB, dC = (
-        summed(dmatrix) if len(matrix) == batch else summed(dmatrix.flatten(0, 1)).unsqueeze(0)
-        for dmatrix, matrix in zip(dmatrices, (call.B, call.C), strict=True)
+        summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
+        for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
     )
     # The kernel differentiates 2**(dt rate) as if it were exp.
     dA_log2e = summed(dA_log2e) / LOG2E
@@ -269,17 +271,17 @@ def as_given(
         B, C: as given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
         spare: how many channels `prepare` has added.
     """
-    dx, ddelta, dA_log2e, *dmatrices, dD, dbias = gradients
+    dx, ddelta, dA_log2e, *dgains, dD, dbias = gradients
     channels = call.x.shape[2] - spare
     dA = dA_log2e.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
         settled(
-            dmatrix[..., :channels].unflatten(3, (matrix.shape[2], -1)).sum(4).transpose(2, 3)
+            dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
             if own
-            else dmatrix
+            else dgain
         )
-        for dmatrix, matrix, own in zip(dmatrices, (B, C), call.own, strict=True)
+        for dgain, gain, own in zip(dgains, (B, C), call.own, strict=True)
     )
     return (
         dx[..., :channels],
