@@ -109,7 +109,7 @@ def scan_backward(
         grad_y = padded(grad_y, spare)
     if grad_state is not None:  # into blocks
         grad_state = padded(grad_state.transpose(1, 2), spare)
-        grad_state = grad_state.unflatten(2, call.rates.shape[::2]).transpose(1, 2)
+        grad_state = grad_state.unflatten(2, call.A_log2e.shape[::2]).transpose(1, 2)
     gradients = as_given(call, run_backward(call, kept, grad_y, grad_state), B, C, spare)
     absent = (False,) * 5 + (D is None, delta_bias is None)
     return tuple(None if no else gradient for no, gradient in zip(absent, gradients, strict=True))

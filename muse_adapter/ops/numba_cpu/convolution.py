@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode
 from muse_adapter.ops.numba_cpu.elementary import exp2
-from muse_adapter.ops.numba_cpu.function import addresses, beside, summed, view, zeros
+from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, summed, view, zeros
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
@@ -228,7 +228,7 @@ def run_backward(
     """Gradients of x, w and bias from those of both results, from the first position on."""
     batch, length, channels = x.shape
     parts = batch * parts_of(batch, length)
-    x, grads = beside(x), [beside(grad) for grad in grads]
+    x, grads = last_dim_contiguous(x), [last_dim_contiguous(grad) for grad in grads]
     dx = x.new_empty(batch, length, channels)
     dw, dbias = zeros(x, parts, *w.shape), zeros(x, parts, *bias.shape)
     threads = threads_for(batch, length, x)

@@ -24,13 +24,13 @@ def causal_conv1d_silu(
 
 def _forward(x: Tensor, w: Tensor, bias: Tensor, end: int) -> tuple[Tensor, Tensor]:
     from muse_adapter.ops.numba_cpu.convolution import run_forward
-    from muse_adapter.ops.numba_cpu.function import beside
+    from muse_adapter.ops.numba_cpu.function import last_dim_contiguous
 
     batch, length, channels = x.shape
     wide, w, bias = _one_type(x, w, bias)
     stops = (end, length)[: len(w)]
     results = [wide.new_empty(batch, end, channels) for end in stops]
-    run_forward(beside(wide), w, bias, 0, stops, results)
+    run_forward(last_dim_contiguous(wide), w, bias, 0, stops, results)
     first, *second = (result.to(x.dtype) for result in results)
     return first, second[0] if second else x.new_empty(0)
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muse_adapter.ops.numba_cpu.backward import backward, work_size
-from muse_adapter.ops.numba_cpu.denormals import settled
+from muse_adapter.ops.numba_cpu.backward import backward
+from muse_adapter.ops.numba_cpu.backward import work_size as backward_work_size
+from muse_adapter.ops.numba_cpu.denormals import flushed
 from muse_adapter.ops.numba_cpu.forward import forward
+from muse_adapter.ops.numba_cpu.forward import work_size as forward_work_size
 from muse_adapter.ops.numba_cpu.kernel import Kernel
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
@@ -26,8 +28,8 @@ class Call:
     """One scan as the kernels read it. All tensors but `lengths` are float32 or float64.
 
     Attributes:
-        x, delta: (batch, L, E), channels beside each other, E a multiple of WIDTH.
-        rates: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
+        x, delta: (batch, L, E), last dimension contiguous, E a multiple of WIDTH.
+        A_log2e: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
         B, C: (batch or 1, L or 1, G, S) where a group is whole blocks, otherwise with a value for
             every channel, (batch or 1, L or 1, S, E), channels beside each other.
         D, bias: (E,).
@@ -38,7 +40,7 @@ class Call:
 
     x: Tensor
     delta: Tensor
-    rates: Tensor
+    A_log2e: Tensor
     B: Tensor
     C: Tensor
     D: Tensor
@@ -51,7 +53,7 @@ class Call:
     @functools.cached_property
     def group_blocks(self) -> tuple[int, int]:
         """How many blocks share their values of B, and of C."""
-        blocks = self.rates.shape[0]
+        blocks = self.A_log2e.shape[0]
         b, c = (
             1 if own else blocks // gain.shape[2]
             for own, gain in zip(self.own, (self.B, self.C), strict=True)
@@ -59,18 +61,18 @@ class Call:
         return b, c
 
     @functools.cached_property
-    def longest(self) -> int:
+    def blocks_per_job(self) -> int:
         """Blocks in a job: enough to share sums over channels, so few that every core has jobs.
 
         It depends on shapes alone, and with it the order of all sums.
         """
-        limit = max(1, min(4, self.x.shape[0] * self.rates.shape[0] // 16))
+        limit = max(1, min(4, self.x.shape[0] * self.A_log2e.shape[0] // 16))
         return max(n for n in range(1, limit + 1) if all(g % n == 0 for g in self.group_blocks))
 
     def run(self, kernel: Kernel, *arguments: tuple[int, ...], threads: int) -> None:
         """Run a kernel on all jobs."""
         batch, length, _ = self.x.shape
-        blocks, states, _ = self.rates.shape
+        blocks, states, _ = self.A_log2e.shape
         views = []
         for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
             address, *strides = view(gain)
@@ -78,19 +80,19 @@ class Call:
             views.append((address, *strides, group, int(own)))
         kernel.run(
             *(self.x.dtype, threads),
-            (batch, length, blocks, states, CHUNK, self.longest),
+            (batch, length, blocks, states, CHUNK, self.blocks_per_job),
             (int(self.softplus), int(self.reverse)),
             view(self.x)[:3],
             view(self.delta)[:3],
             *views,
-            addresses(self.rates, self.D, self.bias, self.lengths),
+            addresses(self.A_log2e, self.D, self.bias, self.lengths),
             *arguments,
         )
 
     def threads(self) -> int:
         """How many threads share the work."""
-        jobs = self.x.shape[0] * self.rates.shape[0] // self.longest
-        enough = self.x.numel() * self.rates.shape[1] >= ENOUGH
+        jobs = self.x.shape[0] * self.A_log2e.shape[0] // self.blocks_per_job
+        enough = self.x.numel() * self.A_log2e.shape[1] >= ENOUGH
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
@@ -119,16 +121,16 @@ def prepare(
     def gains(gain: Tensor) -> tuple[Tensor, bool]:
         group = channels // gain.shape[2]
         if group == channels or group % WIDTH == 0:
-            return beside(gain.to(dtype)), False
+            return last_dim_contiguous(gain.to(dtype)), False
         return wide(gain.transpose(2, 3).repeat_interleave(group, 3)), True
 
-    rates = blocks(wide(A.to(dtype).t() * LOG2E))
+    A_log2e = blocks(wide(A.to(dtype).t() * LOG2E))
     (B, own_b), (C, own_c) = gains(B), gains(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
     lengths = lengths.to(torch.int64).clamp(0, length).expand(batch).contiguous()
     return Call(
-        *(wide(x), wide(delta), rates, B, C, wide(D), wide(delta_bias), lengths),
+        *(wide(x), wide(delta), A_log2e, B, C, wide(D), wide(delta_bias), lengths),
         *((own_b, own_c), softplus, reverse),
     )
 
@@ -160,10 +162,10 @@ def run_forward(
     threads = call.threads()
     joined = int(states is not None), int(added)
     if states is None:
-        states = call.x.new_empty(call.x.shape[:1] + call.rates.shape)
-    steps = call.x.new_empty(threads, CHUNK, WIDTH)
+        states = call.x.new_empty(call.x.shape[:1] + call.A_log2e.shape)
+    work = call.x.new_empty(threads, forward_work_size(CHUNK))
     gate_view = (0, 0, 0) if gate is None else view(gate)[:3]
-    call.run(forward, addresses(y, states, kept, steps), joined, gate_view, threads=threads)
+    call.run(forward, addresses(y, states, kept, work), joined, gate_view, threads=threads)
     return states
 
 
@@ -172,27 +174,27 @@ def run_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of a call's seven floating tensors, from those of its outputs (None: zero)."""
     x, batch, threads = call.x, call.x.shape[0], call.threads()
-    dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else beside(dy)
-    dstate = zeros(x, batch, *call.rates.shape)
+    dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else last_dim_contiguous(dy)
+    dstate = zeros(x, batch, *call.A_log2e.shape)
     if dlast is not None:
         dstate.copy_(dlast)  # the kernel writes over it
     dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
-    drates, dD, dbias = (
-        x.new_empty(batch, *tensor.shape) for tensor in (call.rates, call.D, call.bias)
+    dA_log2e, dD, dbias = (
+        x.new_empty(batch, *tensor.shape) for tensor in (call.A_log2e, call.D, call.bias)
     )
     dgains, views = [], []
     for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
-        dgain = x.new_empty(group // call.longest, batch, *gain.shape[1:])
+        dgain = x.new_empty(group // call.blocks_per_job, batch, *gain.shape[1:])
         *strides, by_group, by_state = view(dgain)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
         dgains.append(dgain)
         views.append(tuple(strides))
-    work = x.new_empty(threads, work_size(call.rates.shape[1], CHUNK))
+    work = x.new_empty(threads, backward_work_size(call.A_log2e.shape[1], CHUNK))
     call.run(
         backward,
         view(dy)[:3],
         addresses(kept, work),
-        addresses(dx, ddelta, drates, dD, dbias, dstate),
+        addresses(dx, ddelta, dA_log2e, dD, dbias, dstate),
         *views,
         threads=threads,
     )
@@ -201,8 +203,8 @@ def run_backward(
         for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
     )
     # The kernel differentiates 2**(dt rate) as if it were exp.
-    drates = summed(drates) / LOG2E
-    return dx, ddelta, drates, dB, dC, summed(dD), summed(dbias)
+    dA_log2e = summed(dA_log2e) / LOG2E
+    return dx, ddelta, dA_log2e, dB, dC, summed(dD), summed(dbias)
 
 
 def as_given(
@@ -214,12 +216,12 @@ def as_given(
         B, C: as given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
         spare: how many channels `prepare` has added.
     """
-    dx, ddelta, drates, *dgains, dD, dbias = gradients
+    dx, ddelta, dA_log2e, *dgains, dD, dbias = gradients
     channels = call.x.shape[2] - spare
-    dA = drates.transpose(0, 1).flatten(1).t() * LOG2E
+    dA = dA_log2e.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
-        settled(
+        flushed(
             dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
             if own
             else dgain
@@ -265,10 +267,10 @@ def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def padded(tensor: Tensor, spare: int) -> Tensor:
-    """The tensor with `spare` zeros behind its last dimension, whose numbers lie side by side."""
-    return beside(F.pad(tensor, (0, spare)) if spare else tensor)
+    """Pad the last dimension by `spare` zeros and make it contiguous."""
+    return last_dim_contiguous(F.pad(tensor, (0, spare)) if spare else tensor)
 
 
-def beside(tensor: Tensor) -> Tensor:
-    """The tensor itself if the numbers of its last dimension lie beside each other, else a copy."""
+def last_dim_contiguous(tensor: Tensor) -> Tensor:
+    """Return the tensor itself if its last dimension is contiguous, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -177,7 +177,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def fetch(context: Any, source: Any, index: Any) -> Any:
+def prefetch(context: Any, source: Any, index: Any) -> Any:
     """Bring the memory at source[index] near; it need not exist.
 
     Rows of a tensor lie too far apart for the processor to see which one comes next.
@@ -228,7 +228,7 @@ def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value)
 
 
 @intrinsic
-def totals(context: Any, source: Any, index: Any) -> Any:
+def lane_sums(context: Any, source: Any, index: Any) -> Any:
     """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:

@@ -82,7 +82,7 @@ def _mix(
     parts = list(itertools.pairwise(edges))
     for index, weights in enumerate(directions):
         reverse, last = index == 1, index == len(directions) - 1
-        rates = blocks(weights.A.t() * LOG2E)
+        A_log2e = blocks(weights.A.t() * LOG2E)
         rank, states = weights.dt_proj.shape[1], weights.A.shape[1]
         state = None
         for begin, end in reversed(parts) if reverse else parts:
@@ -97,7 +97,7 @@ def _mix(
             call = Call(
                 x=convolved,
                 delta=F.linear(low, weights.dt_proj),
-                rates=rates,
+                A_log2e=A_log2e,
                 B=B.unsqueeze(2),
                 C=C.unsqueeze(2),
                 D=weights.D.contiguous(),
