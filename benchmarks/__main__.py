@@ -19,15 +19,24 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contenders import Contender, contenders
+from benchmarks.curves import draw
+from benchmarks.machine import write_json
 from benchmarks.pair_loop import measure_pairs
 from benchmarks.report import markdown
-from benchmarks.rows import describe, measure_rows, start, write
-from benchmarks.settings import DTYPES, PRESETS, Settings
+from benchmarks.rows import describe, measure_rows, start
+from benchmarks.variants import Variant, variants
+from benchmarks.workload import DTYPES, PRESETS, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 0 if all heads agreed with their definitions, 130 if interrupted."""
+    """Run the benchmark.
+
+    Args:
+        arguments: Of the command line (None: the process's).
+
+    Returns:
+        0 if all heads agreed with their definitions, else 1; 130 if interrupted.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     settings = _settings(parser, options)
@@ -41,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{key} {value}" for key, value in figures["machine"].items()))
 
     def keep() -> None:
-        write(options.json, figures)
+        if options.json:
+            write_json(options.json, figures)
 
     try:
         for row in measure_rows(settings, figures, keep):
@@ -58,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"\n{markdown(figures)}")
     if options.plot:
-        from benchmarks.pictures import draw
-
-        for picture in draw(figures, options.plot):
-            print(picture)
+        for file in draw(figures, options.plot):
+            print(file)
     return int(any(row.get("wrong") for row in figures["rows"]))
 
 
@@ -96,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
-    """The preset with what the command line changes, refused where it cannot run."""
+    """Apply the command line to the preset; refuse what cannot run."""
     device = options.device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; --device cpu runs anywhere")
@@ -121,11 +129,11 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
             f"--dim {settings.dim}: expected an even width up to 64 or a multiple of 64, which the "
             "scales and the heads of attention divide"
         )
-    found = contenders(settings.device, DTYPES[settings.dtype])
+    found = variants(settings.device, DTYPES[settings.dtype])
     for name in settings.heads:
         if name not in found:
             parser.error(f"--heads: unknown head {name!r}, expected some of {', '.join(found)}")
-        if not isinstance(found[name], Contender):
+        if not isinstance(found[name], Variant):
             parser.error(f"--heads: {name} cannot run here: {found[name]}")
     return settings
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter import MultiScaleMamba
+from muse_adapter.config import ATTENTION_HEAD_DIM
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
 from muse_adapter.layers.pool import mean_pool
@@ -23,7 +24,7 @@ class MeanPooling(nn.Module):
     """CLIP4Clip's meanP: the mean of the frames' class tokens."""
 
     def forward(self, tokens: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, T, N, D) -> (B, D) of unit norm."""
+        """Embed tokens (B, T, N, D): (B, D) of unit norm."""
         return mean_pool(tokens[:, :, 0], None)
 
 
@@ -31,8 +32,8 @@ class TemporalTransformer(nn.Module):
     """CLIP4Clip's seqTransf: a transformer over the frames' class tokens, added to them.
 
     Args:
-        dim: width D; heads of 64 channels (one head below 64).
-        depth: layers.
+        dim: Width D; heads of 64 channels (one head below 64).
+        depth: Layers.
     """
 
     def __init__(self, dim: int, *, depth: int = 4) -> None:
@@ -41,7 +42,7 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(dim) for _ in range(depth))
 
     def forward(self, tokens: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, T, N, D) -> (B, D) of unit norm."""
+        """Embed tokens (B, T, N, D): (B, D) of unit norm."""
         frames = tokens[:, :, 0]
         x = frames + self.positions[: frames.shape[1]]
         for layer in self.layers:
@@ -55,11 +56,11 @@ class TransformerLayer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.attention = Attention(dim)
+        self.attention = Attention(dim, head_dim=ATTENTION_HEAD_DIM)
         self.perceptron = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Apply the layer, (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.norms[0](x))
         return x + self.perceptron(self.norms[1](x))
 
@@ -67,13 +68,13 @@ class TransformerLayer(nn.Module):
 class WrittenOutAttention(Attention):
     """softmax(Q K^T) V as the formula reads, with all weights in memory."""
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Attend to all tokens; see `Mixer.forward`.
 
         Raises:
-            ValueError: lengths are given.
+            ValueError: Lengths are given.
         """
         _without_lengths(lengths)
         wanted = tokens if readout is None else readout.select(tokens)
@@ -101,7 +102,7 @@ class Kernels(NamedTuple):
 
 
 def mamba_ssm_kernels() -> Kernels:
-    """The CUDA kernels of causal-conv1d and mamba-ssm."""
+    """Load the CUDA kernels of causal-conv1d and mamba-ssm."""
     from causal_conv1d import causal_conv1d_fn
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -130,7 +131,7 @@ def mamba_ssm_kernels() -> Kernels:
 
 
 def own_kernels() -> Kernels:
-    """The same functions by this package's `torch` backend, on any device."""
+    """Return the same functions by this package's `torch` backend, on any device."""
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = short_convolution(x.transpose(1, 2), weight.unsqueeze(1), bias)
@@ -151,21 +152,21 @@ class PublishedMixer(BiMamba):
     """`BiMamba` the published way: two calls, the second on flipped tokens, nothing left out.
 
     Args:
-        dim: width D.
-        kernels: what convolves and scans.
+        dim: Width D.
+        kernels: What convolves and scans.
     """
 
     def __init__(self, dim: int, kernels: Kernels) -> None:
         super().__init__(dim)
         self.kernels = kernels
 
-    def mix(
+    def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Scan both directions and gate, at all positions; see `Mixer.forward`.
 
         Raises:
-            ValueError: lengths are given.
+            ValueError: Lengths are given.
         """
         _without_lengths(lengths)
         xz = self.in_proj(tokens).transpose(1, 2)  # (B, 2 E, L)
@@ -202,7 +203,7 @@ def with_written_out_attention(head: MultiScaleMamba) -> MultiScaleMamba:
     """Exchange the attention of a head, in place; the weights stay."""
     for layer in head.layers:
         assert isinstance(layer, ResidualLayer)
-        mixer = WrittenOutAttention(head.config.dim)
+        mixer = WrittenOutAttention(head.config.dim, head_dim=ATTENTION_HEAD_DIM)
         mixer.load_state_dict(layer.mixer.state_dict())
         layer.mixer = mixer
     return head

@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import Contender
-from benchmarks.settings import Case
+from benchmarks.variants import Variant
+from benchmarks.workload import Case
 from muse_adapter.ops import use_backend
 
 Shape = torch.Size
@@ -37,7 +37,7 @@ def scan_flops(
     *_: Any,
     **__: Any,
 ) -> int:
-    """Of `muse_adapter::scan`: one direction forward, in the algorithm of the definition.
+    """Count `muse_adapter::scan`: one direction forward, in the algorithm of the definition.
 
     For each state: dt A (1), its exponential (1), times B (1), the recurrence (2), times C, summed
     (2, but one addition less a channel). For each channel: dt x (1), D x added (2), the bias of dt
@@ -53,7 +53,7 @@ def scan_backward_flops(
     B: Shape, C: Shape, D: Shape | None, delta_bias: Shape | None, lengths: Shape | None,
     delta_softplus: bool, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
-    """Of `muse_adapter::scan_backward`.
+    """Count `muse_adapter::scan_backward`.
 
     For each state: computed anew (5); its gradient, C times that of y (1), added to the carry (1),
     which the decay shrinks (1); summed into the gradients of B, C and the drive (2 each); the
@@ -66,7 +66,7 @@ def scan_backward_flops(
 
 
 def _sizes(x: Shape, A: Shape) -> tuple[int, int]:
-    """Channels and states of all tokens: B L E, and that times S."""
+    """Return channels and states of all tokens: B L E, and that times S."""
     channels = x.numel()
     return channels, channels * A[1]
 
@@ -80,7 +80,7 @@ def _flash_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any
 
 
 def formulas() -> dict[Any, Any]:
-    """What torch's counter does not know: the scan, and attention's fused kernel for CPUs."""
+    """Return what torch's counter lacks: the scan, and attention's fused kernel for CPUs."""
     aten, ours = torch.ops.aten, torch.ops.muse_adapter
     return {
         ours.scan: scan_flops,
@@ -90,21 +90,25 @@ def formulas() -> dict[Any, Any]:
     }
 
 
-def count(contender: Contender, case: Case, dim: int) -> int:
-    """Operations of one run.
+@functools.cache
+def count(variant: Variant, case: Case, dim: int) -> int:
+    """Count the operations of one run.
 
     Args:
-        contender: one whose kernels can be seen, see `countable`.
-        case: the tokens, and what is done with them.
-        dim: width D.
+        variant: One whose kernels can be seen, see `countable`.
+        case: The tokens, and what is done with them.
+        dim: Width D.
+
+    Returns:
+        Their number.
     """
-    module, mode, weights = _without_memory(contender, dim)
+    module, mode, weights = _without_memory(variant, dim)
     training = case.mode == "training"
     module.train(training)
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
     # On a CPU the pyramid that all heads share would run on an operator of ours.
     visible = use_backend("torch")
-    with visible, mode, counter, contender.force(), torch.set_grad_enabled(training):
+    with visible, mode, counter, variant.force(), torch.set_grad_enabled(training):
         shape = (case.batch, case.frames, 1 + case.grid[0] * case.grid[1], dim)
         tokens = torch.empty(shape, requires_grad=training)
         embedding = functional_call(module, weights, (tokens,), {"grid": case.grid})
@@ -114,10 +118,8 @@ def count(contender: Contender, case: Case, dim: int) -> int:
 
 
 @functools.cache
-def _without_memory(
-    contender: Contender, dim: int
-) -> tuple[nn.Module, FakeTensorMode, dict[str, Any]]:
-    """A module, and the weights that stand in for its own, of which none holds memory."""
-    module, mode = contender.build(dim), FakeTensorMode()
+def _without_memory(variant: Variant, dim: int) -> tuple[nn.Module, FakeTensorMode, dict[str, Any]]:
+    """Build a module, and the weights that stand in for its own, of which none holds memory."""
+    module, mode = variant.build(dim), FakeTensorMode()
     weights = {name: mode.from_tensor(weight) for name, weight in module.named_parameters()}
     return module.to("meta"), mode, weights

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measure import machine, write_json
+from benchmarks.correctness import require_agreement
+from benchmarks.machine import machine, write_json
+from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import (
     Direction,
@@ -55,9 +56,9 @@ def main() -> None:
     if not torch.cuda.is_available() or not status.available:
         raise SystemExit(f"needs a GPU that Triton runs on: {status.reason or 'torch finds none'}")
     torch.manual_seed(0)
-    about = {**machine(), **gpu()}
+    about = {**machine("cuda"), **gpu()}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    figures: dict[str, Any] = {"machine": about, "scan": scan(options)}
+    figures: dict[str, Any] = {"machine": about, "scan": scan(options, about)}
     show(figures["scan"])
     if not options.no_heads:
         figures["heads"] = []
@@ -70,40 +71,36 @@ def main() -> None:
 
 
 def gpu() -> dict[str, Any]:
-    """What the figures must be read with, and the rates that the floors are made of."""
-    import triton
-
+    """Return the rates that the floors are made of, and the driver."""
     about = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm,driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, check=True, capture_output=True, text=True).stdout
     clock, driver = done.splitlines()[0].split(", ")
     return {
-        "command": "python -m benchmarks.gpu",
-        "gpu": about.name,
         "processors": about.multi_processor_count,
         "clock_hz": float(clock.split()[0]) * 1e6,
         "driver": driver,
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
         "copy_bytes_per_s": copy_bandwidth(),
     }
 
 
-def scan(options: argparse.Namespace) -> Row:
-    """Both directions with their convolutions, forward and backward, in bfloat16."""
+def scan(options: argparse.Namespace, about: Mapping[str, Any]) -> Row:
+    """Time both directions with their convolutions, forward and backward, in bfloat16."""
     check(options)
     given = inputs(options.batch, options.length, options.dim, torch.bfloat16)
     steps: dict[str, Callable[[], Any]] = {"triton": lambda: step(given, "triton")}
-    missing = mamba_ssm.unavailable(torch.device("cuda")) or mamba_ssm._convolution_error()
+    missing = (
+        mamba_ssm.MAMBA_SSM.unavailable(torch.device("cuda")) or mamba_ssm._convolution_error()
+    )
     if missing is None:
         other = published_inputs(given)
         steps["mamba_ssm, published way"] = lambda: published_step(other)
     row: Row = {
         "what": f"bidirectional scan with convolutions, forward and backward, B={options.batch}, "
         f"L={options.length}, E={options.dim}, S={STATES}, bfloat16",
-        "seconds": in_turn(steps, options.repeats),
-        "peak_bytes": {name: peak(run) for name, run in steps.items()},
-        "floors": floors(options.batch, options.length, options.dim, gpu()),
+        "seconds": medians(steps, options.repeats),
+        "peak_bytes": {name: added_bytes(run) for name, run in steps.items()},
+        "floors": floors(options.batch, options.length, options.dim, about),
         "not_measured": missing,
     }
     fast = row["seconds"]["triton"]
@@ -117,7 +114,7 @@ def scan(options: argparse.Namespace) -> Row:
 
 
 def floors(batch: int, length: int, channels: int, about: Mapping[str, Any]) -> dict[str, Row]:
-    """What no implementation can be faster than, with the arithmetic it is made of."""
+    """Compute what no implementation can be faster than, with the arithmetic it is made of."""
     tokens = batch * length * channels
     states = 2 * tokens * STATES  # of both directions
     rows = 2 * 2 * batch * length * STATES  # B and C of both
@@ -152,7 +149,7 @@ def floors(batch: int, length: int, channels: int, about: Mapping[str, Any]) -> 
 
 
 def head(frames: int, side: int, target: float, options: argparse.Namespace) -> Row:
-    """A training step of the head, and of the same head with flash attention, under autocast."""
+    """Time a training step of the head, and of the same head with flash attention, in autocast."""
     tokens = torch.randn(
         options.batch, frames, 1 + side**2, options.dim, device="cuda", requires_grad=True
     )
@@ -175,8 +172,8 @@ def head(frames: int, side: int, target: float, options: argparse.Namespace) -> 
 
         try:
             with use_backend("triton"), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                seconds[mixer] = in_turn({mixer: train}, options.repeats)[mixer]
-                peaks[mixer] = peak(train)
+                seconds[mixer] = medians({mixer: train}, options.repeats)[mixer]
+                peaks[mixer] = added_bytes(train)
         except torch.cuda.OutOfMemoryError as error:
             row[f"{mixer}_failed"] = str(error).splitlines()[0]
         row["tokens"] = lengths[0]
@@ -190,7 +187,7 @@ def head(frames: int, side: int, target: float, options: argparse.Namespace) -> 
 
 
 def inputs(batch: int, length: int, channels: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the mixer hands to the convolutions and the scan, all wanting gradients."""
+    """Make what the mixer hands to the convolutions and the scan, all wanting gradients."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device="cuda", dtype=dtype)
@@ -210,8 +207,8 @@ def inputs(batch: int, length: int, channels: int, dtype: torch.dtype) -> dict[s
     return {name: tensor.requires_grad_() for name, tensor in given.items()}
 
 
-def step(given: Mapping[str, Tensor], backend: str) -> tuple[Tensor, ...]:
-    """Output and gradients, ours."""
+def step(given: Mapping[str, Tensor], backend: str) -> dict[str, Tensor]:
+    """Return output and gradients, ours."""
     sides = ("forward", "backward")
     weights = [(given[f"{side} weight"], given[f"{side} bias"]) for side in sides]
     convolved = causal_conv1d_silu(given["x"], weights, backend=backend)
@@ -221,11 +218,12 @@ def step(given: Mapping[str, Tensor], backend: str) -> tuple[Tensor, ...]:
         for side, y in zip(sides, convolved, strict=True)
     )
     y = bidirectional_scan(forward, backward, given["z"], backend=backend)
-    return y, *torch.autograd.grad(y.sum(), list(given.values()))
+    gradients = torch.autograd.grad(y.sum(), list(given.values()))
+    return {"y": y, **dict(zip(given, gradients, strict=True))}
 
 
 def published_inputs(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs in mamba-ssm's layout, (batch, E, L), those of the other direction flipped."""
+    """Copy the inputs to mamba-ssm's layout, (batch, E, L), one direction flipped."""
     other = {}
     for name, tensor in given.items():
         value = tensor.detach()
@@ -237,7 +235,7 @@ def published_inputs(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_step(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Output and gradients by two calls of the CUDA kernels, x, z and one result flipped."""
+    """Return output and gradients by two calls of the CUDA kernels, x, z and one result flipped."""
     from causal_conv1d import causal_conv1d_fn
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -267,55 +265,30 @@ def published_step(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Results in bfloat16 against the `torch` backend's in float32, on two videos."""
+    """Compare results in bfloat16 with the `torch` backend's in float32, on two videos."""
     given = inputs(min(2, options.batch), options.length, options.dim, torch.bfloat16)
-    got = step(given, "triton")
     wide = {name: tensor.detach().float().requires_grad_() for name, tensor in given.items()}
-    expected = step(wide, "torch")
-    agree(got, expected, ["y", *given])
+    require_agreement(step(given, "triton"), step(wide, "torch"), "backend triton", BOUND)
 
 
-def agree(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], names: list[str]) -> None:
-    """End the run where results differ."""
-    for name, a, b in zip(names, got, expected, strict=True):
-        error = ((a.float() - b).norm() / b.norm()).item()
-        if not error < BOUND:
-            raise SystemExit(f"{name}: the results differ by {error:.1e}, so no time is given")
-
-
-def in_turn(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds between device events of each alternative, in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for run in steps.values():
-        for _ in range(3):
-            run()  # compiles, allocates
-    for _ in range(repeats):
-        for name, run in steps.items():
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            run()
-            last.record()
-            last.synchronize()
-            times[name].append(first.elapsed_time(last) / 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+def medians(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each alternative."""
+    timings = in_turn(steps, repeats, device="cuda")
+    return {name: timing.median for name, timing in timings.items()}
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy of 1 GiB."""
+    """Return bytes a second, read and written, of a copy of 1 GiB."""
     source = torch.empty(1 << 28, device="cuda")
     target = torch.empty_like(source)
-    return 2 * (1 << 30) / in_turn({"copy": lambda: target.copy_(source)}, 20)["copy"]
+    return 2 * (1 << 30) / medians({"copy": lambda: target.copy_(source)}, 20)["copy"]
 
 
-def peak(run: Callable[[], Any]) -> int:
-    """Bytes allocated at most during a run, above those before it."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+def added_bytes(run: Callable[[], Any]) -> int:
+    """Return the bytes allocated at most during a run, above those before it."""
+    meter = MemoryMeter("cuda")
     run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return meter.added()
 
 
 def show(row: Row) -> None:

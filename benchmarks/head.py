@@ -1,7 +1,7 @@
 """What the head costs on this machine: against its floor and attention, each saving, peak memory.
 
     python -m benchmarks.head                 # the table, a few minutes on two cores
-    python -m benchmarks.head --memory        # also 65,920 tokens in a fresh process
+    python -m benchmarks.head --memory        # also 65,920 tokens in an isolated process
     python -m benchmarks.head --json FILE
 
 A ratio is printed only after the alternatives agreed with each other in the same run.
@@ -10,9 +10,6 @@ A ratio is printed only after the alternatives agreed with each other in the sam
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measure import agree, in_turn, machine, where, write_json
+from benchmarks.correctness import require_agreement
+from benchmarks.isolated import isolated
+from benchmarks.machine import machine, where, write_json
+from benchmarks.measure import Timing, in_turn
+from benchmarks.peak_memory import training_peak
 from muse_adapter import MultiScaleMamba
+from muse_adapter.config import ATTENTION_HEAD_DIM
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import Attention, BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
@@ -63,14 +65,14 @@ def main() -> None:
             rows.append(row)
     figures: dict[str, Any] = {"machine": about, "ratios": rows}
     if options.memory:
-        memory = figures["memory"] = peak_memory()
+        memory = figures["memory"] = isolated(training_peak)
         print(f"training step, {memory['tokens']} tokens: {memory['peak_gib']:.2f} GiB")
     if options.json:
         write_json(options.json, figures)
 
 
 def markdown_table(figures: dict[str, Any]) -> str:
-    """The table of the README, from what `--json` wrote."""
+    """Write the table of the documents from what `--json` wrote."""
     memory = figures["memory"]
     lines = [
         f"{where(figures['machine'])}; medians, alternatives in turn within one run:",
@@ -95,7 +97,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
 
 
 def whole_head(options: argparse.Namespace) -> list[Row]:
-    """The head at inference, against as many attention layers, and against its floor."""
+    """Compare the head at inference with as many attention layers, and with its floor."""
     return [_whole_head(side, options) for side in options.grids]
 
 
@@ -113,7 +115,7 @@ def _whole_head(side: int, options: argparse.Namespace) -> Row:
     with torch.no_grad():
         with use_backend("torch"):
             expected = head(tokens)
-        agree(head(tokens), expected, "the head")
+        require_agreement({"the embedding": head(tokens)}, {"the embedding": expected}, "the head")
         timings = in_turn(
             {
                 "head": lambda: head(tokens),
@@ -132,17 +134,19 @@ class AttentionLayers(nn.Module):
 
     def __init__(self, dim: int, depth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Attention(dim) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            Attention(dim, head_dim=ATTENTION_HEAD_DIM) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+        """Apply all layers, (B, L, D) -> (B, L, D)."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
-    """The head's large matrix products alone, by torch.
+    """Run the head's large matrix products alone, by torch.
 
     Of each layer, on all tokens: the input projection, both x and dt projections, and one merged
     output product; of the pyramid, the 3x3 convolutions.
@@ -165,7 +169,7 @@ def floor(head: MultiScaleMamba, x: Tensor, maps: list[Tensor]) -> None:
 
 
 def pair_loop(options: argparse.Namespace) -> list[Row]:
-    """Evaluation: the head once per video batch against once per pair of text and video batch."""
+    """Compare evaluation once per video batch with once per pair of text and video batch."""
     head = _head(options.dim)
     text_batches, video_batches = 4, [torch.randn(2, 2, TOKENS, options.dim) for _ in range(4)]
     texts = [F.normalize(torch.randn(2, options.dim), dim=-1) for _ in range(text_batches)]
@@ -184,7 +188,7 @@ def pair_loop(options: argparse.Namespace) -> list[Row]:
 
 
 def last_layer(options: argparse.Namespace) -> list[Row]:
-    """The last layer for the class tokens only, against the whole of it."""
+    """Compare the last layer for the class tokens only with the whole of it."""
     layer = _head(options.dim).layers[-1]
     x = torch.randn(1, options.length, options.dim)
     readout = Readout(torch.arange(FRAMES).expand(1, -1), FRAMES)
@@ -199,7 +203,7 @@ def last_layer(options: argparse.Namespace) -> list[Row]:
 
 
 def merged_maps(options: argparse.Namespace) -> list[Row]:
-    """Inference: output projection and FC as one map, against one after the other."""
+    """Compare output projection and FC as one map, at inference, with one after the other."""
     layer = _head(options.dim).layers[0]
     assert isinstance(layer, ResidualLayer)
     mixed = torch.randn(1, options.length, options.dim)
@@ -214,7 +218,7 @@ def merged_maps(options: argparse.Namespace) -> list[Row]:
 
 
 def shared_projection(options: argparse.Namespace) -> list[Row]:
-    """The mixer with one input projection and no flips, against two projections and flips."""
+    """Compare one input projection and no flips with two projections and flips."""
     mixer = BiMamba(options.dim).eval()
     x = torch.randn(1, options.length, options.dim)
 
@@ -247,16 +251,6 @@ def shared_projection(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def peak_memory(*options: str) -> dict[str, Any]:
-    """Forward and backward with gradient checkpointing at 65,920 tokens, in a fresh process.
-
-    Args:
-        options: of `benchmarks.peak_memory`.
-    """
-    command = [sys.executable, "-m", "benchmarks.peak_memory", *options]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def _head(dim: int) -> MultiScaleMamba:
     return MultiScaleMamba(dim=dim, init="release").eval()  # "identity" would hide the mixers
 
@@ -265,12 +259,12 @@ def _compare(
     what: str, slow: Callable[[], Tensor], fast: Callable[[], Tensor], options: argparse.Namespace
 ) -> Row:
     with torch.no_grad():
-        agree(fast(), slow(), what)
+        require_agreement({"the result": fast()}, {"the result": slow()}, what)
         timings = in_turn({"slow": slow, "fast": fast}, options.repeats)
         return _row(what, timings, slow="slow", fast="fast")
 
 
-def _row(what: str, timings: dict[str, Any], *, slow: str, fast: str) -> Row:
+def _row(what: str, timings: dict[str, Timing], *, slow: str, fast: str) -> Row:
     return {
         "what": what,
         "ratio": timings[slow].median / timings[fast].median,

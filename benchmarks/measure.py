@@ -1,11 +1,10 @@
-"""How the benchmarks measure: alternatives in turn within one run, medians, and their ratios."""
+"""The timer and the memory meter."""
 
 from __future__ import annotations
 
-import datetime
-import json
+import gc
+import math
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -15,100 +14,189 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from muse_adapter import __version__
+MAX_SPREAD = 0.1  # quartile distance over median of a quiet machine
+MIN_ROUNDS = 3  # rounds that a spread can be told from
+# Processors that others may use beyond the idle ones; for less, /proc/stat is too coarse.
+MAX_OTHER_LOAD = 0.25
+MIN_LOAD_S = 0.2  # shortest time over which /proc/stat says anything
+MIN_BLOCK_S = 2e-3  # shorter runs are timed several at once
+WARM_UP_RUNS = {"cpu": 1, "cuda": 3}
 
 
 class Timing(NamedTuple):
-    """Seconds of one alternative: the median, and the distance of the quartiles."""
+    """Seconds of a run.
 
-    median: float
-    spread: float
-
-
-def in_turn(alternatives: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time the alternatives in turn, `repeats` rounds, so that noise meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for run in alternatives.values():
-        run()  # warm-up: compilation, allocation, caches
-    for _ in range(repeats):
-        for name, run in alternatives.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(values) for name, values in seconds.items()}
-
-
-def machine() -> dict[str, Any]:
-    """What a figure must be read with: machine, versions, threads, date and command."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "muse_adapter": __version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
-    }
-
-
-def where(about: Mapping[str, Any]) -> str:
-    """What `machine` has found, in words: the command, on what it ran, and when."""
-    device = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
-    return f"`{about['command']}` on {device}, torch {about['torch']}, {about['date'][:10]}"
-
-
-def agree(got: Tensor, expected: Tensor, what: str, bound: float = 1e-4) -> None:
-    """The gate before every timing.
-
-    Raises:
-        SystemExit: the results differ by more than `bound` of the largest value.
+    Attributes:
+        low, median, high: Quartiles over the rounds.
+        rounds: How many there were.
+        other_load: Processors that other processes used beyond those that were idle (0 where the
+            system does not say).
     """
-    error = ((got - expected).abs().max() / expected.abs().max()).item()
-    if not error < bound:
-        raise SystemExit(f"{what}: the results differ by {error:.1e}, so no time is given")
+
+    low: float
+    median: float
+    high: float
+    rounds: int
+    other_load: float = 0.0
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles."""
+        return self.high - self.low
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy, or the rounds too few, to believe the median."""
+        return (
+            self.rounds < MIN_ROUNDS
+            or self.spread > MAX_SPREAD * self.median
+            or self.other_load > MAX_OTHER_LOAD
+        )
 
 
-def peak_bytes() -> int:
-    """Most memory that this process has had resident so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # `ru_maxrss` begins with the memory of the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def timed(run: Callable[[], Any], device: str = "cpu", runs: int = 1) -> tuple[float, Any]:
+    """Run a function, until the device has finished.
+
+    Args:
+        run: The function.
+        device: "cpu", or "cuda": timed between device events.
+        runs: How often it is called.
+
+    Returns:
+        Seconds of a call, and the result of the last one.
+    """
+    result = None
+    if device == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(runs):
+            result = run()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3 / runs, result
+    start = time.perf_counter()
+    for _ in range(runs):
+        result = run()
+    return (time.perf_counter() - start) / runs, result
 
 
-def peak_gib() -> float:
-    """The same in GiB."""
-    return peak_bytes() / 2**30
+def in_turn(
+    alternatives: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    device: str = "cpu",
+    min_s: float = 0.0,
+    max_s: float = 0.0,
+) -> dict[str, Timing]:
+    """Time alternatives in turn, so that noise meets all of them.
+
+    Args:
+        alternatives: Functions by name. Each is warmed up first.
+        rounds: Rounds at least.
+        device: "cpu" or "cuda".
+        min_s: Seconds that the rounds take at least.
+        max_s: Seconds after which no further round begins; until then rounds go on while the
+            spread is more than half of what a quiet machine may show.
+
+    Returns:
+        The timing of each.
+    """
+    runs = {}
+    for name, run in alternatives.items():
+        for _ in range(WARM_UP_RUNS[device]):
+            seconds, _ = timed(run, device)  # compilation, allocation, caches
+        # A GPU's runs stay single: together they would hide what a launch costs.
+        runs[name] = 1 if device == "cuda" else max(1, math.ceil(MIN_BLOCK_S / seconds))
+    times: dict[str, list[float]] = {name: [] for name in alternatives}
+    start, load = time.perf_counter(), _OtherLoad()
+    done, spent, steady = 0, 0.0, False
+    while done < rounds or spent < min_s or (spent < max_s and not steady):
+        for name, run in alternatives.items():
+            times[name].append(timed(run, device, runs[name])[0])
+        done += 1
+        spent = time.perf_counter() - start
+        steady = all(_steady(values) for values in times.values())
+    taken = load.beyond_idle()
+    return {name: quartiles(values, taken) for name, values in times.items()}
 
 
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write beside and rename: an interrupt leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+def quartiles(times: list[float], other_load: float = 0.0) -> Timing:
+    """Summarise the seconds of single runs."""
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1, other_load)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(low, median, high, len(times), other_load)
 
 
-def _timing(values: list[float]) -> Timing:
-    if len(values) < 2:
-        return Timing(values[0], 0.0)
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, high - low)
+def _steady(times: list[float]) -> bool:
+    found = quartiles(times)
+    return found.rounds > MIN_ROUNDS and found.spread <= MAX_SPREAD / 2 * found.median
 
 
-def _module() -> str:
-    """Name of the benchmark that was started, as in `benchmarks.head`."""
-    path = Path(sys.argv[0])
-    return f"benchmarks.{path.stem}" if path.stem != "__main__" else "benchmarks"
+class _OtherLoad:
+    """Processor time of other processes, from what the whole machine used and what this one did."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def beyond_idle(self) -> float:
+        """Return the processors that others used beyond those that torch's threads leave idle."""
+        wall, machine, own = (
+            after - before for after, before in zip(self._now(), self.start, strict=True)
+        )
+        if wall < MIN_LOAD_S:
+            return 0.0
+        idle = (os.cpu_count() or 1) - torch.get_num_threads()
+        return max(0.0, (machine - own) / wall - max(0, idle))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Return seconds by the clock, of all processors in use, and of this process."""
+        stat = Path("/proc/stat")
+        machine = 0.0
+        if stat.exists():
+            # user, nice, system, idle, waiting for disks, interrupts (2), stolen by the host
+            ticks = [int(value) for value in stat.read_text().split("\n", 1)[0].split()[1:9]]
+            machine = (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), machine, time.process_time()
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+class MemoryMeter:
+    """The most memory held at once, from when the meter is made.
+
+    On a CPU it is this process's resident memory, whose peak never falls: use a process that has
+    done nothing else (`benchmarks.isolated`). On a GPU it is what torch has allocated.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Attributes:
+        held: Bytes that were there before.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        if device == "cuda":
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated()
+        else:
+            self.held = self.peak()
+
+    def peak(self) -> int:
+        """Return the bytes of the peak, those held before included."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated()
+        status = Path("/proc/self/status")
+        if status.exists():  # `ru_maxrss` begins with the memory of the parent process
+            line = next(line for line in status.read_text().splitlines() if line[:5] == "VmHWM")
+            return int(line.split()[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def added(self) -> int:
+        """Return the bytes of the peak above those held before."""
+        return self.peak() - self.held

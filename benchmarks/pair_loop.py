@@ -6,9 +6,7 @@ runs it once for each video batch.
 
 from __future__ import annotations
 
-import datetime
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contenders import Contender, contenders
-from benchmarks.gate import difference
-from benchmarks.settings import DTYPES, Settings
-from benchmarks.timing import SPREAD, quartiles
-from benchmarks.work import Work
+from benchmarks.correctness import BOUNDS, difference
+from benchmarks.machine import now
+from benchmarks.measure import quartiles, timed
+from benchmarks.variants import Variant, variants
+from benchmarks.workload import DTYPES, Settings, Workload
 from muse_adapter.ops import backend_for
 
 COMPUTED = (200, 1000)  # texts, and videos, of what is computed from the measured parts
@@ -29,20 +27,23 @@ Row = dict[str, Any]
 
 
 class Evaluation:
-    """The head, some videos and as many texts, and a watch on every part of the work.
+    """The head, some videos and as many texts; every part of the evaluation is timed.
 
     Args:
-        work: the head; its tokens are set for each batch.
-        videos: tokens (b, T, N, D) of each batch.
-        texts: embeddings (b, D) of each batch.
+        workload: The head; its tokens are set for each batch.
+        videos: Tokens (b, T, N, D) of each batch.
+        texts: Embeddings (b, D) of each batch.
+
+    Attributes:
+        seconds: Of each run of the head, and of each product of a text and a video batch.
     """
 
-    def __init__(self, work: Work, videos: list[Tensor], texts: list[Tensor]) -> None:
-        self.work, self.videos, self.texts = work, videos, texts
+    def __init__(self, workload: Workload, videos: list[Tensor], texts: list[Tensor]) -> None:
+        self.workload, self.videos, self.texts = workload, videos, texts
         self.seconds: dict[str, list[float]] = {"head": [], "product": []}
 
     def published(self) -> Tensor:
-        """Similarities (texts, videos), the head inside the loop over pairs."""
+        """Return similarities (texts, videos), the head inside the loop over pairs."""
         return torch.cat(
             [
                 torch.cat([self._product(text, self._embed(video)) for video in self.videos], 1)
@@ -51,7 +52,7 @@ class Evaluation:
         )
 
     def ours(self) -> Tensor:
-        """The same, the head once for each video."""
+        """Return the same, the head once for each video."""
         embeddings = [self._embed(video) for video in self.videos]
         return torch.cat(
             [
@@ -61,52 +62,51 @@ class Evaluation:
         )
 
     def _embed(self, video: Tensor) -> Tensor:
-        self.work.tokens = video
-        return self._timed("head", self.work).to(video.dtype)
+        self.workload.tokens = video
+        return self._timed("head", self.workload).to(video.dtype)
 
     def _product(self, text: Tensor, embedding: Tensor) -> Tensor:
         return self._timed("product", lambda: text @ embedding.T)
 
     def _timed(self, part: str, run: Callable[[], Tensor]) -> Tensor:
-        start = self.now()
-        result = run()
-        self.seconds[part].append(self.now() - start)
+        seconds, result = timed(run, self.workload.settings.device)
+        self.seconds[part].append(seconds)
         return result
-
-    def now(self) -> float:
-        """Seconds, once the device has finished what it was given."""
-        if self.work.settings.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def measure_pairs(settings: Settings) -> Row:
     """Evaluate in both ways, and compute larger evaluations from the parts.
 
+    Args:
+        settings: Device, type, width, sizes and threads.
+
+    Returns:
+        Head runs and seconds of both ways, measured and computed.
+
     Raises:
-        RuntimeError: the two ways disagree.
+        RuntimeError: The two ways disagree.
     """
     torch.set_num_threads(settings.threads)
     size, batch = settings.pairs, min(settings.pair_batch, settings.pairs)
     name = f"muse-{backend_for(torch.device(settings.device))}"
-    contender = contenders(settings.device, DTYPES[settings.dtype])[name]
-    assert isinstance(contender, Contender), contender
+    variant = variants(settings.device, DTYPES[settings.dtype])[name]
+    assert isinstance(variant, Variant), variant
     case = settings.pair_case._replace(batch=size)
-    work = Work(contender, case, settings)
-    videos = list(work.tokens.split(batch))
-    texts = list(F.normalize(torch.randn(size, settings.dim), dim=-1).to(work.tokens).split(batch))
-    work.tokens = videos[0]
-    work()  # warm-up
-    evaluation = Evaluation(work, videos, texts)
+    workload = Workload(variant, case, settings)
+    videos = list(workload.tokens.split(batch))
+    texts = list(
+        F.normalize(torch.randn(size, settings.dim), dim=-1).to(workload.tokens).split(batch)
+    )
+    workload.tokens = videos[0]
+    workload()  # warm-up
+    evaluation = Evaluation(workload, videos, texts)
     results, wholes = {}, {}
     for way in ("ours", "published"):
-        start = evaluation.now()
-        results[way] = getattr(evaluation, way)()
-        wholes[way] = evaluation.now() - start
+        wholes[way], results[way] = timed(getattr(evaluation, way), settings.device)
     wrong = difference(
         {"the similarity": results["ours"]},
         {"the similarity": results["published"]},
-        settings.dtype,
+        BOUNDS[settings.dtype],
     )
     if wrong is not None:
         raise RuntimeError(f"evaluation, once per video against once per pair: {wrong}")
@@ -117,26 +117,26 @@ def measure_pairs(settings: Settings) -> Row:
         "frames": case.frames,
         "grid": list(case.grid),
         "batch": batch,
-        "head_run_s": head,
-        "product_s": product,
-        "busy": head[2] - head[0] > SPREAD * head[1],
+        "head_run_s": [head.low, head.median, head.high],
+        "product_s": [product.low, product.median, product.high],
+        "busy": head.busy,
         "measured": {"size": size, "head_runs": runs, "seconds": wholes},
         "computed": [
-            _computed(other, batch, head[1], product[1])
+            _computed(other, batch, head.median, product.median)
             for other in dict.fromkeys((size, *COMPUTED))
         ],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
     }
 
 
 def _runs(size: int, batch: int) -> dict[str, int]:
-    """Runs of the head on a batch of videos."""
+    """Count the runs of the head on a batch of videos."""
     batches = math.ceil(size / batch)
     return {"ours": batches, "published": batches**2}
 
 
 def _computed(size: int, batch: int, head_s: float, product_s: float) -> Row:
-    """The seconds of an evaluation as the sum of its parts: every batch counts as a full one."""
+    """Sum the seconds of an evaluation from its parts: every batch counts as a full one."""
     runs = _runs(size, batch)
     products = runs["published"]  # one for each pair of batches, in both ways
     seconds = {way: runs[way] * head_s + products * product_s for way in runs}

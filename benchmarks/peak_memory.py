@@ -1,4 +1,4 @@
-"""Peak resident memory of one training step of the head, to be run in a fresh process.
+"""Peak resident memory of one training step of the head.
 
     python -m benchmarks.peak_memory --frames 64 --grid 14 --dim 512 --backend torch
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import torch
 
-from benchmarks.measure import peak_gib
+from benchmarks.measure import MemoryMeter
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, use_backend
 
 
 def main() -> None:
-    """Parse the command line, run forward and backward once, print the peak."""
+    """Parse the command line and print the peak."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--grid", type=int, default=14, help="side of the patch grid")
@@ -26,17 +27,40 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--backend", default="torch", choices=list(backends()))
     parser.add_argument("--no-checkpointing", action="store_true")
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
+    print(json.dumps(training_peak(checkpointing=not options.pop("no_checkpointing"), **options)))
 
-    head = MultiScaleMamba(dim=options.dim, depth=options.depth).train()
-    head.set_grad_checkpointing(not options.no_checkpointing)
+
+def training_peak(
+    frames: int = 64,
+    grid: int = 14,
+    dim: int = 512,
+    depth: int = 4,
+    backend: str = "torch",
+    checkpointing: bool = True,
+) -> dict[str, Any]:
+    """Run forward and backward once, in a process that has done nothing else.
+
+    Args:
+        frames: T.
+        grid: Side of the patch grid.
+        dim: Width D.
+        depth: Layers.
+        backend: Of the scan.
+        checkpointing: Whether gradients are checkpointed.
+
+    Returns:
+        The `tokens` of the layers and the `peak_gib` of the process.
+    """
+    head = MultiScaleMamba(dim=dim, depth=depth).train()
+    head.set_grad_checkpointing(checkpointing)
     lengths: list[int] = []
     head.layers[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    tokens = torch.randn(1, options.frames, 1 + options.grid**2, options.dim, requires_grad=True)
-    with use_backend(options.backend):
+    tokens = torch.randn(1, frames, 1 + grid**2, dim, requires_grad=True)
+    with use_backend(backend):
         head(tokens).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in head.parameters())
-    print(json.dumps({"tokens": lengths[0], "peak_gib": peak_gib()}))
+    return {"tokens": lengths[0], "peak_gib": MemoryMeter().peak() / 2**30}
 
 
 if __name__ == "__main__":

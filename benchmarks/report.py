@@ -1,72 +1,103 @@
-"""The READMEs' sections on the benchmarks, made from the figures in `benchmarks/results`.
+"""The documents' sections on the benchmarks, made from the figures in `benchmarks/results`.
 
-    python -m benchmarks.report            # rewrite them, heads.md and the pictures beside them
+    python -m benchmarks.report            # rewrite them, heads.md and the plots beside them
 
-A section stands between `<!-- NAME.json -->` and `<!-- end of NAME.json -->` and is empty as long
-as there is no such file. Nothing between these marks is written by hand.
+A section stands between `<!-- NAME -->` and `<!-- end of NAME -->`, NAME as in `SECTIONS`, in any
+of `DOCUMENTS`, and is empty as long as its figures are not there. Nothing between these marks is
+written by hand.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import head, scan
-from benchmarks.growth import Growth, compare, fit
-from benchmarks.measure import where
-from benchmarks.settings import MODES
+from benchmarks.curves import Growth, Row, compare, curves, draw, fit
+from benchmarks.machine import ROOT, where
+from benchmarks.workload import MODES
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/**/*.md", "examples/README.md")
 COSTS = {"time": "seconds", "memory": "peak_bytes"}
 
 Figures = Mapping[str, Any]
-Row = Mapping[str, Any]
 
 
 def main() -> None:
-    """Rewrite the sections and draw the pictures that they show."""
-    for name in SECTIONS:
-        (ROOT / name).write_text(with_sections(name), encoding="utf-8")
+    """Rewrite the sections and draw the plots that they show.
+
+    Raises:
+        ValueError: There are figures that no document has a section for, or a mark is missing.
+    """
+    texts = {document: with_sections(document) for document in documents()}
+    for name, section in SECTIONS.items():
+        shown = any(_marks(name)[0] in text for text in texts.values())
+        if (RESULTS / section.file).exists() and not shown:
+            raise ValueError(f"no document has the mark <!-- {name} -->")
+    for document, text in texts.items():
+        document.write_text(text, encoding="utf-8")
     heads = RESULTS / "heads.json"
     if heads.exists():
-        from benchmarks.pictures import draw
-
         figures = json.loads(heads.read_text(encoding="utf-8"))
         heads.with_suffix(".md").write_text(markdown(figures), encoding="utf-8")
         draw(figures, RESULTS)
 
 
-def with_sections(readme: str) -> str:
-    """A README's text, its sections as the kept figures give them.
+def documents() -> list[Path]:
+    """Find the documents with a section."""
+    found = (path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern)))
+    return [
+        path
+        for path in found
+        if any(_marks(name)[0] in path.read_text(encoding="utf-8") for name in SECTIONS)
+    ]
 
-    Args:
-        readme: a name of `SECTIONS`.
+
+def with_sections(document: Path) -> str:
+    """Return a document's text, its sections as the kept figures give them.
 
     Raises:
-        ValueError: the marks of a section are missing.
+        ValueError: A section does not end, or is there twice.
     """
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    for name, section in SECTIONS[readme].items():
-        first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    text = document.read_text(encoding="utf-8")
+    folder = Path(os.path.relpath(RESULTS, document.parent)).as_posix()
+    for name, section in SECTIONS.items():
+        first, last = _marks(name)
+        if first not in text and last not in text:
+            continue
         if text.count(first) != 1 or text.count(last) != 1:
-            raise ValueError(
-                f"{readme} must have the marks {first.strip()} and {last.strip()} once"
-            )
+            raise ValueError(f"{document} must have {first.strip()} and {last.strip()} once each")
         before, rest = text.split(first)
+        if last not in rest:
+            raise ValueError(f"{document}: {last.strip()} must stand behind {first.strip()}")
         _, after = rest.split(last)
-        file = RESULTS / name
-        content = section(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+        file = RESULTS / section.file
+        content = ""
+        if file.exists():
+            content = section.write(json.loads(file.read_text(encoding="utf-8")), folder)
         text = before + first + content + last + after
     return text
 
 
-def readme_section(figures: Figures) -> str:
-    """The part of `markdown` that most will want, with a heading and the pictures."""
-    folder = RESULTS.relative_to(ROOT).as_posix()
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+
+
+def heads_section(figures: Figures, folder: str) -> str:
+    """Write the part of `markdown` that most will want, with a heading and the plots.
+
+    Args:
+        figures: What `python -m benchmarks --json` kept.
+        folder: Of the results, as seen from the document.
+
+    Returns:
+        Markdown.
+    """
     parts = [
         "### Against attention and CLIP4Clip's heads",
         _heading(figures),
@@ -82,15 +113,15 @@ def readme_section(figures: Figures) -> str:
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
 
-def pairs_section(figures: Figures) -> str:
-    """The evaluation as a whole, for the README of the patches."""
+def pairs_section(figures: Figures, folder: str) -> str:
+    """Write the evaluation as a whole, for those who patch a checkout; see `heads_section`."""
     if not (table := _pairs(figures)):
         return ""
     return f"\n{table}\n\nMeasured by {where(figures['machine'])}.\n\n"
 
 
 def markdown(figures: Figures) -> str:
-    """All that the figures say: costs at one length, growth, crossing lengths, evaluation."""
+    """Write all that the figures say: costs at one length, growth, crossing lengths, evaluation."""
     parts = [
         _heading(figures),
         _costs(figures),
@@ -99,17 +130,6 @@ def markdown(figures: Figures) -> str:
         _pairs(figures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def lines(figures: Figures, mode: str) -> dict[str, list[Row]]:
-    """The measured rows of each head over length, of one mode and the smallest batch size."""
-    rows = [row for row in figures["rows"] if "seconds" in row]
-    batch = min((row["batch"] for row in rows), default=0)
-    found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: int(row["tokens"])):
-        if row["mode"] == mode and row["batch"] == batch:
-            found.setdefault(row["what"], []).append(row)
-    return found
 
 
 def _heading(figures: Figures) -> str:
@@ -124,8 +144,8 @@ def _heading(figures: Figures) -> str:
 
 
 def _costs(figures: Figures) -> str:
-    """The table at the longest length at which MUSE, and if possible attention, has both modes."""
-    by_mode = {mode: lines(figures, mode) for mode in MODES}
+    """Write the table at the longest length where MUSE (and attention, if any) has both modes."""
+    by_mode = {mode: curves(figures, mode) for mode in MODES}
 
     def sizes(function: str) -> set[tuple[Any, ...]]:
         in_modes = [
@@ -170,14 +190,14 @@ def _digits(value: float) -> str:
 
 
 def _growth(figures: Figures) -> str:
-    """The exponents of all heads."""
+    """Write the exponents of all heads."""
     table = [
         "Fitted growth with the tokens of a video, cost ~ tokens^p, p ± its standard error:",
         "",
         "| head | " + " | ".join(f"{cost}, {mode}" for mode in MODES for cost in COSTS) + " |",
         "|---|---|---|---|---|",
     ]
-    by_mode = {mode: lines(figures, mode) for mode in MODES}
+    by_mode = {mode: curves(figures, mode) for mode in MODES}
     for what in dict.fromkeys(what for found in by_mode.values() for what in found):
         fits = [
             fit({row["tokens"]: row[cost] for row in by_mode[mode].get(what, [])})
@@ -194,10 +214,10 @@ def _exponent(found: Growth | None) -> str:
 
 
 def _crossings(figures: Figures, *, fastest: bool = False) -> str:
-    """Where MUSE meets attention, on all backends and kernels or the fastest, whatever it says."""
+    """Write where MUSE meets attention, on all backends and kernels or the fastest."""
     table = []
     for mode in MODES:
-        found = lines(figures, mode)
+        found = curves(figures, mode)
         ours, theirs = (_of(function, found) for function in ("muse", "attention"))
         if fastest:
             ours, theirs = ours[:1], theirs[:1]
@@ -217,7 +237,7 @@ def _crossings(figures: Figures, *, fastest: bool = False) -> str:
 
 
 def _of(function: str, found: Mapping[str, list[Row]]) -> list[str]:
-    """The heads of a function: those measured at the longest length first, the fastest first."""
+    """Order the heads of a function: measured at the longest length first, then the fastest."""
 
     def cost(what: str) -> tuple[int, float]:
         longest = found[what][-1]
@@ -229,7 +249,7 @@ def _of(function: str, found: Mapping[str, list[Row]]) -> list[str]:
 
 
 def _pairs(figures: Figures) -> str:
-    """The evaluation as a whole."""
+    """Write the evaluation as a whole."""
     if "pair_loop" not in figures:
         return ""
     row = figures["pair_loop"]
@@ -260,13 +280,23 @@ def _pair_line(part: Row, kind: str) -> str:
     )
 
 
-SECTIONS: dict[str, dict[str, Callable[[Any], str]]] = {
-    "README.md": {
-        "head.json": lambda figures: "\n" + head.markdown_table(figures) + "\n",
-        "scan.json": lambda figures: "\n" + scan.markdown_table(figures) + "\n",
-        "heads.json": readme_section,
-    },
-    "examples/README.md": {"heads.json": pairs_section},
+class Section(NamedTuple):
+    """A section of the documents.
+
+    Attributes:
+        file: The figures, a file of `RESULTS`.
+        write: Figures, and the folder of the results as seen from the document -> Markdown.
+    """
+
+    file: str
+    write: Callable[[Any, str], str]
+
+
+SECTIONS = {
+    "head.json": Section("head.json", lambda figures, _: f"\n{head.markdown_table(figures)}\n"),
+    "scan.json": Section("scan.json", lambda figures, _: f"\n{scan.markdown_table(figures)}\n"),
+    "heads.json": Section("heads.json", heads_section),
+    "heads.json, evaluation": Section("heads.json", pairs_section),
 }
 
 

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.contenders import Contender, contenders, countable
+from benchmarks.correctness import BOUNDS, against_definition, difference
 from benchmarks.flops import count
-from benchmarks.fresh import DiedError, in_fresh_process
-from benchmarks.gate import against_definition, difference
-from benchmarks.measure import machine, write_json
-from benchmarks.settings import DTYPES, Case, Settings
-from benchmarks.timing import Outcome, measure
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.isolated import DiedError, isolated
+from benchmarks.machine import machine, now
+from benchmarks.variants import Variant, countable, variants
+from benchmarks.workload import DTYPES, Case, Outcome, Settings, measure
 
 Row = dict[str, Any]
 Figures = dict[str, Any]
 
 
 def start(settings: Settings, file: Path | None) -> Figures:
-    """What stands in a file already, or an empty beginning.
+    """Read what stands in a file already, or begin anew.
+
+    Args:
+        settings: What the rows will have in common.
+        file: Where figures of an earlier run may be kept.
+
+    Returns:
+        The figures; rows of a busy machine are left out, to be measured again.
 
     Raises:
-        ValueError: the file's figures stem from another machine, other code or other settings.
+        ValueError: The file's figures stem from another machine, other code or other settings.
     """
     figures: Figures = {
-        "machine": about(settings.device),
+        "machine": machine(settings.device),
         "settings": settings.same_for_all_rows(),
         "rows": [],
     }
@@ -52,32 +53,19 @@ def start(settings: Settings, file: Path | None) -> Figures:
     return {**before, **figures, "rows": [row for row in before["rows"] if not row.get("busy")]}
 
 
-def about(device: str) -> dict[str, Any]:
-    """What a figure must be read with."""
-    found = {**machine(), "code": _code()}
-    for package in ("numba", "triton", "mamba-ssm", "causal-conv1d"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if device == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return found
-
-
 def measure_rows(settings: Settings, figures: Figures, keep: Callable[[], None]) -> Iterator[Row]:
-    """Measure what is not among the rows yet, and give each row as it comes.
+    """Measure what is not among the rows yet, and yield each row as it comes.
 
     Args:
-        settings: the cases, and what is common to all rows.
-        figures: what `start` gave; rows are added to it.
-        keep: called after each row.
+        settings: The cases, and what is common to all rows.
+        figures: What `start` returned; rows are added to it.
+        keep: Called after each row.
     """
-    found = contenders(settings.device, DTYPES[settings.dtype])
+    found = variants(settings.device, DTYPES[settings.dtype])
     names = settings.heads or tuple(name for name in found if name not in settings.leave_out)
     reasons = {name: found[name] for name in names if isinstance(found[name], str)}
     figures["not_here"] = reasons
-    heads = {name: head for name in names if isinstance(head := found[name], Contender)}
+    heads = {name: head for name in names if isinstance(head := found[name], Variant)}
     failed = {name: against_definition(head, settings) for name, head in heads.items()}
     for case in settings.cases():
         judges: dict[str, tuple[str, list[float]]] = {}
@@ -85,7 +73,7 @@ def measure_rows(settings: Settings, figures: Figures, keep: Callable[[], None])
             key = _key(name, head, case)
             if any(_is(row, key) for row in figures["rows"]):
                 continue
-            row = key | {"tokens": case.tokens, "date": _now()}
+            row = key | {"tokens": case.tokens, "date": now()}
             flops = count(countable(name, head), case, settings.dim)
             if wrong := failed[name]:
                 row |= {"not_measured": f"against its definition {wrong}", "wrong": True}
@@ -99,7 +87,7 @@ def measure_rows(settings: Settings, figures: Figures, keep: Callable[[], None])
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """A row as a line of text."""
+    """Put a row into a line of text."""
     height, width = row["grid"]
     case = f"{row['mode']}, {row['frames']} x {height}x{width}, batch {row['batch']}"
     line = f"{row['what']:<28} {case:<34} "
@@ -111,20 +99,14 @@ def describe(row: Mapping[str, Any]) -> str:
     return line + (", busy machine" if row["busy"] else "")
 
 
-def write(file: Path | None, figures: Figures) -> None:
-    """Keep the figures, if in a file."""
-    if file is not None:
-        write_json(file, figures)
-
-
 def _measured(
     name: str,
-    head: Contender,
+    head: Variant,
     case: Case,
     settings: Settings,
     judges: dict[str, tuple[str, list[float]]],
 ) -> Row:
-    """The figures of a row, or why there are none.
+    """Return the figures of a row, or why there are none.
 
     `judges` holds for each function the head that was measured first on this case, and its result.
     """
@@ -133,15 +115,20 @@ def _measured(
     except (MemoryError, DiedError, torch.cuda.OutOfMemoryError) as error:
         return {"not_measured": f"does not fit into this machine's memory: {error}"}
     judge, expected = judges.setdefault(head.function, (name, outcome.result))
-    got = {"the result": torch.tensor(outcome.result)}
-    if wrong := difference(got, {"the result": torch.tensor(expected)}, settings.dtype):
+    if wrong := difference(
+        {"the result": torch.tensor(outcome.result)},
+        {"the result": torch.tensor(expected)},
+        BOUNDS[settings.dtype],
+    ):
         return {"not_measured": f"against {judge} {wrong}", "wrong": True}
+    timing = outcome.timing
     return {
-        "seconds": outcome.median,
-        "quartiles_s": [outcome.low, outcome.high],
-        "runs": outcome.runs,
-        "busy": outcome.busy,
-        "tokens_per_s": case.batch * case.tokens / outcome.median,
+        "seconds": timing.median,
+        "quartiles_s": [timing.low, timing.high],
+        "runs": timing.rounds,
+        "busy": timing.busy,
+        "other_load": timing.other_load,
+        "tokens_per_s": case.batch * case.tokens / timing.median,
         "peak_bytes": outcome.peak_bytes,
         "held_bytes": outcome.held_bytes,
         "parameters": outcome.parameters,
@@ -151,12 +138,12 @@ def _measured(
 def _outcome(name: str, case: Case, settings: Settings) -> Outcome:
     if settings.device != "cpu":
         return measure(name, case, settings)
-    outcome: Outcome = in_fresh_process(measure, name, case, settings)
+    outcome: Outcome = isolated(measure, name, case, settings, preloaded=True)
     return outcome
 
 
 def _too_slow(row: Row, flops: int, rows: list[Row], limit_s: float) -> str | None:
-    """Why a run is expected to take too long, from the longest one of its head so far."""
+    """Say why a run is expected to take too long, from the longest one of its head so far."""
     before = [
         other
         for other in rows
@@ -172,7 +159,7 @@ def _too_slow(row: Row, flops: int, rows: list[Row], limit_s: float) -> str | No
     return f"expected to take {expected:.1f} s a run, over the limit of {limit_s:g} s"
 
 
-def _key(name: str, head: Contender, case: Case) -> Row:
+def _key(name: str, head: Variant, case: Case) -> Row:
     return {"head": name, "what": head.what, "function": head.function} | {
         "mode": case.mode,
         "frames": case.frames,
@@ -185,19 +172,6 @@ def _is(row: Row, key: Row) -> bool:
     return all(row[name] == value for name, value in key.items())
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
 def _lasting(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run."""
+    """Drop what differs from run to run."""
     return {key: value for key, value in found.items() if key not in ("date", "command")}
-
-
-def _code() -> str:
-    """A fingerprint of the sources that are measured and that measure."""
-    digest = hashlib.sha256()
-    for folder in ("muse_adapter", "benchmarks"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]

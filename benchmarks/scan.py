@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import agree, in_turn, machine, peak_gib, where, write_json
+from benchmarks.correctness import require_agreement
+from benchmarks.isolated import isolated
+from benchmarks.machine import machine, where, write_json
+from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter.ops import backends, selective_scan
 
 LENGTHS = (254, 1000, 3060, 8160, 12_360, 32_960, 65_920)
 STATES = 16
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 # The reference keeps every state of every step, and takes seconds already here.
 LONGEST_REFERENCE = 12_360
 
@@ -42,20 +42,12 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="the times alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--peak-memory-of", metavar="BACKEND", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    on_gpu = options.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU: torch finds none")
     torch.manual_seed(0)
-    if options.peak_memory_of:  # the fresh process of one row
-        step(arguments(options.dim, options.lengths[0], options.device), options.peak_memory_of)
-        print(json.dumps(torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_gib()))
-        return
 
-    about = machine()
-    if on_gpu:
-        about["gpu"] = torch.cuda.get_device_name()
+    about = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     figures: dict[str, Any] = {"machine": about, "dim": options.dim, "rows": []}
     for length in options.lengths:
@@ -72,37 +64,32 @@ def main() -> None:
 
 
 def measure(length: int, options: argparse.Namespace) -> list[Row]:
-    """A row for every backend that runs here."""
+    """Return a row for every backend that runs here."""
     names = [name for name, status in backends(options.device).items() if status.available]
     if length > LONGEST_REFERENCE:
         names.remove("reference")
     inputs = arguments(options.dim, length, options.device)
     expected = step(inputs, names[0])
     for name in names[1:]:
-        for got, wanted in zip(step(inputs, name), expected, strict=True):
-            agree(got, wanted, f"backend {name}")
-    with torch.no_grad():
-        forward = in_turn(
-            {name: functools.partial(to_the_end, scan, inputs, name) for name in names},
-            options.repeats,
-        )
-    training = in_turn(
-        {name: functools.partial(to_the_end, step, inputs, name) for name in names},
-        options.repeats,
-    )
+        require_agreement(step(inputs, name), expected, f"backend {name}")
+    timings = {}
+    for kind, run in (("forward", scan), ("training", step)):
+        runs = {name: functools.partial(run, inputs, name) for name in names}
+        with torch.set_grad_enabled(kind == "training"):
+            timings[kind] = in_turn(runs, options.repeats, device=options.device)
     rows: list[Row] = []
     for name in names:
         row: Row = {"length": length, "backend": name}
-        for kind, timings in (("forward", forward), ("training", training)):
-            row[f"{kind}_s"], row[f"{kind}_spread_s"] = timings[name]
+        for kind, found in timings.items():
+            row |= {f"{kind}_s": found[name].median, f"{kind}_spread_s": found[name].spread}
         if not options.no_memory:
-            row["peak_gib"] = peak_memory(name, length, options)
+            row["peak_gib"] = isolated(peak_gib, name, length, options.dim, options.device)
         rows.append(row)
     return rows
 
 
 def markdown_table(figures: dict[str, Any]) -> str:
-    """The table of the README, from what `--json` wrote: each backend against the others."""
+    """Write the table of the documents from what `--json` wrote."""
     names = list(dict.fromkeys(row["backend"] for row in figures["rows"]))
     pairs = [(fast, slow) for i, fast in enumerate(names) for slow in names[i + 1 :]]
     heads = [
@@ -132,7 +119,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
 
 
 def arguments(channels: int, length: int, device: str) -> list[Tensor]:
-    """u, delta, A, B, C, D, z and delta_bias of one video, which want gradients.
+    """Make u, delta, A, B, C, D, z and delta_bias of one video, which want gradients.
 
     In memory time comes before channels, as the linear layers of a mixer give it.
     """
@@ -144,36 +131,31 @@ def arguments(channels: int, length: int, device: str) -> list[Tensor]:
 
 
 def scan(inputs: list[Tensor], backend: str) -> Tensor:
-    """The output."""
+    """Return the output."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     y = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True, backend=backend)
     assert isinstance(y, Tensor)
     return y
 
 
-def step(inputs: list[Tensor], backend: str) -> tuple[Tensor, ...]:
-    """The output and all gradients."""
+def step(inputs: list[Tensor], backend: str) -> dict[str, Tensor]:
+    """Return the output and all gradients."""
     y = scan(inputs, backend)
-    return y.detach(), *torch.autograd.grad(y.square().sum(), inputs)
+    gradients = torch.autograd.grad(y.square().sum(), inputs)
+    named = zip(INPUTS, gradients, strict=True)
+    return {"y": y.detach(), **{f"the gradient of {name}": value for name, value in named}}
 
 
-def to_the_end(
-    run: Callable[[list[Tensor], str], object], inputs: list[Tensor], backend: str
-) -> None:
-    """Run, and wait for a GPU, which is not done when Python is."""
-    run(inputs, backend)
-    if inputs[0].is_cuda:
-        torch.cuda.synchronize()
+def peak_gib(backend: str, length: int, dim: int, device: str) -> float:
+    """Run forward and backward once, in a process that has done nothing else.
 
-
-def peak_memory(backend: str, length: int, options: argparse.Namespace) -> float:
-    """Peak in GiB of a fresh process that runs forward and backward once.
-
-    On a CPU it is resident memory, on a GPU what torch has allocated.
+    Returns:
+        The peak: on a CPU resident memory, on a GPU what torch has allocated.
     """
-    command = [sys.executable, "-m", "benchmarks.scan", "--peak-memory-of", backend]
-    command += ["--lengths", str(length), "--dim", str(options.dim), "--device", options.device]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    torch.manual_seed(0)
+    meter = MemoryMeter(device)
+    step(arguments(dim, length, device), backend)
+    return meter.peak() / 2**30
 
 
 if __name__ == "__main__":

@@ -65,15 +65,23 @@ def find_devices() -> dict[str, str]:
 
 
 def describe_backends(device: str) -> dict[str, Any]:
-    """What would run the scan on a device.
+    """Say what runs the scan on a device.
+
+    Args:
+        device: Name of a device.
 
     Returns:
-        `chosen`: the automatic choice there. `status`: backend -> None where it runs, otherwise why
-        it does not and what would fix it.
+        `chosen`: The backend that a scan there takes now, by name or automatically, or None;
+        `error`: Then why none is taken, or None. `status`: Backend -> None where it runs, otherwise
+        why it does not and what would fix it.
     """
-    status = ops.backends(device)
-    chosen = next((name for name, backend in status.items() if backend.available), None)
-    return {"chosen": chosen, "status": {name: b.reason for name, b in status.items()}}
+    chosen, error = None, None
+    try:
+        chosen = ops.backend_for(torch.device(device))
+    except (RuntimeError, ValueError) as refusal:  # one that is named by the environment
+        error = str(refusal)
+    status = {name: backend.reason for name, backend in ops.backends(device).items()}
+    return {"chosen": chosen, "error": error, "status": status}
 
 
 def collect() -> dict[str, Any]:
@@ -113,7 +121,7 @@ def as_text(report: dict[str, Any]) -> str:
         )
         lines.append(f"  {package:<16}{version or missing}")
     for device, backends in report["backends"].items():
-        lines += ["", f"backends on {device} (automatic choice: {backends['chosen']})"]
+        lines += ["", f"backends on {device} (taken: {backends['chosen'] or backends['error']})"]
         for name, reason in backends["status"].items():
             lines.append(f"  {name:<16}{'runs' if reason is None else f'does not run: {reason}'}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Heads on disk: our own files, and state dicts with the names of the official code."""
+"""Saving and loading of heads: our own files, and state dicts with the official names."""
 
 from __future__ import annotations
 
@@ -21,33 +21,27 @@ _PURPOSE = "saving and loading heads"
 _HUB_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(f"{_HUB_PART}/{_HUB_PART}")
 
-# Beginning of an official name -> beginning of ours; what follows is the same in both.
-_OFFICIAL_PARTS = (
-    (re.compile(r"MS_mamba\.(\d+)\.layer_norm1\."), r"layers.\1.norm."),
-    (re.compile(r"MS_mamba\.(\d+)\.mamba\."), r"layers.\1.mixer."),
-    (re.compile(r"MS_mamba\.(\d+)\.temporal_fc\."), r"layers.\1.fc."),
-    (re.compile(r"mamba_stages\.(\d+)\."), r"pyramid.stages.\1."),
-)
-_OUR_PARTS = (
-    (re.compile(r"layers\.(\d+)\.norm\."), r"MS_mamba.\1.layer_norm1."),
-    (re.compile(r"layers\.(\d+)\.mixer\."), r"MS_mamba.\1.mamba."),
-    (re.compile(r"layers\.(\d+)\.fc\."), r"MS_mamba.\1.temporal_fc."),
-    (re.compile(r"pyramid\.stages\.(\d+)\."), r"mamba_stages.\1."),
+# Start of a parameter name -> start of its official name; the rest is the same in both.
+_OFFICIAL_NAMES = (
+    (re.compile(r"^layers\.(\d+)\.norm\."), r"MS_mamba.\1.layer_norm1."),
+    (re.compile(r"^layers\.(\d+)\.mixer\."), r"MS_mamba.\1.mamba."),
+    (re.compile(r"^layers\.(\d+)\.fc\."), r"MS_mamba.\1.temporal_fc."),
+    (re.compile(r"^pyramid\.stages\."), "mamba_stages."),
 )
 
 
 def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Writes a head's weights and config to a folder, as `model.safetensors` and `config.json`.
+    """Save the weights and the config of a head, as `model.safetensors` and `config.json`.
 
-    Both files are written beside their targets and renamed, so a crash leaves no half of a file.
+    The files are written atomically: after a crash, the folder contains no incomplete file.
 
     Args:
         head: Module with a `MuseConfig` as its `config`.
-        folder: Made where it does not exist; files of the two names are replaced.
+        folder: Created if needed; existing files of the two names are replaced.
 
     Raises:
         ImportError: safetensors is not installed.
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be created or written.
         TypeError: `head` has no config.
     """
     config = getattr(head, "config", None)
@@ -56,7 +50,7 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
             "save_pretrained needs a head with a MuseConfig as its config (the bare head, not a "
             f"wrapper around it), got {type(head).__name__}"
         )
-    # Clones, since safetensors refuses tensors that share memory or are not contiguous.
+    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
     state = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in head.state_dict().items()
@@ -75,26 +69,28 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str, Tensor]]:
-    """Reads what `save_pretrained` wrote.
+    """Load the config and the weights that `save_pretrained` saved.
 
     Args:
         name: A folder, or `owner/name` of a model on the Hugging Face hub.
 
     Returns:
-        The config, and the state dict on the CPU in the types in which it was saved.
+        The config, and the state dict on the CPU, in the dtypes in which it was saved.
 
     Raises:
         FileNotFoundError: `name` is neither a folder nor `owner/name`, or a file is missing.
         ImportError: safetensors (or, for the hub, huggingface_hub) is not installed.
-        OSError: The hub does not give the model.
-        ValueError: A file is damaged or of another kind, or the config is not for this version.
+        OSError: The hub does not provide the model.
+        ValueError: A file is damaged or of another format, or the config is invalid or newer than
+            this package.
     """
     safetensors = import_safetensors(_PURPOSE)
     folder = _local_folder(name)
     for file_name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / file_name).is_file():
             raise FileNotFoundError(
-                f"{str(folder)!r} must hold {CONFIG_NAME} and {WEIGHTS_NAME}, found no {file_name}"
+                f"{str(folder)!r} must contain {CONFIG_NAME} and {WEIGHTS_NAME}, "
+                f"found no {file_name}"
             )
     try:
         config = MuseConfig.from_json((folder / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -110,35 +106,35 @@ def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str,
 
 
 def load_strict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads a state dict with our names, all of it or nothing.
+    """Load a state dict completely or not at all.
 
     Args:
-        head: The module; values are cast to the types of its parameters.
-        state_dict: A tensor of the right shape for each of the head's names, and no other.
+        head: The module; values are cast to the dtypes of its parameters.
+        state_dict: One tensor of the right shape for each name in the head's state dict.
 
     Raises:
-        ValueError: Lists every name that is missing, unexpected or of another shape. The head is
-            unchanged.
+        ValueError: Names are missing or unexpected, or values do not fit (all are listed). The head
+            is unchanged.
     """
     _raise_mismatches(_mismatches(head.state_dict(), state_dict))
     head.load_state_dict(state_dict)
 
 
 def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads the head's part of a state dict that has the names of the official MUSE code.
+    """Load a head from a state dict with the names of the official MUSE code.
 
-    `MS_mamba.{i}.*` are the layers and `mamba_stages.{s}.{position}.*` the pyramid, both behind any
+    `MS_mamba.{i}.*` are the layers and `mamba_stages.{s}.{position}.*` the pyramid, after any
     number of `module.` prefixes; other names belong to the rest of the model and are ignored.
-    Official checkpoints hold no pyramid, since that code never registers it: if all of it is
-    absent, the pyramid of the head stays as it is and a warning says so.
+    Official checkpoints have no pyramid, since that code never registers it: if all of it is
+    missing, the pyramid of the head stays as it is, with a warning.
 
     Args:
-        head: A head without input projection; values are cast to the types of its parameters.
-        state_dict: The state dict of the whole official model, in any floating type.
+        head: A head without input projection; values are cast to the dtypes of its parameters.
+        state_dict: The state dict of the whole official model, in any floating dtype.
 
     Raises:
-        ValueError: The head has an input projection, or names are missing, unexpected, double or of
-            another shape (all are listed). The head is unchanged.
+        ValueError: The head has an input projection, or names are missing, unexpected or duplicate,
+            or values do not fit (all are listed). The head is unchanged.
     """
     ours = head.state_dict()
     if any(name.startswith("proj.") for name in ours):
@@ -153,26 +149,26 @@ def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> N
         if not name.startswith(("MS_mamba.", "mamba_stages.")):
             continue
         if name in official:
-            problems.append(f"double {name}: with and without 'module.' before it")
+            problems.append(f"duplicate {name}: with and without the prefix 'module.'")
         official[name] = value
     if not any(name.startswith("MS_mamba.") for name in official):
         raise ValueError(
-            f"the state dict must hold the layers as MS_mamba.*, got {len(state_dict)} names "
+            f"the state dict must have the layers as MS_mamba.*, got {len(state_dict)} names "
             f"without one, such as {', '.join(map(repr, list(state_dict)[:3])) or 'none'}"
         )
     has_pyramid = any(name.startswith("mamba_stages.") for name in official)
-    wanted = {
-        _renamed(name, _OUR_PARTS): tensor
-        for name, tensor in ours.items()
+    names = {
+        _official_name(name): name
+        for name in ours
         if has_pyramid or not name.startswith("pyramid.")
     }
-    # Compared under the official names: those are what the user sees in the file.
-    _raise_mismatches(problems + _mismatches(wanted, official))
-    loaded = {_renamed(name, _OFFICIAL_PARTS): value for name, value in official.items()}
-    head.load_state_dict({**ours, **loaded})
+    # Compared by the official names, since the user's file has those.
+    expected = {name: ours[our_name] for name, our_name in names.items()}
+    _raise_mismatches(problems + _mismatches(expected, official))
+    head.load_state_dict({**ours, **{names[name]: value for name, value in official.items()}})
     if not has_pyramid:
         warnings.warn(
-            "the state dict holds no pyramid (mamba_stages.*), since the official code never saves "
+            "the state dict has no pyramid (mamba_stages.*), since the official code never saves "
             "it: the layers are loaded, and the head's pyramid stays as it was",
             stacklevel=2,
         )
@@ -180,7 +176,7 @@ def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> N
 
 def _local_folder(name: str | os.PathLike[str]) -> Path:
     folder = Path(name)
-    if name and folder.is_dir():  # Path("") is the current folder, which nobody meant
+    if name and folder.is_dir():  # Path("") is the current folder
         return folder
     if isinstance(name, str) and not folder.exists() and _HUB_ID.fullmatch(name):
         return _hub_folder(name)
@@ -195,32 +191,33 @@ def _hub_folder(name: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"{name!r} is not a folder here, and loading it from the hub needs huggingface_hub: "
+            f"{name!r} is not a local folder, and loading it from the hub needs huggingface_hub: "
             "pip install 'muse-adapter[hub]'"
         ) from error
     try:
-        # One call for both files, so that they are of the same revision.
+        # One call for both files, so that they have the same revision.
         path = huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME])
     except Exception as error:  # its errors have no common class across versions
         raise OSError(
-            f"{name!r} is not a folder here, and the hub does not give it: {error}"
+            f"{name!r} is not a local folder, and the hub does not provide it: {error}"
         ) from error
     return Path(path)
 
 
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"missing {name}" for name in wanted if name not in given]
-    unexpected = [f"unexpected {name}" for name in given if name not in wanted]
-    unfit = []
-    for name, tensor in wanted.items():
+def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"missing {name}" for name in expected if name not in given]
+    unexpected = [f"unexpected {name}" for name in given if name not in expected]
+    invalid = []
+    for name, tensor in expected.items():
         value = given.get(name, tensor)
         if not isinstance(value, Tensor):
-            unfit.append(f"{name} must be a tensor, got {type(value).__name__}")
+            invalid.append(f"{name} must be a tensor, got {type(value).__name__}")
         elif value.shape != tensor.shape:
-            unfit.append(f"{name} must have shape {tuple(tensor.shape)}, got {tuple(value.shape)}")
+            shapes = tuple(tensor.shape), tuple(value.shape)
+            invalid.append(f"{name} must have shape {shapes[0]}, got {shapes[1]}")
         elif value.is_floating_point() != tensor.is_floating_point():
-            unfit.append(f"{name} must be of a type like {tensor.dtype}, got {value.dtype}")
-    return missing + unexpected + unfit
+            invalid.append(f"{name} must be of a type like {tensor.dtype}, got {value.dtype}")
+    return missing + unexpected + invalid
 
 
 def _raise_mismatches(problems: list[str]) -> None:
@@ -229,8 +226,7 @@ def _raise_mismatches(problems: list[str]) -> None:
         raise ValueError(f"the state dict does not fit the head ({len(problems)} problems):{lines}")
 
 
-def _renamed(name: str, parts: tuple[tuple[re.Pattern[str], str], ...]) -> str:
-    for pattern, replacement in parts:
-        if pattern.match(name):
-            return pattern.sub(replacement, name, count=1)
+def _official_name(name: str) -> str:
+    for pattern, replacement in _OFFICIAL_NAMES:
+        name = pattern.sub(replacement, name)
     return name

@@ -21,29 +21,29 @@ ATTENTION_HEAD_DIM = 64
 
 @dataclass(frozen=True)
 class MuseConfig:
-    """Everything that determines a head, as plain values; the defaults are the paper's.
+    """All settings of a head, as plain values; the defaults are the paper's.
 
     Args:
         dim: Width D of the head, of its input (see `in_dim`) and of the embedding.
-        in_dim: Width C of the incoming tokens. None or `dim`: they are taken as they are;
-            otherwise a learned projection from `in_dim` to `dim` comes first.
+        in_dim: Width C of the input tokens. None or `dim`: no projection; otherwise a learned
+            projection from `in_dim` to `dim` comes first.
         scales: Factors on the patch grid, out of 0.25, 0.5, 1, 2 and 4, in the order of the
-            sequence. The class token is always there beside them. Stored as a tuple of floats.
+            sequence; the class token always comes in addition. Stored as a tuple of floats.
         aggregation: Order of the sequence: "scale_wise", "frame_wise" or "spatial_wise".
         depth: Number of residual mixer layers.
         mixer: "bimamba", "mamba" (one direction), "attention" or "conv".
-        d_state: State size S of the mixer's scan.
-        d_conv: Number of taps of the mixer's convolution.
+        d_state: State size S of the scan.
+        d_conv: Kernel size of the mixer's causal convolution.
         expand: Inner width E of the mixer, as a multiple of `dim`.
-        dropout: Rate in the last layer; the rates of the layers rise linearly from 0 to it.
-        num_prefix_tokens: Tokens of a frame before its patches. The first is the class token,
-            further ones (registers) are dropped; with 0 the mean of the patches takes its place.
-        init: "identity" (the head changes nothing at first) or "release" (what takes effect in
-            the official code).
+        dropout: Rate in the last layer; the rates rise linearly from 0 in the first.
+        num_prefix_tokens: Tokens of a frame before its patches. The first is the class token, the
+            others (registers) are dropped; with 0, the mean of the patches is the class token.
+        init: "identity" (the layers start as identities) or "release" (what takes effect in the
+            official code).
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field has an impossible value.
+        ValueError: A field has an invalid value.
     """
 
     dim: int = 512
@@ -77,14 +77,14 @@ class MuseConfig:
     def from_sides(
         cls, sides: Iterable[int | tuple[int, int]], grid: tuple[int, int], **fields: Any
     ) -> MuseConfig:
-        """Makes a config from side lengths, as the paper gives them, in place of factors.
+        """Make a config from side lengths, as the paper gives them, in place of factors.
 
         `MuseConfig.from_sides({1, 3, 7, 14}, grid=(7, 7))` has the scales (0.5, 1.0, 2.0).
 
         Args:
             sides: Side lengths of the maps: an int for a square map, a pair (height, width) for
-                another. 1 is the class token, which is there whether it is named or not. The scales
-                come in the order given; a set is sorted.
+                another. 1 is the class token, which may be left out. Scales keep the order of the
+                sides; a set is sorted.
             grid: Patch grid (H, W) of the backbone.
             **fields: The other fields of the config.
 
@@ -92,7 +92,7 @@ class MuseConfig:
             The config.
 
         Raises:
-            TypeError: `fields` names scales too, or something is not an int.
+            TypeError: `fields` contains `scales`, or a side or the grid has the wrong type.
             ValueError: The grid does not allow a side (the message lists those it allows), or a
                 side is repeated.
         """
@@ -104,13 +104,13 @@ class MuseConfig:
             _check_int(name, value, minimum=1)
         resized = {_resized(grid, scale): scale for scale in SCALES}
         allowed = {size: scale for size, scale in resized.items() if min(size) > 0}
-        wanted = [_as_map_size(side) for side in sides]
-        if len(set(wanted)) < len(wanted):
-            raise ValueError(f"sides must not repeat, got {list(map(_size_name, wanted))}")
+        sizes = [_as_map_size(side) for side in sides]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"sides must not repeat, got {list(map(_size_name, sizes))}")
         if isinstance(sides, (set, frozenset)):
-            wanted.sort()
+            sizes.sort()
         class_token = (1, 1)
-        unknown = [size for size in wanted if size != class_token and size not in allowed]
+        unknown = [size for size in sizes if size != class_token and size not in allowed]
         if unknown:
             choices = ["1 (class token)"] + [
                 f"{_size_name(size)} (scale {scale:g})"
@@ -121,16 +121,16 @@ class MuseConfig:
                 f"sides {', '.join(map(_size_name, unknown))} do not exist on a "
                 f"{grid[0]}x{grid[1]} grid, which allows {', '.join(choices)}"
             )
-        return cls(scales=tuple(allowed[s] for s in wanted if s != class_token), **fields)
+        return cls(scales=tuple(allowed[s] for s in sizes if s != class_token), **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain JSON values, and the package's version as `version`."""
+        """Return the fields as plain JSON values, with the version of the package as `version`."""
         fields = dataclasses.asdict(self)
         return {"version": VERSION, **fields, "scales": list(self.scales)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MuseConfig:
-        """Makes a config from what `to_dict` returned.
+        """Make a config from the result of `to_dict`.
 
         Args:
             values: Every field, and `version`.
@@ -140,30 +140,41 @@ class MuseConfig:
 
         Raises:
             TypeError: `values` is not a mapping, or a field has the wrong type.
-            ValueError: Fields are unknown or absent, the version is absent, malformed or newer (in
-                its first two numbers) than this package, or a field has an impossible value.
+            ValueError: Fields are unknown or missing, the version is missing, malformed or newer
+                (in its first two numbers) than this package, or a field has an invalid value.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"a config must be a mapping of fields, got {type(values).__name__}")
         fields = dict(values)
-        # First of all: a newer version explains unknown fields better than a list of them does.
+        # Checked first: a newer version is the better explanation of unknown fields.
         _check_version(fields.pop("version", None))
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(str(name) for name in fields if name not in known)
         if unknown:
             raise ValueError(f"unknown config fields {unknown}; known are {known}")
-        absent = [name for name in known if name not in fields]
-        if absent:
-            raise ValueError(f"the config lacks the fields {absent}")
+        missing = [name for name in known if name not in fields]
+        if missing:
+            raise ValueError(f"the config lacks the fields {missing}")
         return cls(**fields)
 
     def to_json(self) -> str:
-        """Returns `to_dict()` as JSON text."""
+        """Return `to_dict()` as JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> MuseConfig:
-        """Makes a config from the text that `to_json` returned; raises as `from_dict` does."""
+        """Make a config from the result of `to_json`.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: As in `from_dict`.
+            ValueError: The text is not JSON, or as in `from_dict`.
+        """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -171,11 +182,11 @@ class MuseConfig:
         return cls.from_dict(values)
 
     def _check_dim_divides(self) -> None:
-        # Upscaling stages halve the width at every doubling of the grid.
-        for scale, divisor in ((2.0, 2), (4.0, 4)):
-            if scale in self.scales and self.dim % divisor:
+        # An upscaling stage halves the width with each doubling of the grid.
+        for scale in sorted(self.scales):
+            if scale > 1 and self.dim % scale:
                 raise ValueError(
-                    f"scale {scale:g} needs a dim divisible by {divisor}, got dim={self.dim}"
+                    f"scale {scale:g} needs a dim divisible by {scale:g}, got dim={self.dim}"
                 )
         heads_fit = self.dim < ATTENTION_HEAD_DIM or self.dim % ATTENTION_HEAD_DIM == 0
         if self.mixer == "attention" and not heads_fit:
@@ -209,7 +220,7 @@ def _checked_scales(scales: object) -> tuple[float, ...]:
         raise TypeError(f"scales must be a tuple or list of numbers, got {scales!r}")
     values = tuple(map(float, scales))
     if not values:
-        raise ValueError("scales must name at least one factor, got none")
+        raise ValueError("scales must have at least one factor, got none")
     unknown = [scale for scale in values if scale not in SCALES]
     if unknown:
         raise ValueError(f"unknown scales {unknown}; known are {list(SCALES)}")
@@ -230,7 +241,7 @@ def _check_version(version: object) -> None:
     match = re.match(r"(\d+)\.(\d+)(\.|$)", version) if isinstance(version, str) else None
     if match is None:
         raise ValueError(
-            f"the config must name the version of muse-adapter that wrote it, such as {VERSION!r}, "
+            f"the config must have the version of muse-adapter that wrote it, such as {VERSION!r}, "
             f"got {version!r}"
         )
     ours = tuple(map(int, VERSION.split(".")[:2]))

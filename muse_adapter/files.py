@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the library that puts tensors into them."""
+"""Atomic writing of files, and the import of safetensors."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from types import ModuleType
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Writes files beside their targets, then renames them: a crash leaves no half of a file.
+    """Write files atomically: after a crash, each is complete or as it was before.
+
+    Every file is first written under a temporary name in its own folder; they are renamed once all
+    of them are written.
 
     Args:
-        contents: What each file is to hold; a file that is there already is replaced. None is
-            renamed before all are written.
+        contents: Content of each file; existing files are replaced.
 
     Raises:
-        OSError: A file cannot be written; no target was changed, unless a rename itself failed.
+        OSError: A file cannot be written. No file was changed, unless a rename failed.
     """
-    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in contents}
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in contents}
     try:
-        for path, part in beside.items():
+        for path, part in parts.items():
             with part.open("wb") as file:
                 file.write(contents[path])
                 file.flush()
                 os.fsync(file.fileno())
-        for path, part in beside.items():
+        for path, part in parts.items():
             os.replace(part, path)
     finally:
-        for part in beside.values():
+        for part in parts.values():
             part.unlink(missing_ok=True)
 
 
 def import_safetensors(purpose: str) -> ModuleType:
-    """The safetensors package with its functions for torch.
+    """Import safetensors with its functions for torch.
 
     Args:
-        purpose: What needs it, for the message: "saving and loading heads".
+        purpose: What needs it, as in "saving and loading heads"; the error message starts with it.
+
+    Returns:
+        The package.
 
     Raises:
-        ImportError: It is not installed; the message has the line that installs it.
+        ImportError: It is not installed; the message says how to install it.
     """
     try:
         import safetensors

@@ -9,18 +9,18 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The paper's settings for one data set; None where no source at hand gives the value.
+    """The paper's settings for one data set; None where no published source gives the value.
 
     Args:
         frames: Frames per video (T).
         words: Words per caption.
-        lr: Learning rate of whatever is neither head nor backbone.
+        lr: Learning rate of the parameters in neither head nor backbone.
         head_lr_scale: Factor on `lr` for the head.
         backbone_lr_scale: Factor on `lr` for the backbone (`coef_lr` of CLIP4Clip).
-        weight_decay: Decay of the parameters that are decayed at all.
-        warmup: Part of all steps in which the learning rate rises linearly.
+        weight_decay: Weight decay of the parameters that are decayed.
+        warmup: Fraction of all steps in which the learning rate rises linearly.
         depth: Mixer layers of the head.
-        sides: Side lengths of the maps on ViT-B/32's 7x7 grid, see `MuseConfig.from_sides`.
+        sides: Side lengths of the maps on the 7x7 grid of ViT-B/32, see `MuseConfig.from_sides`.
         batch_size: Videos per step, over all devices.
         epochs: Passes over the data.
     """

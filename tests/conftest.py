@@ -1,20 +1,18 @@
-"""What all tests share: golden files, tolerances, backends, and a repeatable environment.
+"""Environment and fixtures of all tests.
 
 Fixtures
-    golden("head_scale_wise")   one golden file (see `Golden`)
+    golden("head_scale_wise")   one golden file (see `tests.support.golden`)
     golden_head, golden_mixer, golden_scan   parametrised over every file of that kind
-    tolerance(got, stored)      the bound for max|got - stored| / max|stored|, from the table below
-    backend                     parametrised over the names of `muse_adapter.ops.backends()`;
-                                skipped, with the reason, where one cannot run
-    nan_memory                  memory that is allocated but not written holds NaN
-    run_python                  runs code in a fresh interpreter that sees this checkout
-    threads                     sets the number of torch's threads, for this test
+    backend                     parametrised over the backends that run on the CPU
+    nan_memory                  allocated memory is filled with NaN
+    run_python                  runs code in a new interpreter that imports this checkout
+    threads                     sets the number of torch's threads, for one test
+    torch_scan                  runs scans on the `torch` backend, for one file
     two_processes               runs code in two interpreters, a group of torch.distributed
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -29,32 +27,20 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.support.backbone_libraries import make_importable
+from tests.support.golden import Golden, golden_names
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
 
-# max|got - stored| / max|stored|, by the type of the run and the type of the stored tensor.
-TOLERANCE = {
-    # The same formulas in the same precision: only the order of sums differs.
-    (torch.float64, torch.float64): 1e-9,
-    # Stored values were rounded to 24 bits: half a unit in the last place is 6e-8 of each value.
-    (torch.float64, torch.float32): 2e-7,
-    # About a hundred roundings of 6e-8; the official code itself is 1e-6 from its float64 values.
-    (torch.float32, torch.float64): 1e-5,
-    (torch.float32, torch.float32): 1e-5,
-}
-
-# Workers of pytest-xdist share the cores, so each keeps to one thread. The variables reach numba,
-# which is imported later, and the processes that tests start.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
-torch.set_num_threads(THREADS)
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+# One thread for the small tensors of the tests: workers of pytest-xdist share the cores. The
+# variables reach numba, which is imported later, and the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # Without a GPU, Triton's kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-TORCHVISION = make_importable()
-# A test never reaches for the network: names of hub models must fail at once.
+TORCHVISION = make_importable()  # lives as long as the process
+# Tests never use the network: names of hub models must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # No deadline: the first call of a backend may compile. In CI the examples are always the same.
@@ -70,152 +56,31 @@ settings.register_profile(
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def tolerance_of(got: torch.Tensor, stored: torch.Tensor) -> float:
-    """The bound of the table for a tensor of ours against a stored one."""
-    return TOLERANCE[got.dtype, stored.dtype]
+def pytest_report_header() -> str:
+    """Show which backends are tested on the CPU, and why the others are not."""
+    from tests.support.backends import cpu_backends, left_out
+
+    others = [f"not {name} ({reason})" for name, reason in left_out().items()]
+    return f"backends: {'; '.join(cpu_backends() + others)}"
 
 
-def parse_slice(text: str) -> tuple[slice, ...]:
-    """Turns what stands in brackets behind a golden name, such as ':, ::8', into slices."""
-    axes = []
-    for axis in text.split(","):
-        parts = [int(part) if part.strip() else None for part in axis.split(":")]
-        axes.append(slice(*parts))
-    return tuple(axes)
+def backends() -> list[str]:
+    """List the backends; imported late, since numba reads the environment set above."""
+    from tests.support.backends import cpu_backends
+
+    return cpu_backends()
 
 
-class Golden:
-    """One golden file: `meta` (strings), `config` (parsed), tensors by name.
-
-    Args:
-        name: File name without its ending.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        safetensors = pytest.importorskip("safetensors", reason="golden files need safetensors")
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._slices: dict[str, str] = {}
-        with safetensors.safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-            self.meta: dict[str, str] = dict(file.metadata())
-            for stored_name in file.keys():  # noqa: SIM118 - a safe_open is not a dict
-                key, _, cut = stored_name.partition("[")
-                self._tensors[key] = file.get_tensor(stored_name)
-                if cut:
-                    self._slices[key] = cut.rstrip("]")
-
-    def __repr__(self) -> str:
-        return f"Golden({self.name!r})"
-
-    @property
-    def kind(self) -> str:
-        """'head', 'bimamba', 'mamba', 'selective_scan' or 'bertadam'."""
-        return self.meta["kind"]
-
-    def number(self, key: str) -> int:
-        """An integer of the metadata, such as 'layers'."""
-        return int(self.meta[key])
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """The scales of a head file."""
-        return tuple(json.loads(self.meta["scales"]))
-
-    @property
-    def float32_error(self) -> dict[str, float]:
-        """How far the official code in float32 is from its own float64 values."""
-        return json.loads(self.meta["float32_error"])
-
-    def keys(self, prefix: str = "") -> list[str]:
-        """Names that start with `prefix`, without the slice some carry."""
-        return sorted(key for key in self._tensors if key.startswith(prefix))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._tensors
-
-    def stored(self, key: str) -> torch.Tensor:
-        """The tensor as it is stored: its own type, and cut where the file cuts it."""
-        return self._tensors[key]
-
-    def tensor(self, key: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """A fresh copy of an input, cotangent or weight; integers keep their type."""
-        if key in self._slices:
-            raise KeyError(f"{key} is stored cut ([{self._slices[key]}]): compare, do not read")
-        value = self._tensors[key]
-        return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
-
-    def inputs(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-        """All `in.*` by what stands behind the prefix."""
-        return {key[3:]: self.tensor(key, dtype) for key in self.keys("in.")}
-
-    def weights(self, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-        """All weights under their official names."""
-        results = ("in.", "cot.", "out.", "grad", "after.", "start.")
-        return {k: self.tensor(k, dtype) for k in self.keys() if not k.startswith(results)}
-
-    def cut(self, key: str, value: torch.Tensor) -> torch.Tensor:
-        """Cuts a tensor of ours as the file cuts the one of that name."""
-        if key not in self._slices:
-            return value
-        axes = parse_slice(self._slices[key])
-        # Weight gradients are cut along the flattened tensor, results along their axes.
-        whole = value.flatten() if len(axes) == 1 else value
-        return whole[axes]
-
-    def error(self, key: str, got: torch.Tensor) -> float:
-        """max|got - stored| / max|stored|, over what the file holds.
-
-        Args:
-            key: Name without a slice, e.g. "out.layers.0".
-            got: The whole tensor, in the type of the run.
-        """
-        stored = self._tensors[key]
-        part = self.cut(key, got.detach())
-        assert part.shape == stored.shape, (
-            f"{self.name}: {key} must have shape {tuple(stored.shape)}, got {tuple(part.shape)}"
-        )
-        difference = (part.double() - stored.double()).abs().max().item()
-        scale = stored.double().abs().max().item()
-        return difference / scale if scale else difference
-
-    def bound(self, key: str, got: torch.Tensor) -> float:
-        """The tolerance for that tensor: the table; wider for weight gradients in float32 only."""
-        limit = tolerance_of(got, self._tensors[key])
-        weight_gradient = key.startswith("grad.") and not key.startswith("grad.in.")
-        if weight_gradient and got.dtype == torch.float32 and "float32_error" in self.meta:
-            # The official code is no nearer to its own float64 values: long sums cancel.
-            limit = max(limit, 2 * self.float32_error.get("grad_weight_rel_max", 0.0))
-        return limit
-
-    def check(self, key: str, got: torch.Tensor) -> None:
-        """Asserts that our tensor agrees with the stored one of that name."""
-        error, bound = self.error(key, got), self.bound(key, got)
-        # "not <=" also catches NaN.
-        assert error <= bound, f"{self.name}: {key} is off by {error:.2e}, allowed {bound:.0e}"
-
-
-def golden_names(*prefixes: str) -> list[str]:
-    """Names of the golden files that start with one of the prefixes."""
-    names = sorted(path.stem for path in GOLDEN.glob("*.safetensors"))
-    return [name for name in names if name.startswith(prefixes)]
-
-
-KINDS = {
-    "golden_head": golden_names("head_"),
-    "golden_mixer": golden_names("bimamba_", "mamba_"),
-    "golden_scan": golden_names("selective_scan_"),
+FIXTURES = {
+    "golden_head": lambda: golden_names("head_"),
+    "golden_mixer": lambda: golden_names("bimamba_", "mamba_"),
+    "golden_scan": lambda: golden_names("selective_scan_"),
+    "backend": backends,
 }
 
 
-def backend_names() -> list[str]:
-    """All backends there are, whether they run here or not."""
-    from muse_adapter import ops
-
-    return list(ops.backends())
-
-
-def parametrised_by_hand(metafunc: pytest.Metafunc) -> set[str]:
-    """Argument names that the test's own parametrize marks give."""
+def parametrised_by_mark(metafunc: pytest.Metafunc) -> set[str]:
+    """List the arguments that the test's own parametrize marks give."""
     names: set[str] = set()
     for mark in metafunc.definition.iter_markers("parametrize"):
         given = mark.args[0]
@@ -225,17 +90,16 @@ def parametrised_by_hand(metafunc: pytest.Metafunc) -> set[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises the fixtures that stand for a list of files or backends."""
-    for fixture, names in KINDS.items():
-        if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, names, indirect=True)
-    if "backend" in metafunc.fixturenames and "backend" not in parametrised_by_hand(metafunc):
-        metafunc.parametrize("backend", backend_names(), indirect=True)
+    """Parametrise the fixtures that stand for a list of files or backends."""
+    by_mark = parametrised_by_mark(metafunc)
+    for fixture, names in FIXTURES.items():
+        if fixture in metafunc.fixturenames and fixture not in by_mark:
+            metafunc.parametrize(fixture, names(), indirect=True)
 
 
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
-    """Reads a golden file by name: golden("head_scale_wise")."""
+    """Read a golden file by name: golden("head_scale_wise")."""
     return Golden
 
 
@@ -260,25 +124,12 @@ def golden_scan(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of a backend of the scan that runs on the CPU."""
-    from muse_adapter import ops
-
-    status = ops.backends("cpu")[request.param]
-    if request.param == "triton":
-        pytest.skip("the interpreter is slow: test_triton.py has the same cases, small")
-    if not status.available:
-        pytest.skip(f"backend {request.param}: {status.reason}")
     return request.param
 
 
 @pytest.fixture
-def tolerance() -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """The bound for a tensor of ours against a stored one: tolerance(got, stored)."""
-    return tolerance_of
-
-
-@pytest.fixture
 def nan_memory() -> Iterator[None]:
-    """torch.empty and its kin give NaN, so that an output nobody wrote cannot pass by luck."""
+    """Fill the results of torch.empty and the like with NaN: an unwritten output cannot pass."""
     before = torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -290,13 +141,22 @@ def nan_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def same_seed() -> None:
-    """Every test starts from the same random state, alone or among others."""
+    """Start every test from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def torch_scan() -> Iterator[None]:
+    """Run scans on the `torch` backend, which compiles nothing, for this file."""
+    from muse_adapter.ops import use_backend
+
+    with use_backend("torch"):
+        yield
 
 
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs code in a fresh interpreter: run_python("import torch", "argument", X="1").
+    """Run code in a new interpreter: run_python("import torch", "argument", X="1").
 
     Keyword arguments become environment variables. Standard output and error are captured.
     """
@@ -318,7 +178,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of torch's threads, for this test."""
+    """Set the number of torch's threads, for one test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -338,9 +198,9 @@ distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
 
 @pytest.fixture
 def two_processes(tmp_path: Path, run_python: Callable[..., Any]) -> Callable[..., None]:
-    """Runs code in two processes of one gloo group, and asserts that both end well.
+    """Run code in two processes of one gloo group, and assert that both succeed.
 
-    The code finds its `rank` and the `arguments`, and may import `tests.support`.
+    The code may use `rank`, `arguments` and `tests.support`.
     """
 
     def run(code: str, *arguments: str, **variables: str) -> None:

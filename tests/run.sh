@@ -3,7 +3,7 @@
 #
 #   tests/run.sh                      all fast tests
 #   tests/run.sh -m slow              the slow ones
-#   tests/run.sh tests/test_scan.py   anything else pytest takes
+#   tests/run.sh tests/ops            anything else pytest takes
 #
 # Makes .venv beside this folder if there is none, installs the checkout there with what the tests need,
 # under the versions of constraints.txt, and runs pytest. A second call installs only what has changed.
@@ -11,6 +11,8 @@
 #   PYTHON    the interpreter that makes the environment (python3)
 #   VENV      the environment (.venv)
 #   WORKERS   processes that run tests (the number of processors, at most 4)
+#   EXTRAS    extras of the package to install (test)
+#   CONSTRAINTS   file of the versions to install (constraints.txt); empty: the newest ones
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,6 +20,7 @@ python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 cores=$("$python" -c 'import os; print(min(4, os.cpu_count() or 1))')
 workers=${WORKERS:-$cores}
+extras=${EXTRAS:-test}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "Python 3.10 or newer is needed, $python is $("$python" -V 2>&1). Name another: PYTHON=python3.11 tests/run.sh" >&2
@@ -32,15 +35,16 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
 fi
 
 # pip hands constraints on to the build of our own wheel by these; which one counts depends on its version.
-export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
+constraints=${CONSTRAINTS-$PWD/constraints.txt}
+export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # An installation is good for the requirements it was made from, and for this folder.
 stamp=$venv/tests-installed
 libraries=$venv/backbone-libraries
-wanted=$(pwd; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
+wanted=$(pwd; echo "$extras $constraints"; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    "$venv/bin/python" -m pip install --quiet --editable '.[test]'
+    "$venv/bin/python" -m pip install --quiet --editable ".[$extras]"
     # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
     "$venv/bin/python" -m pip install --quiet --no-deps --target "$libraries" -r tests/backbone-libraries.txt

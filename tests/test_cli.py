@@ -13,6 +13,8 @@ import torch
 
 from muse_adapter import __main__ as cli
 from muse_adapter import ops
+from muse_adapter.ops import self_check
+from muse_adapter.ops.backend import by_name
 from muse_adapter.version import VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,9 +54,37 @@ def test_info_says_why_a_backend_is_missing_and_what_fixes_it(
     }
     monkeypatch.setattr(ops, "backends", lambda device=None: status)
     assert cli.main(["info"]) == 0
+    assert f"does not run: {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("passed", [True, False], ids=["check passed", "check failed"])
+def test_info_says_what_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], passed: bool
+) -> None:
+    """Not what could run: a backend by name only, or one that has failed its self-check."""
+    monkeypatch.delenv("MUSE_ADAPTER_BACKEND", raising=False)
+    monkeypatch.setattr(cli, "find_devices", lambda: {"cpu": "a processor", "cuda:0": "a GPU"})
+    for name in ("triton", "mamba_ssm"):
+        monkeypatch.setattr(by_name(name), "unavailable", lambda device=None: None)
+    monkeypatch.setattr(self_check, "passed", lambda *arguments: passed)
+    assert cli.main(["info"]) == 0
+    taken = "triton" if passed else "torch"
     text = capsys.readouterr().out
-    assert f"does not run: {reason}" in text
-    assert "automatic choice: torch" in text
+    assert f"backends on cuda:0 (taken: {taken})" in text
+    assert f"backends on cpu (taken: {ops.backend_for(torch.device('cpu'))})" in text
+
+
+def test_info_takes_the_environment_at_its_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "reference")
+    assert cli.main(["info"]) == 0
+    assert "backends on cpu (taken: reference)" in capsys.readouterr().out
+    monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "mamba_ssm")
+    assert cli.main(["info"]) == 0
+    assert "(taken: the backend 'mamba_ssm' was asked for by name but cannot run: " in (
+        capsys.readouterr().out
+    )
 
 
 def test_info_names_the_extra_of_a_missing_package(

@@ -1,4 +1,4 @@
-"""MuseConfig: defaults, validation, side lengths, JSON; the paper's training settings."""
+"""MuseConfig: defaults, validation, side lengths, JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from muse_adapter.config import (
     SCALES,
     MuseConfig,
 )
-from muse_adapter.presets import PAPER_SETTINGS
 from muse_adapter.version import VERSION
 
 CONFIGS = st.builds(
@@ -104,7 +103,7 @@ def test_accepts(fields: dict) -> None:
         ({"dim": None}, TypeError, "dim must be an int, got None"),
         ({"num_prefix_tokens": -1}, ValueError, "num_prefix_tokens must be at least 0, got -1"),
         ({"num_prefix_tokens": False}, TypeError, "num_prefix_tokens must be an int, got False"),
-        ({"scales": ()}, ValueError, "scales must name at least one factor, got none"),
+        ({"scales": ()}, ValueError, "scales must have at least one factor, got none"),
         ({"scales": (1, 1.0)}, ValueError, r"scales must not repeat, got \[1.0, 1.0\]"),
         ({"scales": (1, 3)}, ValueError, r"unknown scales \[3.0\]; known are \[0.25, 0.5, 1.0"),
         ({"scales": (float("nan"),)}, ValueError, r"unknown scales \[nan\]"),
@@ -208,9 +207,9 @@ def test_reads_versions_that_are_not_newer(version: str) -> None:
         ({"version": "999.0.0"}, r"written by muse-adapter 999.0.0, newer than this one"),
         ({"version": "0.999"}, r"written by muse-adapter 0.999, newer than this one"),
         ({"version": "999.0.0", "heads": 8}, "newer than this one"),
-        ({"version": "next"}, "must name the version.*got 'next'"),
-        ({"version": 0.1}, "must name the version.*got 0.1"),
-        ({"version": None}, "must name the version.*got None"),
+        ({"version": "next"}, "must have the version.*got 'next'"),
+        ({"version": 0.1}, "must have the version.*got 0.1"),
+        ({"version": None}, "must have the version.*got None"),
         ({"depth": 0}, "depth must be at least 1"),
     ],
 )
@@ -236,23 +235,3 @@ def test_from_dict_needs_every_field() -> None:
 def test_from_json_refuses(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MuseConfig.from_json(text)
-
-
-@pytest.mark.parametrize(
-    ("data_set", "frames", "words"),
-    [("msrvtt", 12, 32), ("didemo", 64, 64), ("activitynet", 64, 64)],
-)
-def test_paper_settings(data_set: str, frames: int, words: int) -> None:
-    settings = PAPER_SETTINGS[data_set]
-    assert (settings.frames, settings.words) == (frames, words)
-    assert settings.lr == 1e-4
-    assert settings.lr * settings.head_lr_scale == pytest.approx(1e-3)
-    assert settings.lr * settings.backbone_lr_scale == pytest.approx(1e-7)
-    # The head that the settings describe is the default one.
-    config = MuseConfig.from_sides(settings.sides, grid=(7, 7), depth=settings.depth)
-    assert config == MuseConfig()
-
-
-def test_paper_settings_cannot_be_changed() -> None:
-    with pytest.raises(TypeError):
-        PAPER_SETTINGS["msrvtt"] = PAPER_SETTINGS["didemo"]  # type: ignore[index]

@@ -1,27 +1,31 @@
-"""The comparison with golden files itself: it passes what is right and fails what is not."""
+"""The comparison with golden files: correct values pass, wrong ones fail."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
+from tests.support.tolerances import TOLERANCES, assert_close
+
 WHOLE = ("bimamba_expand1", "out.y")
-CUT_AXIS = ("head_scale_wise", "out.layers.0")
-CUT_FLAT = ("head_frame_wise", "grad.MS_mamba.0.mamba.in_proj.weight")
-NAMES = pytest.mark.parametrize(("name", "key"), [WHOLE, CUT_AXIS, CUT_FLAT], ids=str)
+SLICED_AXIS = ("head_scale_wise", "out.layers.0")
+SLICED_FLAT = ("head_frame_wise", "grad.MS_mamba.0.mamba.in_proj.weight")
+NAMES = pytest.mark.parametrize(("name", "key"), [WHOLE, SLICED_AXIS, SLICED_FLAT], ids=str)
 
 
 def whole_tensor(file, key: str) -> torch.Tensor:
-    """A full-size tensor whose cut is what the file stores; NaN where the file says nothing."""
+    """Make a full-size tensor with the stored values in its slice, and NaN elsewhere."""
     shapes = {
         "out.layers.0": (2, 765, 32),
         "grad.MS_mamba.0.mamba.in_proj.weight": (64, 32),
     }
     stored = file.stored(key).double()
     whole = torch.full(shapes.get(key, stored.shape), float("nan"), dtype=torch.float64)
-    if key == CUT_FLAT[1]:
+    if key == SLICED_FLAT[1]:
         whole.view(-1)[::4] = stored
-    elif key == CUT_AXIS[1]:
+    elif key == SLICED_AXIS[1]:
         whole[:, ::8] = stored
     else:
         whole[:] = stored
@@ -59,9 +63,9 @@ def test_wrong_shape_fails(golden) -> None:
         golden("bimamba_expand1").check("out.y", torch.zeros(2, 36, 24, dtype=torch.float64))
 
 
-def test_cut_tensor_cannot_be_read_as_a_whole(golden) -> None:
-    with pytest.raises(KeyError, match="stored cut"):
-        golden(CUT_AXIS[0]).tensor(CUT_AXIS[1])
+def test_sliced_tensor_cannot_be_read(golden) -> None:
+    with pytest.raises(KeyError, match="compare it, do not read it"):
+        golden(SLICED_AXIS[0]).tensor(SLICED_AXIS[1])
 
 
 def test_bounds(golden) -> None:
@@ -76,7 +80,7 @@ def test_bounds(golden) -> None:
     assert bounds["grad.MS_mamba.0.mamba.D", torch.float32] == 1e-5
 
 
-def test_weights_are_weights_alone(golden) -> None:
+def test_weights_are_only_weights(golden) -> None:
     names = set(golden("head_scale_wise").weights())
     assert names
     assert all(name.startswith(("MS_mamba.", "mamba_stages.")) for name in names)
@@ -85,3 +89,17 @@ def test_weights_are_weights_alone(golden) -> None:
 def test_nan_memory(nan_memory) -> None:
     assert torch.empty(3).isnan().all()
     assert torch.empty_like(torch.zeros(2, 2)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_the_table_of_tolerances_is_applied(dtype: torch.dtype) -> None:
+    expected = torch.tensor([4.0, -0.5], dtype=torch.float64)
+    for kind, bound in TOLERANCES[dtype]._asdict().items():
+        off = torch.tensor([0.0, 1.0], dtype=torch.float64) * 4 * bound
+        assert_close(expected + 0.99 * off, expected, kind, dtype=dtype)
+        with pytest.raises(AssertionError, match="video is off by"):
+            assert_close(expected + 1.01 * off, expected, kind, dtype=dtype, name="video")
+    with pytest.raises(AssertionError, match="off by nan"):
+        assert_close(expected * math.nan, expected, dtype=dtype)
+    with pytest.raises(AssertionError, match="got shape"):
+        assert_close(expected[:1], expected, dtype=dtype)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "muse_adapter"
 
-# Unit (file or folder of the package) -> units it may import. `version` holds one constant and
-# imports nothing, so anything may read it.
+# Unit (file or folder of the package) -> what it may import: units, or single files of one.
+# `version` is one constant and imports nothing, so every unit may import it.
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "files": set(),
@@ -20,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "backbones": set(),
     "training": set(),
-    "retrieval": set(),
+    "retrieval": {"layers.interaction"},
     "patching": set(),
     "layers": {"ops"},
     "checkpoint": {"config", "files"},
@@ -31,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 SEE_ALL = {"__init__", "__main__"}
 
-# Everything an extra brings; `torch` and `einops` alone may be loaded.
+# Packages of the extras; only `torch` and `einops` may be loaded.
 OPTIONAL = (
     "numpy",
     "numba",
@@ -52,28 +54,51 @@ OPTIONAL = (
 )
 
 
-def imported_units(source: str) -> set[str]:
-    """Units of the package that a file imports, wherever in it; '' is the package itself."""
-    units = set()
-    for node in ast.walk(ast.parse(source)):
+def imported_modules(source: str, *, at_import: bool = False) -> list[str]:
+    """List the modules of the package that a file imports, without the package's own name.
+
+    Args:
+        source: Text of the file.
+        at_import: Leave out what is imported inside functions only, or for type checking.
+
+    Returns:
+        Names such as "ops.scan.selective_scan", where the last part may be an object; "" is the
+        package itself.
+    """
+    modules = []
+    for node in statements(ast.parse(source)) if at_import else ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import, write the absolute one"
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         else:
             continue
-        for module in modules:
-            top, _, rest = module.partition(".")
+        for name in names:
+            top, _, rest = name.partition(".")
             if top == "muse_adapter":
-                unit = rest.partition(".")[0]
-                units.add(unit if unit in MAY_IMPORT else "")
-    return units
+                modules.append(rest if rest.partition(".")[0] in MAY_IMPORT else "")
+    return modules
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk through the statements that run when a file is imported."""
+    for child in ast.iter_child_nodes(node):
+        deferred = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not (deferred or typing_only):
+            yield child
+            yield from statements(child)
 
 
 def forbidden(unit: str, source: str) -> set[str]:
-    """Units that a file of `unit` imports but may not."""
-    return imported_units(source) - MAY_IMPORT[unit] - {unit, "version"}
+    """List what a file of `unit` imports but may not."""
+    allowed = MAY_IMPORT[unit] | {unit, "version"}
+    return {
+        module
+        for module in imported_modules(source)
+        if not any(f"{module}.".startswith(f"{name}.") for name in allowed)
+    }
 
 
 def unit_of(path: Path) -> str:
@@ -94,18 +119,26 @@ def test_imports_go_one_way(path: Path) -> None:
     ("unit", "source", "expected"),
     [
         ("ops", "import torch\nfrom muse_adapter.ops import scan", set()),
-        ("ops", "from muse_adapter.layers import block", {"layers"}),
+        ("ops", "from muse_adapter.layers import block", {"layers.block"}),
         ("ops", "import muse_adapter.config", {"config"}),
         ("layers", "from muse_adapter.ops.scan import selective_scan", set()),
-        ("layers", "from muse_adapter.models.muse import MultiScaleMamba", {"models"}),
+        (
+            "layers",
+            "from muse_adapter.models.muse import MultiScaleMamba",
+            {"models.muse.MultiScaleMamba"},
+        ),
         ("models", "from muse_adapter import ops", {"ops"}),
         ("models", "from muse_adapter import MuseConfig", {""}),
         (
             "training",
             "def f():\n    from muse_adapter.models.muse import MultiScaleMamba",
-            {"models"},
+            {"models.muse.MultiScaleMamba"},
         ),
         ("checkpoint", "from muse_adapter.config import MuseConfig", set()),
+        ("retrieval", "from muse_adapter.layers.interaction import token_similarity", set()),
+        ("retrieval", "from muse_adapter.layers import interaction", set()),
+        ("retrieval", "from muse_adapter.layers import block", {"layers.block"}),
+        ("retrieval", "from muse_adapter import layers", {"layers"}),
     ],
 )
 def test_rule_finds_what_it_should(unit: str, source: str, expected: set[str]) -> None:
@@ -114,7 +147,58 @@ def test_rule_finds_what_it_should(unit: str, source: str, expected: set[str]) -
 
 def test_relative_import_is_refused() -> None:
     with pytest.raises(AssertionError, match="relative import"):
-        imported_units("from .config import MuseConfig")
+        imported_modules("from .config import MuseConfig")
+
+
+def test_the_table_has_no_circle() -> None:
+    units = {unit: {name.partition(".")[0] for name in names} for unit, names in MAY_IMPORT.items()}
+    assert set().union(*units.values()) <= set(units)
+    TopologicalSorter(units).prepare()
+
+
+def files_imported_by(path: Path) -> set[Path]:
+    """List the files that run because `path` is imported, without the `__init__` of its folders."""
+    found = set()
+    for module in imported_modules(path.read_text(encoding="utf-8"), at_import=True):
+        # The last part may be an object, and then of a file or of a folder's `__init__`.
+        for name in (module, module.rpartition(".")[0]):
+            target = PACKAGE.joinpath(*filter(None, name.split(".")))
+            file = next(
+                (f for f in (target.with_suffix(".py"), target / "__init__.py") if f.is_file()),
+                None,
+            )
+            if file:
+                found.add(file)
+                break
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {path: files_imported_by(path) for path in FILES}
+    assert any(graph.values())
+    TopologicalSorter(graph).prepare()
+
+
+def test_a_circle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    one, two = tmp_path / "ops" / "one.py", tmp_path / "ops" / "two.py"
+    one.parent.mkdir()
+    one.write_text("from muse_adapter.ops import two")
+    two.write_text("from muse_adapter.ops.one import thing")
+    assert files_imported_by(one) == {two} and files_imported_by(two) == {one}
+    with pytest.raises(CycleError):
+        TopologicalSorter({path: files_imported_by(path) for path in (one, two)}).prepare()
+    two.write_text("def late():\n    from muse_adapter.ops.one import thing")
+    assert files_imported_by(two) == set()
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_others_import_absolutely_and_no_conftest(folder: str) -> None:
+    for path in (PACKAGE.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}: relative import"
+                assert "conftest" not in (node.module or ""), f"{path}:{node.lineno}"
 
 
 def test_import_loads_torch_einops_and_nothing_else(run_python) -> None:
@@ -146,7 +230,7 @@ def test_core_works_where_nothing_optional_can_be_imported(run_python) -> None:
         """
         import sys
         for name in sys.argv[1:]:
-            sys.modules[name] = None  # import of it fails as if it were not installed
+            sys.modules[name] = None  # importing it fails, as if it were not installed
         import torch
         import muse_adapter
         for name in muse_adapter.__all__:

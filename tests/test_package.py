@@ -26,8 +26,9 @@ EXTRAS = {
     "hub": {"safetensors", "numpy", "huggingface-hub"},
     "video": {"av", "numpy"},
     "bench": {"matplotlib", "tqdm"},
+    "docs": {"sphinx", "myst-parser", "pydata-sphinx-theme"},
 }
-CORE = {"torch>=2.4", "einops"}
+CORE = {"torch>=2.6", "einops"}
 # In the version that fits the machine's torch (which, for GPUs, asks for its triton) or compiler.
 UNPINNED = {"triton", "mamba-ssm", "causal-conv1d", "muse-adapter"}
 
@@ -99,6 +100,25 @@ def test_constraints_pin_what_is_installed_here(setup_cfg: configparser.ConfigPa
     wanted |= {distribution_name(line) for line in lines(libraries) if not line.startswith("#")}
     assert wanted - UNPINNED <= set(pinned)
     assert not UNPINNED & set(pinned), "pip must choose these for the torch it installs"
+
+
+def test_the_workflow_runs_every_stage_and_every_python(
+    setup_cfg: configparser.ConfigParser,
+) -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    stages = re.search(r"^all=\((.*)\)$", script, re.MULTILINE)[1].split()
+    pinned, matrix = workflow.split("  matrix:\n", 1)
+    calls = re.findall(r"run: \.ci/run (.*)", pinned)
+    assert " ".join(calls).split() == stages
+
+    classifiers = setup_cfg["metadata"]["classifiers"]
+    supported = set(re.findall(r"Python :: (3\.\d+)", classifiers))
+    entries = re.findall(r'python: "([\d.]+)", torch: "([^"]*)"', matrix)
+    assert {python for python, _ in entries} == supported
+    assert {python for python, torch in entries if torch == "torch torchvision"} == supported
+    oldest = re.search(r"torch>=([\d.]+)", setup_cfg["options"]["install_requires"])[1]
+    assert any(torch.startswith(f"torch=={oldest}.*") for _, torch in entries)
 
 
 def test_every_folder_of_the_package_is_a_package() -> None:

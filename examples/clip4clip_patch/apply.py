@@ -1,4 +1,4 @@
-"""Shows, writes, reverses or checks the patch of a CLIP4Clip checkout: `apply.py PATH [options]`.
+"""Show, write, reverse or check the patch of a CLIP4Clip checkout: `apply.py PATH [options]`.
 
 The same as `muse-adapter patch clip4clip PATH [options]`.
 """

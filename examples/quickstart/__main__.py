@@ -24,7 +24,7 @@ COMMAND = os.environ.get("QUICKSTART_COMMAND", "python -m examples.quickstart")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Build the parser of the options."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         description="Train MUSE and mean pooling on a small corpus of real video files, evaluate "
@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise ValueError for options that do not fit together."""
+    """Refuse options that do not fit together.
+
+    Raises:
+        ValueError: They do not; the message says which.
+    """
     if options.command == "search" and not options.words:
         raise ValueError(f'search expects words: search "{QUERY}"')
     if (options.videos is None) != (options.captions is None):
@@ -72,7 +76,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings that the options ask for."""
+    """Make the settings that the options ask for."""
     if options.backbone is None:
         return Settings(
             seed=options.seed,
@@ -108,7 +112,7 @@ def run_search(options: argparse.Namespace) -> None:
 
 
 def run_training(options: argparse.Namespace) -> None:
-    """The default run or the study, and what they leave."""
+    """Run the default or the study, and say what it leaves."""
     began = time.perf_counter()
     settings = settings_of(options)
     material = load_material(
@@ -134,7 +138,7 @@ def run_training(options: argparse.Namespace) -> None:
     print(f"pictures: {folder / 'contact_sheet.png'}, {folder / 'curves.png'}")
     print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
     where = "" if folder == Path("quickstart-output") else f" --folder {shlex.quote(str(folder))}"
-    query = QUERY if material.rendered else material.parts["test"].clips[0].caption
+    query = QUERY if material.rendered else material.splits["test"].clips[0].caption
     print(f"search:   {COMMAND} search {shlex.quote(query)}{where}")
 
 

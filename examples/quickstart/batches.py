@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from examples.quickstart.data import Clip, Part
-from examples.quickstart.evaluate import captions_of
+from examples.quickstart.captions import Clip
 from examples.quickstart.model import Tokenizer
 from examples.quickstart.settings import Settings
+from examples.quickstart.splits import Split
 
 
 @dataclass(frozen=True)
@@ -19,40 +19,33 @@ class TrainingSet:
     """What a step draws its batch from; row i of everything is caption i.
 
     Attributes:
-        ids: token ids, int64 (n, L).
-        part: frames and masks.
-        video: number of the video, int64 (n,); captions of one video share it.
-        caption: number of the caption, int64 (n,); equal captions share it.
-        groups: rows that share a batch. A clip and its time reversal do: against a batch of other
+        ids: Token ids, int64 (n, L).
+        split: Clips, frames and masks.
+        caption: Number of the caption, int64 (n,); equal captions share it.
+        groups: Rows that share a batch. A clip and its time reversal do: against a batch of other
             scenes a caption is found by its objects alone, and how they move is hardly learnt.
     """
 
     ids: Tensor
-    part: Part
-    video: Tensor
+    split: Split
     caption: Tensor
     groups: list[list[int]]
 
     @classmethod
-    def of(cls, part: Part, tokenizer: Tokenizer) -> TrainingSet:
-        """The training set of a part."""
-        captions = captions_of(part)
+    def of(cls, split: Split, tokenizer: Tokenizer) -> TrainingSet:
+        """Make the training set of a split."""
+        captions = split.captions
+        number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         return cls(
             ids=tokenizer(captions),
-            part=part,
-            video=_numbered([clip.path for clip in part.clips]),
-            caption=_numbered(captions),
-            groups=_groups(part.clips),
+            split=split,
+            caption=torch.tensor([number[caption] for caption in captions]),
+            groups=_groups(split.clips),
         )
 
 
-def _numbered(values: Sequence[Hashable]) -> Tensor:
-    number = {value: i for i, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values])
-
-
 def _groups(clips: Sequence[Clip]) -> list[list[int]]:
-    """The rows of clips that stay together: a clip with its time reversal, others alone."""
+    """Group the rows that stay together: a clip with its time reversal, others alone."""
     row = {clip.id: i for i, clip in enumerate(clips)}
     groups: list[list[int]] = []
     placed: set[int] = set()
@@ -65,12 +58,12 @@ def _groups(clips: Sequence[Clip]) -> list[list[int]]:
 
 
 def batch_of(step: int, groups: Sequence[Sequence[int]], settings: Settings) -> Tensor:
-    """Rows of the clips of a step: each epoch is a new order, drawn from seed and epoch alone.
+    """Draw the rows of a step: each epoch is a new order, from seed and epoch alone.
 
     Args:
-        step: from 0.
-        groups: rows that come one after the other in every epoch.
-        settings: of the run; its batch size and seed count.
+        step: The step, from 0.
+        groups: Rows that come one after the other in every epoch.
+        settings: Settings of the run; its batch size and seed count.
 
     Returns:
         int64 (batch,). An incomplete last batch of an epoch is left out.

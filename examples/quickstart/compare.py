@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from examples.quickstart.evaluate import videos_of
-from examples.quickstart.files import write_bytes
-from examples.quickstart.heads import HEADS
+from examples.quickstart.files import write_bytes, write_json
 from examples.quickstart.material import Material
-from examples.quickstart.report import environment, write_json
+from examples.quickstart.model import HEADS
+from examples.quickstart.report import environment
 from examples.quickstart.runs import finished, run, scan_backend
 from examples.quickstart.settings import Settings
 
@@ -50,13 +49,13 @@ def compare(
     """Run the study, or what of it is not done yet.
 
     Args:
-        settings: of every run; head and seed are set for each.
-        material: the clips.
-        folder: gets `compare.json` and `compare.md`, written anew after each run.
-        heads: the heads.
-        seeds: the seeds.
-        device: where to train.
-        progress: whether to show progress bars.
+        settings: Settings of every run; head and seed are set for each.
+        material: The clips.
+        folder: Gets `compare.json` and `compare.md`, written anew after each run.
+        heads: The heads.
+        seeds: The seeds.
+        device: Where to train.
+        progress: Whether to show progress bars.
 
     Returns:
         What was written to `compare.json`.
@@ -78,7 +77,7 @@ def compare(
                 "training_seconds": round(
                     sum(run["train_seconds"] for runs in results.values() for run in runs)
                 ),
-                "chance_r1": 100 / len(videos_of(material.parts["test"])[0]),
+                "chance_r1": 100 / len(material.splits["test"].frames),
                 "summary": {name: summarise(runs) for name, runs in results.items() if runs},
                 "runs": [_without_curves(run) for runs in results.values() for run in runs],
             }
@@ -88,12 +87,12 @@ def compare(
 
 
 def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
-    """A run's result without its 800 losses; those stay in its own file."""
+    """Leave out a run's 800 losses; they stay in its own file."""
     return {name: value for name, value in result.items() if name != "losses"}
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread (sample standard deviation; None for one run) of each column."""
+    """Compute mean and spread (sample standard deviation; None for one run) of each column."""
     columns = {}
     for name, keys in COLUMNS:
         values = [_at(result, keys) for result in results]
@@ -111,7 +110,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown_table(summary: dict[str, dict[str, Any]]) -> str:
-    """The table of the README: mean ± spread over the seeds, one line per head."""
+    """Lay out the table of the README: mean ± spread over the seeds, one line per head."""
     names = [name for name, _ in COLUMNS if all(name in row["columns"] for row in summary.values())]
     lines = [
         "| head | seeds | parameters | " + " | ".join(names) + " |",

@@ -1,4 +1,4 @@
-"""The synthetic corpus: scenes rendered to mp4 files, and a CSV of captions for each part."""
+"""The synthetic corpus: scenes rendered to mp4 files, and a CSV of captions for each split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
-from examples.quickstart.data import Clip, read_captions
+from examples.quickstart.captions import SPLITS, Clip, read_captions
 from examples.quickstart.drawing import draw_scene
 from examples.quickstart.files import ensure_folder, write_bytes
 from examples.quickstart.scenes import (
@@ -33,16 +33,16 @@ VERSION = 5  # raise it when the drawing changes, so that old files are not take
 class _Pair:
     """A scene and its reversal, with the seed from which both clips are drawn."""
 
-    part: str
+    split: str
     index: int
     scenes: tuple[Scene, Scene]
     seed: tuple[int, ...]
 
     def clips(self, folder: Path) -> tuple[Clip, Clip]:
-        ids = [f"{self.part}-{self.index:04d}{letter}" for letter in "ab"]
+        ids = [f"{self.split}-{self.index:04d}{letter}" for letter in "ab"]
         # Files of another seed or version may lie in the same folder: the content names the file.
         digest = hashlib.sha256(repr((VERSION, self.scenes, self.seed)).encode()).hexdigest()[:8]
-        paths = [folder / self.part / f"{id}-{digest}.mp4" for id in ids]
+        paths = [folder / self.split / f"{id}-{digest}.mp4" for id in ids]
         captions = [scene.caption for scene in self.scenes]
         return (
             Clip(ids[0], paths[0], captions[0], reversal=ids[1]),
@@ -61,38 +61,38 @@ def synthetic_corpus(
 ) -> dict[str, list[Clip]]:
     """Render the corpus, or what is missing of it, and list its clips.
 
-    Every part consists of pairs: a clip, and the same frames in reverse order with the caption
-    turned. Parts share no caption nor meaning. In the test and the validation part no two captions
-    mean the same; in the training part a caption may come again, with another clip.
-    The test part begins with the clip of ``scenes.QUERY``.
+    Every split consists of pairs: a clip, and the same frames in reverse order with the caption
+    turned. Splits share no caption nor meaning. In test and validation no two captions mean the
+    same; in training a caption may come again, with another clip. The test split begins with the
+    clip of `scenes.QUERY`.
 
     Args:
-        folder: where the files go: ``train/*.mp4``, ``train.csv`` and so on. An interrupted
+        folder: Where the files go: `train/*.mp4`, `train.csv` and so on. An interrupted
             rendering goes on where it stopped.
-        seed: equal seeds and sizes give equal clips.
-        train: number of training clips, even.
-        validation: number of validation clips, even.
-        test: number of test clips, even.
-        progress: whether to show a progress bar.
+        seed: Equal seeds and sizes give equal clips.
+        train: Number of training clips, even.
+        validation: Number of validation clips, even.
+        test: Number of test clips, even.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The clips of the parts "train", "validation" and "test".
+        The clips of "train", "validation" and "test".
 
     Raises:
-        ValueError: a size is odd or below 2.
+        ValueError: A size is odd or below 2.
         ImportError: PyAV is not installed.
-        OSError: the folder cannot be written to.
+        OSError: The folder cannot be written to.
     """
     av = _import_av()
     folder = Path(folder)
-    pairs = _sample_parts(seed, {"test": test, "validation": validation, "train": train})
-    for part in pairs:
-        ensure_folder(folder / part)
+    pairs = _sample_splits(seed, {"test": test, "validation": validation, "train": train})
+    for split in pairs:
+        ensure_folder(folder / split)
 
     missing = [
         pair
-        for pairs_of_part in pairs.values()
-        for pair in pairs_of_part
+        for pairs_of_split in pairs.values()
+        for pair in pairs_of_split
         if not all(clip.path.exists() for clip in pair.clips(folder))
     ]
     # Threads, not processes: nothing has to be importable anew in a caller's script.
@@ -109,23 +109,23 @@ def synthetic_corpus(
             pool.shutdown(cancel_futures=True)
             raise
 
-    parts = {}
-    for part in ("train", "validation", "test"):
-        clips = [clip for pair in pairs[part] for clip in pair.clips(folder)]
-        _write_captions(folder / f"{part}.csv", clips, folder)
-        parts[part] = read_captions(folder / f"{part}.csv", folder)
-    return parts
+    splits = {}
+    for split in SPLITS:
+        clips = [clip for pair in pairs[split] for clip in pair.clips(folder)]
+        _write_captions(folder / f"{split}.csv", clips, folder)
+        splits[split] = read_captions(folder / f"{split}.csv", folder)
+    return splits
 
 
 def encode(av: ModuleType, frames: np.ndarray) -> bytes:
-    """Frames as an mp4 file.
+    """Encode frames as an mp4 file.
 
     Every frame is coded by itself and with the same quantiser, so a frame decodes to the same
     pixels wherever it stands: a clip and its reversal differ in nothing but the order.
 
     Args:
         av: PyAV.
-        frames: ``(frames, height, width, 3)``, uint8, RGB; sides even.
+        frames: (frames, height, width, 3), uint8, RGB; sides even.
 
     Returns:
         The content of the file.
@@ -160,26 +160,26 @@ def _encoder(av: ModuleType) -> tuple[str, dict[str, str]]:
     return "mpeg4", {"qmin": "2", "qmax": "2", "g": "1"}  # FFmpeg's own, always there
 
 
-def _sample_parts(seed: int, sizes: dict[str, int]) -> dict[str, list[_Pair]]:
-    for part, size in sizes.items():
+def _sample_splits(seed: int, sizes: dict[str, int]) -> dict[str, list[_Pair]]:
+    for split, size in sizes.items():
         if size < 2 or size % 2:
-            raise ValueError(f"{part} must be an even number of at least 2 clips, got {size}")
+            raise ValueError(f"{split} must be an even number of at least 2 clips, got {size}")
     query = parse_caption(QUERY)
     taken: set[Meaning] = set()
-    parts = {}
-    for number, (part, size) in enumerate(sizes.items()):
+    splits = {}
+    for number, (split, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
         scenes = sample_pairs(
             size // 2,
             rng,
             taken,
-            query if part == "test" else None,
-            repeat=part == "train",
+            query if split == "test" else None,
+            repeat=split == "train",
         )
-        parts[part] = [
-            _Pair(part, index, pair, (seed, number, index)) for index, pair in enumerate(scenes)
+        splits[split] = [
+            _Pair(split, index, pair, (seed, number, index)) for index, pair in enumerate(scenes)
         ]
-    return parts
+    return splits
 
 
 def _render(av: ModuleType, folder: Path, pair: _Pair) -> None:

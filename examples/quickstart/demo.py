@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from examples.quickstart.contact_sheet import contact_sheet
-from examples.quickstart.curves import draw_curves
-from examples.quickstart.data import Part
-from examples.quickstart.evaluate import embed_texts, embed_videos, videos_of
-from examples.quickstart.material import PARTS, Material
-from examples.quickstart.report import environment, peak_gib, result_table, write_json
+from examples.quickstart.captions import SPLITS
+from examples.quickstart.checkpoint import Trained
+from examples.quickstart.files import write_json
+from examples.quickstart.material import Material
+from examples.quickstart.pictures import Row, contact_sheet, draw_curves
+from examples.quickstart.report import environment, peak_gib, result_table
 from examples.quickstart.runs import run, scan_backend, seconds_per_step
 from examples.quickstart.search import write_index
 from examples.quickstart.settings import Settings
-from examples.quickstart.train import Trained
+from examples.quickstart.splits import Split
+from muse_adapter.encoders import embed_texts, embed_videos
 from muse_adapter.ops import backends
 
 DEMO_HEADS = ("muse", "mean_pool")
@@ -37,12 +38,12 @@ def demo(
     """Train both heads, evaluate them, write everything a newcomer wants to look at.
 
     Args:
-        settings: of the MUSE run; the other differs in the head alone.
-        material: the clips.
-        folder: gets `results.json`, `contact_sheet.png`, `curves.png` and the search index.
-        began: reading of `time.perf_counter` at the start of the command.
-        device: where to train.
-        progress: whether to show progress bars.
+        settings: Settings of the MUSE run; the other differs in the head alone.
+        material: The clips.
+        folder: Gets `results.json`, `contact_sheet.png`, `curves.png` and the search index.
+        began: Reading of `time.perf_counter` at the start of the command.
+        device: Where to train.
+        progress: Whether to show progress bars.
 
     Returns:
         What was written to `results.json`.
@@ -57,20 +58,20 @@ def demo(
         runs[head], results[head] = run(
             replace(settings, head=head), material, folder, device=device, progress=progress
         )
-    test = material.parts["test"]
+    test = material.splits["test"]
     summary = {
         "environment": environment(backend),
         "clips": material.sizes,
-        "chance_r1": 100 / len(videos_of(test)[0]),
+        "chance_r1": 100 / len(test.frames),
         "results": results,
     }
     write_json(folder / "results.json", summary)
-    print(f"\nheld-out part, {len(test.clips)} clips; R@1 by chance {summary['chance_r1']:.2f} %")
+    print(f"\n{len(test.clips)} held-out clips; R@1 by chance {summary['chance_r1']:.2f} %")
     print(result_table(results))
 
     # own material is searched as a whole; of the rendered corpus only what was never seen
-    names = ("test",) if material.rendered else PARTS
-    write_index(folder, settings, runs["muse"], [material.parts[name] for name in names])
+    names = ("test",) if material.rendered else SPLITS
+    write_index(folder, settings, runs["muse"], [material.splits[name] for name in names])
     contact_sheet(folder / "contact_sheet.png", contact_rows(runs["muse"], test))
     draw_curves(
         folder / "curves.png",
@@ -83,23 +84,23 @@ def demo(
     return summary
 
 
-def contact_rows(trained: Trained, part: Part) -> list[tuple]:
-    """Queries spread evenly over a part, each with its five best clips, for `contact_sheet`."""
-    rows, targets = videos_of(part)
-    queries = torch.arange(0, len(part.clips), max(1, len(part.clips) // QUERIES))[:QUERIES]
-    captions = [part.clips[i].caption for i in queries.tolist()]
-    texts = embed_texts(trained.model, trained.tokenizer, captions)
-    best = (texts @ embed_videos(trained.model, part, rows).T).topk(min(5, len(rows)))
-    sheet = []
-    for i, query in enumerate(queries.tolist()):
-        hits = [
-            (part.clips[row], score, part.frames[row], part.mask[row])
-            for score, row in zip(
-                best.values[i].tolist(), rows[best.indices[i]].tolist(), strict=True
-            )
+def contact_rows(trained: Trained, split: Split) -> list[Row]:
+    """Spread queries evenly over a split and find the five best clips of each."""
+    count = len(split.clips)
+    queries = torch.arange(0, count, max(1, count // QUERIES))[:QUERIES].tolist()
+    captions = [split.captions[query] for query in queries]
+    texts = embed_texts(trained.model, trained.tokenizer(captions))
+    videos = embed_videos(trained.model, split.frames, split.mask)
+    best = (texts @ videos.T).topk(min(5, len(videos)))
+    found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    sheet: list[Row] = []
+    for query, (scores, rows) in zip(queries, found, strict=True):
+        results = [
+            (split.videos[row], score, split.frames[row], split.mask[row])
+            for score, row in zip(scores, rows, strict=True)
         ]
-        target = part.clips[int(rows[targets[query]])]
-        sheet.append((captions[i], target.id, hits))
+        target = split.videos[int(split.video[query])]
+        sheet.append((split.captions[query], target.id, results))
     return sheet
 
 

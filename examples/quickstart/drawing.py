@@ -24,14 +24,14 @@ SHORT, LONG = (5, 7), (8, 24)  # frames of a short and of a longer clip
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw one clip of a scene; place, speed, length and background are drawn from ``rng``.
+    """Draw one clip of a scene; place, speed, length and background come from `rng`.
 
     Args:
-        scene: what happens.
-        rng: source of everything the caption does not say.
+        scene: What happens.
+        rng: Source of everything the caption does not say.
 
     Returns:
-        ``(frames, SIDE, SIDE, 3)``, uint8, RGB, 5 to 24 frames.
+        (frames, SIDE, SIDE, 3), uint8, RGB, 5 to 24 frames.
     """
     low, high = SHORT if rng.random() < SHORT_SHARE else LONG
     num_frames = int(rng.integers(low, high + 1))
@@ -49,7 +49,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def _place(
     scene: Scene, num_frames: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres ``(things, frames, 2)`` and radii ``(things,)`` of the scene's things, by trial."""
+    """Find centres (things, frames, 2) and radii (things,) for the scene's things, by trial."""
     tries = 512
     for _ in range(200):
         radii = np.stack([rng.uniform(*RADII[thing.size], tries) for thing in scene.things], axis=1)
@@ -71,7 +71,7 @@ def _place(
 def _ways(
     motion: tuple[str, ...], tries: int, num_frames: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Ways of a mover from its starting point: ``(tries, frames, 2)``."""
+    """Draw the ways of a mover from its starting point: (tries, frames, 2)."""
     # The time of a clip runs a little faster towards its end, or slower.
     pace = np.exp(rng.uniform(-0.25, 0.25, size=(tries, 1)))
     time = np.linspace(0, 1, num_frames) ** pace  # (tries, frames)
@@ -86,7 +86,7 @@ def _ways(
 
 
 def _is_true(relation: str, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Whether thing 0 is above or below thing 1, clear of it, in every frame: ``(tries,)``."""
+    """Test whether thing 0 is above or below thing 1, clear of it, in every frame: (tries,)."""
     sign = 1 if relation == "above" else -1
     below = sign * (centres[:, 1, :, 1] - centres[:, 0, :, 1])  # (tries, frames), y points down
     return (below >= (radii[:, 0] + radii[:, 1])[:, None] + GAP).all(axis=1)
@@ -98,7 +98,7 @@ def _apart(centres: np.ndarray, radii: np.ndarray, one: int, other: int) -> np.n
 
 
 def _coverage(shape: str, path: np.ndarray, radius: float) -> np.ndarray:
-    """Share of each pixel that a shape covers, about: ``(frames, SIDE, SIDE)``, 0 to 1."""
+    """Estimate the share of each pixel that a shape covers: (frames, SIDE, SIDE), 0 to 1."""
     pixel = np.arange(SIDE, dtype=np.float32) + 0.5
     x = pixel[None, None, :] - path[:, 0, None, None].astype(np.float32)
     y = pixel[None, :, None] - path[:, 1, None, None].astype(np.float32)

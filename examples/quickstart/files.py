@@ -1,4 +1,4 @@
-"""Writing files so that an interrupt or a full disk leaves nothing half-written."""
+"""Files that are read whole or called damaged; an interrupt leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from muse_adapter.files import write_whole
 
 # What torch's reader of archives and its restricted unpickler, a small interpreter, raise on bytes
 # that are cut off, changed, or not theirs.
@@ -31,7 +33,7 @@ def ensure_folder(folder: Path) -> None:
     """Make a folder, parents included, and see that one may write there.
 
     Raises:
-        OSError: it cannot be made or written to; the message names it and the reason.
+        OSError: It cannot be made or written to; the message names it and the reason.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,20 +43,37 @@ def ensure_folder(folder: Path) -> None:
         raise OSError(f"cannot write to the folder {folder}: permission denied")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written; the message names it and the reason.
+    """
+    try:
+        write_whole({path: content})
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values beside and rename."""
+    """Write tensors and plain values, whole or not at all; the folder is made if need be."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     ensure_folder(path.parent)
     write_bytes(path, buffer.getvalue())
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What `write_tensors` wrote, on the CPU.
+    """Read what `write_tensors` wrote, onto the CPU.
 
     Raises:
-        ValueError: the file is damaged.
-        OSError: it cannot be read.
+        ValueError: The file is damaged.
+        OSError: It cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -64,28 +83,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the text's encoding, or of its syntax
         raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write beside and rename.
-
-    Raises:
-        OSError: the file cannot be written; the message names it and the reason.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The clips of a run: the rendered corpus, or a person's own folder of videos and captions."""
+"""The clips of a run: the rendered corpus, or one's own folder of videos and captions."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.quickstart.captions import SPLITS, Clip, read_captions, split_clips
 from examples.quickstart.corpus import synthetic_corpus
-from examples.quickstart.data import Clip, Part, load_part, read_captions, split
 from examples.quickstart.files import ensure_folder
 from examples.quickstart.settings import fingerprint
-
-PARTS = ("train", "validation", "test")
+from examples.quickstart.splits import Split, load_split
 
 
 @dataclass(frozen=True)
 class Material:
-    """Decoded clips in three parts that share none.
+    """Decoded clips in three splits that share none.
 
     Attributes:
-        parts: "train", "validation" and "test".
-        rendered: whether it is the rendered corpus.
-        fingerprint: changes when the clips, their captions or their parts change.
+        splits: "train", "validation" and "test".
+        rendered: Whether it is the rendered corpus.
+        fingerprint: Changes when the clips, their captions or their splits change.
     """
 
-    parts: dict[str, Part]
+    splits: dict[str, Split]
     rendered: bool
     fingerprint: str
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Clips in each part."""
-        return {name: len(part.clips) for name, part in self.parts.items()}
+        """Clips in each split."""
+        return {name: len(split.clips) for name, split in self.splits.items()}
 
 
 def load_material(
@@ -47,16 +46,16 @@ def load_material(
     """Render the corpus, or read own material, and decode it; both are kept in `folder`.
 
     Args:
-        folder: where the rendered corpus and the decoded frames are kept.
-        num_frames: frames sampled from a clip.
-        size: side of a frame in pixels.
-        videos: folder of own videos. None: the rendered corpus.
+        folder: Where the rendered corpus and the decoded frames are kept.
+        num_frames: Frames sampled from a clip.
+        size: Side of a frame in pixels.
+        videos: Folder of own videos. None: the rendered corpus.
         captions: CSV of their captions.
-        corpus_sizes: clips to render for each part. None: the sizes of `synthetic_corpus`.
-        progress: whether to show progress bars.
+        corpus_sizes: Clips to render for each split. None: the sizes of `synthetic_corpus`.
+        progress: Whether to show progress bars.
 
     Raises:
-        ValueError: if own material cannot be read or split, see `read_captions` and `split`.
+        ValueError: Own material cannot be read or split, see `read_captions` and `split_clips`.
     """
     ensure_folder(folder)
     if videos is None:
@@ -64,25 +63,28 @@ def load_material(
     else:
         if captions is None:
             raise ValueError("videos need captions: the path of their CSV")
-        # the same parts for every seed of a study
-        clips = split(read_captions(captions, videos), seed=0)
-    parts = {
-        name: load_part(
+        # the same splits for every seed of a study
+        clips = split_clips(read_captions(captions, videos), seed=0)
+    splits = {
+        name: load_split(
             clips[name],
             num_frames=num_frames,
             size=size,
             cache=folder / "frames",
             progress=progress,
         )
-        for name in PARTS
+        for name in SPLITS
     }
-    return Material(parts, rendered=videos is None, fingerprint=_fingerprint(parts))
+    return Material(splits, rendered=videos is None, fingerprint=_fingerprint(splits))
 
 
-def _fingerprint(parts: dict[str, Part]) -> str:
-    """Of what the models see, captions and pixels: a file replaced under its name is another."""
+def _fingerprint(splits: dict[str, Split]) -> str:
+    """Digest what the models see, captions and pixels: a file replaced under its name counts."""
     return fingerprint(
-        [[_identity(clip) for clip in parts[name].clips] + [_pixels(parts[name])] for name in PARTS]
+        [
+            [_identity(clip) for clip in splits[name].clips] + [_pixels(splits[name])]
+            for name in SPLITS
+        ]
     )
 
 
@@ -90,7 +92,7 @@ def _identity(clip: Clip) -> list[str | None]:
     return [clip.id, clip.caption, clip.reversal]
 
 
-def _pixels(part: Part) -> str:
-    digest = hashlib.sha256(part.frames.contiguous().numpy().data)
-    digest.update(part.mask.contiguous().numpy().data)
+def _pixels(split: Split) -> str:
+    digest = hashlib.sha256(split.frames.contiguous().numpy().data)
+    digest.update(split.mask.contiguous().numpy().data)
     return digest.hexdigest()

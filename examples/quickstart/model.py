@@ -1,50 +1,56 @@
-"""The dual encoder: a text tower and a video tower whose embeddings meet by cosine similarity."""
+"""The model of a run: towers, one of the compared video heads, and its tokenizer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.quickstart.heads import build_head
 from examples.quickstart.settings import Settings
-from examples.quickstart.text import TextTower, WordTokenizer
-from examples.quickstart.vision import TinyViT
-from muse_adapter import VideoEncoder
+from examples.quickstart.tokenizer import WordTokenizer
+from examples.quickstart.towers import POSITION_STD, ImageTower, TextTower
+from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel
+from muse_adapter.models import MeanPool, TemporalTransformer
 
-MAX_LOGIT_SCALE = math.log(100)
+MUSE_VARIANTS: dict[str, dict[str, Any]] = {
+    "muse": {},
+    "mamba": {"mixer": "mamba"},
+    "attention": {"mixer": "attention"},
+    "conv": {"mixer": "conv"},
+    "frame_wise": {"aggregation": "frame_wise"},
+    "spatial_wise": {"aggregation": "spatial_wise"},
+}
+"""MUSE and, after it, the paper's other mixers and aggregations: what differs from MUSE."""
+
+HEADS = ("muse", "mean_pool", "temporal_transformer", *list(MUSE_VARIANTS)[1:])
 
 
 class Tokenizer(Protocol):
     """What training and search ask of a tokenizer."""
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """int64 (len(texts), L)."""
+        """Tokenize texts: int64 (len(texts), L)."""
         ...
 
     def warnings(self, text: str) -> list[str]:
-        """What of a query the model cannot know, as sentences."""
+        """Say in sentences what of a query the model cannot know."""
         ...
 
     def state(self) -> dict:
-        """What `WordTokenizer` is made from again; empty when it comes from a folder."""
+        """Return what `WordTokenizer` is made from again; empty when it comes from a folder."""
         ...
 
 
-class DualEncoder(nn.Module):
-    """Text tower, video tower, learned logit scale.
+class QuickstartModel(VideoTextModel):
+    """A `VideoTextModel` that takes frames as they are decoded, uint8.
 
     Args:
-        text: token ids (B, L) -> (B, D).
-        video: frames (B, T, 3, height, width), mask (B, T) -> (B, D); its `head` is the video head.
-        mean: of the three colours, in [0, 1], taken from the frames.
-        std: of the three colours, by which the frames are then divided.
-        logit_scale: logarithm of the scale at the start.
-        frozen: names of the submodules that do not learn; they are not in `own_state`.
+        encoder: The video encoder.
+        text: The text tower.
+        mean: Mean of the three colours, in [0, 1], subtracted from the frames.
+        std: Standard deviation of the three colours, by which the frames are then divided.
     """
 
     mean: Tensor
@@ -52,70 +58,74 @@ class DualEncoder(nn.Module):
 
     def __init__(
         self,
+        encoder: VideoEncoder,
         text: nn.Module,
-        video: VideoEncoder,
         *,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
-        logit_scale: float = math.log(1 / 0.07),
-        frozen: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.text = text
-        self.video = video
-        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        super().__init__(encoder, text)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.frozen = tuple(frozen)
-        for name in frozen:
-            self.get_submodule(name).requires_grad_(False)
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """int64 (B, L) to (B, D), of unit norm."""
-        return F.normalize(self.text(ids), dim=-1)
-
-    def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """uint8 (B, T, 3, height, width) and bool (B, T) to (B, D), of unit norm."""
-        return self.video((frames / 255 - self.mean) / self.std, frame_mask)
-
-    def forward(self, ids: Tensor, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """Logits (B texts, B videos)."""
-        similarity = self.encode_text(ids) @ self.encode_video(frames, frame_mask).T
-        return self.logit_scale.exp() * similarity
-
-    def train(self, mode: bool = True) -> DualEncoder:
-        """Like `nn.Module.train`, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
-        return self
+    def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Embed videos: uint8 (B, T, 3, height, width) and bool (B, T) to (B, D), of unit norm."""
+        # The heads compare in float32 and normalise: to do so again would only round.
+        return self.encoder((frames / 255 - self.mean) / self.std, frame_mask)
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state without what is frozen, which comes from the folder of the backbone again."""
-        state = self.state_dict()
-        return {name: value for name, value in state.items() if not self._is_frozen(name)}
+        """Return the state without what is frozen, which comes from the folder of the backbone."""
+        frozen = self._frozen()
+        return {name: value for name, value in self.state_dict().items() if name not in frozen}
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:
         """Load what `own_state` returned.
 
         Raises:
-            ValueError: if tensors are missing or left over.
+            ValueError: Tensors are missing or left over.
         """
         missing, unexpected = self.load_state_dict(state, strict=False)
-        wrong = [name for name in missing if not self._is_frozen(name)] + unexpected
+        frozen = self._frozen()
+        wrong = [name for name in missing if name not in frozen] + unexpected
         if wrong:
-            raise ValueError(f"checkpoint of another model: {', '.join(wrong)}")
+            raise ValueError(
+                "the file is of another model or of another version of the quickstart, delete it "
+                f"and start again; missing or left over: {', '.join(wrong)}"
+            )
 
-    def _is_frozen(self, name: str) -> bool:
-        return any(name.startswith(f"{module}.") for module in self.frozen)
+    def _frozen(self) -> set[str]:
+        return {name for name, value in self.named_parameters() if not value.requires_grad}
 
 
-def build_model(settings: Settings, tokenizer: Tokenizer) -> DualEncoder:
-    """The model of a run, drawn from `settings.seed`; every head of one seed gets the same towers.
+def build_head(name: str, *, dim: int, depth: int, num_frames: int) -> nn.Module:
+    """Build the head of a name in `HEADS`.
 
     Args:
-        settings: of the run.
-        tokenizer: from `build_tokenizer` or `load_tokenizer`.
+        name: The head.
+        dim: Width of the tokens and of the embedding.
+        depth: Layers; mean pooling has none.
+        num_frames: Most frames of a clip.
+
+    Raises:
+        ValueError: The name is another.
+    """
+    if name in MUSE_VARIANTS:
+        return MultiScaleMamba(dim=dim, depth=depth, **MUSE_VARIANTS[name])
+    if name == "mean_pool":
+        return MeanPool()
+    if name == "temporal_transformer":
+        return TemporalTransformer(
+            dim, depth=depth, max_frames=num_frames, position_std=POSITION_STD
+        )
+    raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")
+
+
+def build_model(settings: Settings, tokenizer: Tokenizer) -> QuickstartModel:
+    """Build the model of a run, drawn from its seed; every head of one seed gets the same towers.
+
+    Args:
+        settings: Settings of the run.
+        tokenizer: The tokenizer, from `build_tokenizer` or `load_tokenizer`.
     """
     torch.manual_seed(settings.seed)
     if settings.backbone is not None:
@@ -130,24 +140,24 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> DualEncoder:
         width=width,
         layers=settings.text_layers,
     )
-    vision = TinyViT(
+    images = ImageTower(
         size=settings.size, patch=settings.patch, width=width, layers=settings.vision_layers
     )
     head = build_head(
         settings.head, dim=width, depth=settings.depth, num_frames=settings.num_frames
     )
-    return DualEncoder(text, VideoEncoder(vision, head, tokens=vision.forward))
+    return QuickstartModel(VideoEncoder(images, head, tokens=images.forward), text)
 
 
 def build_tokenizer(settings: Settings, captions: Sequence[str]) -> Tokenizer:
-    """The tokenizer of a run: words of the training captions, or that of the backbone."""
+    """Make the tokenizer of a run: words of the training captions, or that of the backbone."""
     if settings.backbone is None:
         return WordTokenizer.from_captions(captions)
     return load_tokenizer(settings, {})
 
 
 def load_tokenizer(settings: Settings, state: dict) -> Tokenizer:
-    """The tokenizer that had this `state()`."""
+    """Make the tokenizer that had this `state()`."""
     if settings.backbone is None:
         return WordTokenizer(**state)
     from examples.quickstart.pretrained import ClipTokenizer

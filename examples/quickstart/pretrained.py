@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from examples.quickstart.files import read_json
-from examples.quickstart.heads import build_head
-from examples.quickstart.model import DualEncoder
+from examples.quickstart.model import QuickstartModel, build_head
 from examples.quickstart.settings import Settings
 from muse_adapter import VideoEncoder
 
@@ -19,10 +18,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def import_transformers() -> Any:
-    """The transformers package.
+    """Import the transformers package.
 
     Raises:
-        ImportError: with the line that installs it.
+        ImportError: It is not installed; the message has the line that installs it.
     """
     try:
         import transformers
@@ -39,11 +38,11 @@ def _read_json(path: Path) -> dict:
 
 
 def read_config(folder: str) -> dict:
-    """The config of a CLIP folder.
+    """Read the config of a CLIP folder.
 
     Raises:
-        FileNotFoundError: if the folder has no config.json.
-        ValueError: if it is not a CLIP.
+        FileNotFoundError: The folder has no config.json.
+        ValueError: It is not a CLIP.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -58,7 +57,7 @@ def read_config(folder: str) -> dict:
 
 
 def read_preprocessing(folder: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Side of the frames, mean and std of the colours, as the folder's own processor has them.
+    """Read side of the frames, mean and std of the colours, as the folder's own processor has them.
 
     Folders without a processor get the size of the config and the numbers of OpenAI's CLIP,
     which are the defaults of Hugging Face's processor too.
@@ -77,7 +76,7 @@ class ClipTokenizer:
     """The tokenizer of a CLIP folder.
 
     Args:
-        folder: the folder.
+        folder: The folder.
     """
 
     def __init__(self, folder: str) -> None:
@@ -88,7 +87,10 @@ class ClipTokenizer:
         self.max_tokens = text.get("max_position_embeddings", 77)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """int64 (len(texts), L). The tower is causal and reads the end token: no mask is needed."""
+        """Tokenize texts: int64 (len(texts), L).
+
+        The tower is causal and reads the end token: no mask is needed.
+        """
         return self._tokenizer(
             list(texts),
             padding=True,
@@ -98,49 +100,27 @@ class ClipTokenizer:
         ).input_ids
 
     def state(self) -> dict:
-        """Empty: everything stands in the folder."""
+        """Return nothing: everything stands in the folder."""
         return {}
 
     def warnings(self, text: str) -> list[str]:
-        """A sentence if the query is too long."""
+        """Say so if the query is too long."""
         count = len(self._tokenizer(text).input_ids)
         if count > self.max_tokens:
             return [f"only the first {self.max_tokens} of {count} tokens are read"]
         return []
 
 
-class ClipText(nn.Module):
-    """The text tower of a CLIPModel with its projection."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.text_model = clip.text_model
-        self.text_projection = clip.text_projection
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 (B, L) to (B, D), not normalised."""
-        return self.text_projection(self.text_model(input_ids=ids).pooler_output)
-
-
-class ClipVision(nn.Module):
-    """The vision tower of a CLIPModel with its projection, under the names `VideoEncoder` knows."""
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.vision_model = clip.vision_model
-        self.visual_projection = clip.visual_projection
-
-
-def load_clip(settings: Settings) -> DualEncoder:
-    """Both towers from `settings.backbone`, with a new head between the frames and the embedding.
+def load_clip(settings: Settings) -> QuickstartModel:
+    """Load a CLIP from `settings.backbone`, with a new head between the frames and the embedding.
 
     Args:
-        settings: of the run; `size` must be the one `read_preprocessing` gives.
+        settings: Settings of the run; `size` must be the one `read_preprocessing` gives.
 
     Raises:
-        ImportError: if transformers is missing.
-        FileNotFoundError: if the folder is none, or has no weights in safetensors.
-        ValueError: if it is not a CLIP.
+        ImportError: transformers is not installed.
+        FileNotFoundError: The folder is none, or has no weights in safetensors.
+        ValueError: It is not a CLIP.
     """
     folder = settings.backbone
     assert folder is not None
@@ -157,11 +137,8 @@ def load_clip(settings: Settings) -> DualEncoder:
         depth=settings.depth,
         num_frames=settings.num_frames,
     )
-    return DualEncoder(
-        ClipText(clip),
-        VideoEncoder(ClipVision(clip), head, freeze=not settings.train_backbone),
-        mean=mean,
-        std=std,
-        logit_scale=clip.logit_scale.item(),
-        frozen=() if settings.train_backbone else ("text", "video.backbone"),
-    )
+    encoder = VideoEncoder(clip, head, freeze=not settings.train_backbone)
+    model = QuickstartModel(encoder, text=clip, mean=mean, std=std)
+    # It learns beside frozen towers too: the head changes how far apart the embeddings lie.
+    model.logit_scale.requires_grad_()
+    return model

@@ -1,9 +1,8 @@
-"""Results on paper: the machine, JSON, the table."""
+"""What results are reported with: the machine, its memory, the table on screen."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from examples.quickstart.files import write_bytes
 
 PACKAGES = ("muse-adapter", "torch", "einops", "numpy", "numba", "av", "transformers")
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -38,10 +35,10 @@ def _processor() -> str:
 
 
 def environment(backend: str) -> dict[str, Any]:
-    """Machine, versions, date and command of the present process, for a results file.
+    """Describe the present process for a results file: machine, versions, date, command.
 
     Args:
-        backend: of the scan.
+        backend: Backend of the scan.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     return {
@@ -58,7 +55,7 @@ def environment(backend: str) -> dict[str, Any]:
 
 
 def peak_gib() -> float:
-    """Most memory that the process has had at any time, in GiB."""
+    """Measure the most memory that the process has had at any time, in GiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # `ru_maxrss` begins with the memory of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -67,16 +64,11 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside and rename."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
 def result_table(results: dict[str, dict[str, Any]]) -> str:
-    """The table on screen: one line per head and direction.
+    """Lay out the table on screen: one line per head and direction.
 
     Args:
-        results: what `evaluate` returned, by name of the head.
+        results: What `evaluate` returned, by name of the head.
     """
     lines = [f"{'':24}{'':16}" + "".join(f"{measure:>8}" for measure in MEASURES)]
     for key, direction in DIRECTIONS.items():

@@ -1,4 +1,4 @@
-"""One run: train a head, evaluate it on the test part, keep its result as JSON."""
+"""One run: train a head, evaluate it on the test split, keep its result as JSON."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from torch import nn
 
 from examples.quickstart.batches import TrainingSet
-from examples.quickstart.evaluate import captions_of, evaluate
-from examples.quickstart.files import read_json
+from examples.quickstart.checkpoint import Trained
+from examples.quickstart.evaluate import evaluate
+from examples.quickstart.files import read_json, write_json
 from examples.quickstart.material import Material
 from examples.quickstart.model import build_model, build_tokenizer
-from examples.quickstart.report import write_json
 from examples.quickstart.settings import Settings
-from examples.quickstart.train import Trained, build_optimizer, train, train_step
+from examples.quickstart.train import build_optimizer, train, train_step
 from muse_adapter.ops import backend_for
 
 
 def scan_backend(device: str) -> str:
-    """Name of the backend that the scan takes on a device."""
+    """Name the backend that the scan takes on a device."""
     return backend_for(torch.device(device))
 
 
 def run_folder(folder: Path, settings: Settings, material: Material) -> Path:
-    """Where the checkpoint and the result of a run are kept."""
+    """Return the folder of the checkpoint and the result of a run."""
     return folder / "runs" / settings.run_name(material.fingerprint)
 
 
@@ -39,7 +39,7 @@ def run(
     device: str = "cpu",
     progress: bool = True,
 ) -> tuple[Trained, dict[str, Any]]:
-    """Train (or take up the checkpoint), evaluate on the test part, write `result.json`.
+    """Train (or take up the checkpoint), evaluate on the test split, write `result.json`.
 
     Returns:
         The trained model and the result: what `evaluate` returns, with settings, number of
@@ -48,8 +48,8 @@ def run(
     place = run_folder(folder, settings, material)
     trained = train(
         settings,
-        material.parts["train"],
-        material.parts["validation"],
+        material.splits["train"],
+        material.splits["validation"],
         place / "checkpoint.pt",
         device=device,
         progress=progress,
@@ -57,9 +57,9 @@ def run(
     result = {
         "head": settings.head,
         "seed": settings.seed,
-        **evaluate(trained.model, trained.tokenizer, material.parts["test"]),
+        **evaluate(trained.model, trained.tokenizer, material.splits["test"]),
         "parameters": {
-            "head": _count(trained.model.video.head),
+            "head": _count(trained.model.encoder.head),
             "all": _count(trained.model),
         },
         "train_seconds": round(trained.seconds, 1),
@@ -73,18 +73,18 @@ def run(
 
 
 def finished(settings: Settings, material: Material, folder: Path) -> dict[str, Any] | None:
-    """The result of a run that was already finished, or None."""
+    """Read the result of a run that was already finished; None where it was not."""
     path = run_folder(folder, settings, material) / "result.json"
     return read_json(path) if path.is_file() else None
 
 
 def seconds_per_step(settings: Settings, material: Material, device: str, steps: int = 3) -> float:
-    """Time of a training step of a throwaway model, the first step not counted."""
-    part = material.parts["train"]
-    tokenizer = build_tokenizer(settings, captions_of(part))
+    """Time a training step of a throwaway model, the first step not counted."""
+    training = material.splits["train"]
+    tokenizer = build_tokenizer(settings, training.captions)
     model = build_model(settings, tokenizer).to(device)
     optimizer = build_optimizer(model, settings)
-    clips = TrainingSet.of(part, tokenizer)
+    clips = TrainingSet.of(training, tokenizer)
     train_step(model, optimizer, settings, 0, clips)
     began = time.perf_counter()
     for step in range(1, 1 + steps):

@@ -1,6 +1,6 @@
 """What happens in a clip: scenes, their captions and their time reversal.
 
-A scene is a caption's meaning only; :mod:`examples.quickstart.drawing` decides where and how fast.
+A scene is a caption's meaning only; `examples.quickstart.drawing` decides where and how fast.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BYSTANDER_SHARE = 0.1  # of the scenes, which get a third object
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: ``str`` gives "small red circle"."""
+    """An object: `str` gives "small red circle"."""
 
     size: str
     colour: str
@@ -59,11 +59,11 @@ class Scene:
     """One object moves, in a relation to another that holds in every frame.
 
     Attributes:
-        mover: the object that moves.
-        motion: the directions of its steps, one or two, each filling a part of the clip.
-        relation: where the mover is, seen from the other object.
-        other: the other object, which stands still.
-        bystander: a third object that stands still, if any.
+        mover: The object that moves.
+        motion: The directions of its steps, one or two, each filling a part of the clip.
+        relation: Where the mover is, seen from the other object.
+        other: The other object, which stands still.
+        bystander: A third object that stands still, if any.
     """
 
     mover: Thing
@@ -87,11 +87,11 @@ class Scene:
         return text
 
     def reversed(self) -> Scene:
-        """The scene of the same frames in reverse order: steps swapped, each one turned."""
+        """Return the scene of the same frames in reverse order: steps swapped, each one turned."""
         return replace(self, motion=tuple(OPPOSITE[step] for step in self.motion[::-1]))
 
     def meaning(self) -> Meaning:
-        """Equal for two scenes if one caption is true of both.
+        """Return what is equal for two scenes if one caption is true of both.
 
         A caption without the bystander is true of the clip with it.
         """
@@ -99,7 +99,7 @@ class Scene:
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene of a caption of one step and without a bystander, such as ``QUERY``."""
+    """Parse a caption of one step and without a bystander, such as `QUERY`."""
     words = caption.split()
     return Scene(Thing(*words[1:4]), (words[5],), words[6], Thing(*words[-3:]))
 
@@ -117,17 +117,17 @@ def sample_pairs(
     With every scene comes its reversal, so left and right, and up and down, are equally frequent.
 
     Args:
-        count: number of pairs.
-        rng: source of the draws.
-        taken: meanings that must not come again; the new ones are added to it.
-        first: a scene to begin with.
-        repeat: the new scenes may repeat each other, and nothing is added to ``taken``.
+        count: Number of pairs.
+        rng: Source of the draws.
+        taken: Meanings that must not come again; the new ones are added to it.
+        first: A scene to begin with.
+        repeat: The new scenes may repeat each other, and nothing is added to `taken`.
 
     Returns:
-        ``count`` pairs (scene, its reversal).
+        `count` pairs (scene, its reversal).
 
     Raises:
-        ValueError: ``first`` is taken, or there are not that many scenes left.
+        ValueError: `first` is taken, or there are not that many scenes left.
     """
     pairs: list[tuple[Scene, Scene]] = []
     failures = 0

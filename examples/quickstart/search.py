@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from examples.quickstart.data import Part
-from examples.quickstart.evaluate import embed_texts, embed_videos, videos_of
+from examples.quickstart.checkpoint import Trained
 from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.model import build_model, load_tokenizer
 from examples.quickstart.settings import Settings
-from examples.quickstart.train import Trained
+from examples.quickstart.splits import Split
+from muse_adapter.encoders import embed_texts, embed_videos
 
 INDEX = "search.pt"
 
@@ -22,9 +22,9 @@ class Hit:
     """One found clip.
 
     Attributes:
-        score: cosine similarity of query and clip.
-        caption: of the clip, its first.
-        path: its file.
+        score: Cosine similarity of query and clip.
+        caption: Caption of the clip, its first.
+        path: Its file.
     """
 
     score: float
@@ -32,13 +32,10 @@ class Hit:
     path: str
 
 
-def write_index(folder: Path, settings: Settings, run: Trained, parts: list[Part]) -> None:
-    """Keep the model and the embeddings of all clips of `parts` for `search`."""
-    videos, clips = [], []
-    for part in parts:
-        rows, _ = videos_of(part)
-        videos.append(embed_videos(run.model, part, rows))
-        clips += [part.clips[row] for row in rows.tolist()]
+def write_index(folder: Path, settings: Settings, run: Trained, splits: list[Split]) -> None:
+    """Keep the model and the embeddings of all videos of some splits for `search`."""
+    videos = [embed_videos(run.model, split.frames, split.mask) for split in splits]
+    clips = [clip for split in splits for clip in split.videos]
     content = {
         "settings": asdict(settings),
         "tokenizer": run.tokenizer.state(),
@@ -51,19 +48,19 @@ def write_index(folder: Path, settings: Settings, run: Trained, parts: list[Part
 
 
 def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Hit], list[str]]:
-    """The clips that fit the query best.
+    """Find the clips that fit the query best.
 
     Args:
-        folder: output folder of a finished quickstart.
-        query: words.
-        count: clips to return.
+        folder: Output folder of a finished quickstart.
+        query: Words.
+        count: Clips to return.
 
     Returns:
         The best clips, best first, and warnings about the query.
 
     Raises:
-        FileNotFoundError: if nothing was trained in the folder.
-        ValueError: if the model knows no word of the query.
+        FileNotFoundError: Nothing was trained in the folder.
+        ValueError: The model knows no word of the query, or the file in the folder cannot be used.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -75,8 +72,11 @@ def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Hit], list
     tokenizer = load_tokenizer(settings, content["tokenizer"])
     warnings = tokenizer.warnings(query)
     model = build_model(settings, tokenizer)
-    model.load_own_state(content["model"])
-    scores = content["videos"] @ embed_texts(model, tokenizer, [query])[0]
+    try:
+        model.load_own_state(content["model"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    scores = content["videos"] @ embed_texts(model, tokenizer([query]))[0]
     best = scores.topk(min(count, len(scores)))
     hits = [
         Hit(score, content["captions"][i], content["paths"][i])

@@ -14,29 +14,29 @@ class Settings:
     """Settings of one run; two runs with equal settings and clips give equal results.
 
     Attributes:
-        head: name of the video head, one of `examples.quickstart.heads.HEADS`.
-        seed: seed of the weights, the order of the clips and the dropout.
-        steps: optimiser steps.
-        batch_size: clips in a batch.
-        lr: peak learning rate of the image tower and the logit scale.
-        head_lr_scale: the head learns at this multiple of `lr`. Towers from nothing want 1e-3,
+        head: Name of the video head, one of `examples.quickstart.model.HEADS`.
+        seed: Seed of the weights, the order of the clips and the dropout.
+        steps: Optimiser steps.
+        batch_size: Clips in a batch.
+        lr: Peak learning rate of the image tower and the logit scale.
+        head_lr_scale: The head learns at this multiple of `lr`. Towers from nothing want 1e-3,
             and so small a head stays at chance at ten times that; with a pretrained backbone the
             multiple is the paper's 10.
-        text_lr_scale: so does the text tower. At the full rate it learns within a hundred steps
-            that "left" and "right" are noise, long before the head can tell them apart, and the
-            words come back late or never. Unused with `backbone`.
-        weight_decay: decoupled weight decay.
-        warmup: share of the steps in which the learning rate rises linearly; a cosine follows.
-        max_grad_norm: all gradients together are clipped to this norm.
-        width: width of the two towers and of the head. Unused with `backbone`.
-        depth: layers of the head.
-        vision_layers: layers of the image tower. Unused with `backbone`.
-        text_layers: layers of the text tower. Unused with `backbone`.
-        patch: side of a patch in pixels. Unused with `backbone`.
-        size: side of a frame in pixels.
-        num_frames: frames sampled from a clip.
-        backbone: folder of a pretrained Hugging Face CLIP, or None for towers from nothing.
-        train_backbone: whether the pretrained towers learn too.
+        text_lr_scale: The text tower learns at this multiple of `lr`. At the full rate it learns
+            within a hundred steps that "left" and "right" are noise, long before the head can tell
+            them apart, and the words come back late or never. Unused with `backbone`.
+        weight_decay: Decoupled weight decay.
+        warmup: Share of the steps in which the learning rate rises linearly; a cosine follows.
+        max_grad_norm: All gradients together are clipped to this norm.
+        width: Width of the two towers and of the head. Unused with `backbone`.
+        depth: Layers of the head.
+        vision_layers: Layers of the image tower. Unused with `backbone`.
+        text_layers: Layers of the text tower. Unused with `backbone`.
+        patch: Side of a patch in pixels. Unused with `backbone`.
+        size: Side of a frame in pixels.
+        num_frames: Frames sampled from a clip.
+        backbone: Folder of a pretrained Hugging Face CLIP, or None for towers from nothing.
+        train_backbone: Whether the pretrained towers learn too.
     """
 
     head: str = "muse"
@@ -69,10 +69,10 @@ class Settings:
             raise ValueError("train_backbone needs a backbone; towers from nothing always learn")
 
     def run_name(self, clips: str) -> str:
-        """Name of the folder of this run.
+        """Name the folder of this run.
 
         Args:
-            clips: fingerprint of the clips, see `fingerprint`.
+            clips: Fingerprint of the clips, see `fingerprint`.
 
         Returns:
             Head, seed and eight digits that change with any other setting, with the clips and
@@ -82,5 +82,5 @@ class Settings:
 
 
 def fingerprint(value: object) -> str:
-    """Eight hexadecimal digits of the SHA-256 of `value` written as JSON."""
+    """Compute eight hexadecimal digits of the SHA-256 of `value` written as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,53 +1,27 @@
-"""Training: symmetric InfoNCE, warm-up and cosine, checkpoints that resume to the same bits."""
+"""Training: symmetric contrastive loss, warm-up and cosine, resumed from checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from examples.quickstart.batches import TrainingSet, batch_of
-from examples.quickstart.data import Part
-from examples.quickstart.evaluate import captions_of, evaluate
-from examples.quickstart.files import read_tensors, write_tensors
-from examples.quickstart.model import (
-    MAX_LOGIT_SCALE,
-    DualEncoder,
-    Tokenizer,
-    build_model,
-    build_tokenizer,
-)
-from examples.quickstart.random_state import random_state, restore_random_state
+from examples.quickstart.checkpoint import Trained, load_checkpoint, save_checkpoint
+from examples.quickstart.evaluate import evaluate
+from examples.quickstart.model import QuickstartModel, build_model, build_tokenizer
 from examples.quickstart.settings import Settings
+from examples.quickstart.splits import Split
 from muse_adapter import param_groups
+from muse_adapter.training.losses import contrastive_loss
 
 CHECKPOINT_EVERY = 50
 VALIDATE_EVERY = 100
-
-
-@dataclass
-class Trained:
-    """A finished run.
-
-    Attributes:
-        model: the model after the last step.
-        tokenizer: of its text tower.
-        losses: training loss of each step.
-        validation: (step, R@1 text to video in percent) along the way.
-        seconds: time spent in training steps, interrupts not counted.
-    """
-
-    model: DualEncoder
-    tokenizer: Tokenizer
-    losses: list[float]
-    validation: list[tuple[int, float]]
-    seconds: float
+MAX_LOGIT_SCALE = math.log(100)
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -58,22 +32,8 @@ def learning_rate(step: int, settings: Settings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
 
 
-def contrastive_loss(logits: Tensor, equal: Tensor) -> Tensor:
-    """Symmetric InfoNCE: the mean of the cross entropies of rows and columns.
-
-    Args:
-        logits: (B texts, B videos); text i belongs to video i.
-        equal: bool (B, B), True where text and video belong together too, as when a video has
-            several captions in the batch. Those are no negatives, so they are left out.
-    """
-    target = torch.arange(len(logits), device=logits.device)
-    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    logits = logits.masked_fill(equal & ~own, -math.inf)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-
-
-def build_optimizer(model: DualEncoder, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW in which the head learns at a multiple of the rate of the image tower.
+def build_optimizer(model: QuickstartModel, settings: Settings) -> torch.optim.Optimizer:
+    """Build an AdamW in which the head learns at a multiple of the rate of the image tower.
 
     What is passed as `backbone` learns at a fraction of it: the text tower, or with
     `settings.train_backbone` both pretrained towers at the paper's 1e-3.
@@ -81,10 +41,11 @@ def build_optimizer(model: DualEncoder, settings: Settings) -> torch.optim.Optim
     slow: nn.Module = model.text
     scale = settings.text_lr_scale
     if settings.backbone is not None:
-        slow, scale = nn.ModuleList([model.text, model.video.backbone]), 1e-3
+        # Its towers and projections: the logit scale, a parameter of CLIP itself, is not slowed.
+        slow, scale = nn.ModuleList(model.encoder.backbone.children()), 1e-3
     groups = param_groups(
         model,
-        model.video.head,
+        model.encoder.head,
         lr=settings.lr,
         head_lr_scale=settings.head_lr_scale,
         backbone=slow,
@@ -99,8 +60,8 @@ def build_optimizer(model: DualEncoder, settings: Settings) -> torch.optim.Optim
 
 def train(
     settings: Settings,
-    part: Part,
-    validation: Part,
+    training: Split,
+    validation: Split,
     checkpoint: Path,
     *,
     device: str = "cpu",
@@ -109,25 +70,25 @@ def train(
     """Train one model, or go on where an interrupted run of the same settings stopped.
 
     Args:
-        settings: of the run.
-        part: the training clips.
-        validation: clips on which R@1 is followed; they change nothing in the training.
-        checkpoint: file of the checkpoint, written every `CHECKPOINT_EVERY` steps and at the end.
-        device: where to train.
-        progress: whether to show a progress bar.
+        settings: Settings of the run.
+        training: The training clips.
+        validation: Clips on which R@1 is followed; they change nothing in the training.
+        checkpoint: File of the checkpoint, written every `CHECKPOINT_EVERY` steps and at the end.
+        device: Where to train.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: if there are fewer than two training clips.
+        ValueError: There are fewer than two training clips, or the checkpoint cannot be used.
     """
-    if len(part.clips) < 2:
-        raise ValueError(f"training needs at least 2 clips, got {len(part.clips)}")
-    tokenizer = build_tokenizer(settings, captions_of(part))
+    if len(training.clips) < 2:
+        raise ValueError(f"training needs at least 2 clips, got {len(training.clips)}")
+    tokenizer = build_tokenizer(settings, training.captions)
     model = build_model(settings, tokenizer).to(device)
     optimizer = build_optimizer(model, settings)
-    clips = TrainingSet.of(part, tokenizer)
+    clips = TrainingSet.of(training, tokenizer)
     run = Trained(model, tokenizer, losses=[], validation=[], seconds=0.0)
     if checkpoint.is_file():
-        _restore(checkpoint, run, optimizer, torch.device(device))
+        load_checkpoint(checkpoint, run, optimizer, torch.device(device))
 
     bar = tqdm(
         total=settings.steps,
@@ -139,7 +100,7 @@ def train(
     with bar:
         for step in range(len(run.losses), settings.steps):
             began = time.perf_counter()
-            loss = train_step(run.model, optimizer, settings, step, clips)
+            loss = train_step(model, optimizer, settings, step, clips)
             run.seconds += time.perf_counter() - began
             run.losses.append(loss)
             bar.update()
@@ -149,74 +110,63 @@ def train(
                 result = evaluate(model, tokenizer, validation)
                 run.validation.append((done, result["t2v"]["R@1"]))
             if done % CHECKPOINT_EVERY == 0 or done == settings.steps:
-                _save(checkpoint, run, optimizer, settings, torch.device(device))
+                save_checkpoint(checkpoint, run, optimizer, settings, torch.device(device))
     model.eval()
     return run
 
 
 def train_step(
-    model: DualEncoder,
+    model: QuickstartModel,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
     step: int,
     clips: TrainingSet,
 ) -> float:
-    """One step on the batch of `step`.
+    """Train on the batch of a step.
 
     Returns:
         The loss before the step.
 
     Raises:
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: The loss is not finite.
     """
     device = model.logit_scale.device
-    batch = batch_of(step, clips.groups, settings)
-    inputs = (x[batch].to(device) for x in (clips.ids, clips.part.frames, clips.part.mask))
-    video, caption = clips.video[batch], clips.caption[batch]
-    equal = (video[:, None] == video) | (caption[:, None] == caption)
+    rows = batch_of(step, clips.groups, settings)
+    video = clips.split.video[rows]
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * learning_rate(step, settings)
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    loss = contrastive_loss(model(*inputs), equal.to(device))
+    frames, mask = clips.split.frames[video].to(device), clips.split.mask[video].to(device)
+    texts = model.encode_text(clips.ids[rows].to(device))
+    similarity = model.similarity(texts, model.encode_video(frames, mask))
+    logits = model.logit_scale.exp() * similarity
+    loss = batch_loss(logits, video.to(device), clips.caption[rows].to(device))
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value} in step {step}; try a lower learning rate")
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    # The order decides the last digit of the norm: this one is that of the README's figures.
+    ordered = dict.fromkeys([model.logit_scale, *model.text.parameters(), *model.parameters()])
+    torch.nn.utils.clip_grad_norm_(list(ordered), settings.max_grad_norm)
     optimizer.step()
     with torch.no_grad():
         model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
     return value
 
 
-def _save(
-    path: Path,
-    run: Trained,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    device: torch.device,
-) -> None:
-    content = {
-        "settings": asdict(settings),
-        "tokenizer": run.tokenizer.state(),
-        "model": run.model.own_state(),
-        "optimizer": optimizer.state_dict(),
-        "random": random_state(device),
-        "losses": run.losses,
-        "validation": run.validation,
-        "seconds": run.seconds,
-    }
-    write_tensors(path, content)
+def batch_loss(logits: Tensor, video: Tensor, caption: Tensor) -> Tensor:
+    """Compute the contrastive loss of a batch whose rows may share a video or a caption.
 
+    Text and video of two such rows belong together: they are no negatives, and left out.
 
-def _restore(
-    path: Path, run: Trained, optimizer: torch.optim.Optimizer, device: torch.device
-) -> None:
-    content = read_tensors(path)
-    run.model.load_own_state(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    restore_random_state(content["random"], device)
-    run.losses[:] = content["losses"]
-    run.validation[:] = content["validation"]
-    run.seconds = content["seconds"]
+    Args:
+        logits: (B texts, B videos); text i belongs to video i.
+        video: Int64 (B,), number of the video of each row.
+        caption: Int64 (B,), number of the caption of each row.
+
+    Returns:
+        Scalar.
+    """
+    together = (video[:, None] == video) | (caption[:, None] == caption)
+    return contrastive_loss(logits.masked_fill(together.fill_diagonal_(False), -math.inf))

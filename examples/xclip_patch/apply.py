@@ -1,4 +1,4 @@
-"""Shows, writes, reverses or checks the patch of a X-CLIP checkout: `apply.py PATH [options]`.
+"""Show, write, reverse or check the patch of an X-CLIP checkout: `apply.py PATH [options]`.
 
 The same as `muse-adapter patch xclip PATH [options]`.
 """

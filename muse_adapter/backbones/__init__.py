@@ -1,4 +1,4 @@
-"""Patch tokens of the vision backbones people have, found by duck typing."""
+"""Patch tokens of common vision backbones, recognised by duck typing."""
 
 from muse_adapter.backbones.find import find_patch_tokens
 from muse_adapter.backbones.tokens import PatchTokens

@@ -1,4 +1,4 @@
-"""Patch tokens of CLIP as OpenAI, CLIP4Clip (and X-CLIP) and open_clip write it."""
+"""Patch tokens of CLIP as implemented by OpenAI, CLIP4Clip (and X-CLIP) and open_clip."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from muse_adapter.backbones.timm_vit import grid_of_timm, is_timm_vit, timm_dtype
-from muse_adapter.backbones.tokens import Grid, PatchTokens, embedding_first
+from muse_adapter.backbones.timm_vit import is_timm_vit, timm_dtype, timm_grid
+from muse_adapter.backbones.tokens import Grid, PatchTokens, prepend_embedding
 
 
 def find_clip4clip(backbone: Any) -> PatchTokens | None:
-    """The CLIP inside CLIP4Clip, X-CLIP and forks: its tokens come normalised and projected."""
+    """Match the CLIP inside CLIP4Clip, X-CLIP and their forks.
+
+    Its `encode_image(..., return_hidden=True)` returns every token normalised and projected.
+
+    Raises:
+        ValueError: Its patches span several frames.
+    """
     encode = getattr(backbone, "encode_image", None)
     if not callable(encode) or "return_hidden" not in inspect.signature(encode).parameters:
         return None
     tower: Any = getattr(backbone, "visual", None)
     if not _is_clip_tower(tower) or tower.proj is None:
         return None
-    _refuse_patches_over_time(tower)
-    return PatchTokens("CLIP4Clip CLIP", tower.proj.shape[1], 1, _read_clip4clip, _grid_of_conv1)
+    _reject_3d_patches(tower)
+    return PatchTokens("CLIP4Clip CLIP", tower.proj.shape[1], 1, _read_clip4clip, _conv1_grid)
 
 
 def _read_clip4clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -28,33 +34,43 @@ def _read_clip4clip(backbone: Any, frames: Tensor) -> Tensor:
 
 
 def find_openai_clip(backbone: Any) -> PatchTokens | None:
-    """OpenAI's CLIP or its ``visual``: the projection of the normalised output of every token."""
+    """Match OpenAI's CLIP or its `visual`.
+
+    Every token is normalised and projected as the class token is.
+
+    Raises:
+        ValueError: Its patches span several frames.
+    """
     tower = _tower(backbone)
     if not _is_clip_tower(tower) or hasattr(tower, "output_tokens"):
         return None
-    _refuse_patches_over_time(tower)
-    return PatchTokens("OpenAI CLIP", _projected_width(tower), 1, _read_openai, _grid_of_conv1)
+    _reject_3d_patches(tower)
+    return PatchTokens("OpenAI CLIP", _projected_width(tower), 1, _read_openai, _conv1_grid)
 
 
 def _read_openai(backbone: Any, frames: Tensor) -> Tensor:
     tower = _tower(backbone)
     output, _ = _run_and_capture(tower, frames)
-    return _project(tower, output.transpose(0, 1))  # its transformer keeps tokens first: (N, n, C)
+    return _project(tower, output.transpose(0, 1))  # its transformer works on (N, n, C)
 
 
 def find_open_clip(backbone: Any) -> PatchTokens | None:
-    """open_clip's own ViT, whether the class token or the mean of the patches is its embedding."""
+    """Match open_clip's own ViT, pooled by the class token or by the mean of the patches.
+
+    Raises:
+        ValueError: It has an attentional pool, whose embedding is in another space than its tokens.
+    """
     tower = _tower(backbone)
     if not _is_clip_tower(tower) or not hasattr(tower, "output_tokens"):
         return None
     if getattr(tower, "attn_pool", None) is not None:
         raise ValueError(
-            "open_clip towers with an attentional pool (CoCa) put learned queries in the place of "
-            "the patch grid, so their patch tokens are not in the space of their embedding; say "
-            "which tokens you want with VideoEncoder(backbone, head, tokens=my_function)"
+            "open_clip towers with an attentional pool (CoCa) replace the patch grid by learned "
+            "queries, so their patch tokens are not in the space of their embedding; choose the "
+            "tokens with VideoEncoder(backbone, head, tokens=my_function)"
         )
     width = _projected_width(tower)
-    return PatchTokens("open_clip ViT", width, 1, _read_open_clip, _grid_of_conv1)
+    return PatchTokens("open_clip ViT", width, 1, _read_open_clip, _conv1_grid)
 
 
 def _read_open_clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -66,11 +82,11 @@ def _read_open_clip(backbone: Any, frames: Tensor) -> Tensor:
     if getattr(tower, "pool_type", "tok") != "avg":
         return tokens
     embedding = result[0] if isinstance(result, tuple) else result
-    return embedding_first(embedding, tokens[:, 1:])
+    return prepend_embedding(embedding, tokens[:, 1:])
 
 
 def find_open_clip_timm(backbone: Any) -> PatchTokens | None:
-    """open_clip with a timm ViT as tower (SigLIP, EVA-02, PE, ViTamin): trunk, then projection."""
+    """Match open_clip with a timm ViT as tower (SigLIP, EVA-02, PE, ViTamin)."""
     tower = _tower(backbone)
     trunk: Any = getattr(tower, "trunk", None)
     head = getattr(tower, "head", None)
@@ -78,7 +94,7 @@ def find_open_clip_timm(backbone: Any) -> PatchTokens | None:
         return None
     linears = [m for part in (trunk.head, head) for m in part.modules() if isinstance(m, nn.Linear)]
     width = linears[-1].out_features if linears else trunk.num_features
-    return PatchTokens("open_clip timm ViT", width, 1, _read_open_clip_timm, _grid_of_trunk)
+    return PatchTokens("open_clip timm ViT", width, 1, _read_open_clip_timm, _trunk_grid)
 
 
 def _read_open_clip_timm(backbone: Any, frames: Tensor) -> Tensor:
@@ -86,7 +102,7 @@ def _read_open_clip_timm(backbone: Any, frames: Tensor) -> Tensor:
     trunk = tower.trunk
     features = trunk.forward_features(frames.to(timm_dtype(trunk)))
     patches = trunk.fc_norm(features[:, trunk.num_prefix_tokens :])
-    return embedding_first(
+    return prepend_embedding(
         tower.head(trunk.forward_head(features)), tower.head(trunk.head(trunk.head_drop(patches)))
     )
 
@@ -100,10 +116,10 @@ def _is_clip_tower(tower: Any) -> bool:
     return isinstance(tower, nn.Module) and all(hasattr(tower, name) for name in names)
 
 
-def _refuse_patches_over_time(tower: Any) -> None:
+def _reject_3d_patches(tower: Any) -> None:
     if getattr(tower, "linear_patch", "2d") == "3d":
         raise ValueError(
-            "this CLIP was built with linear_patch='3d': its patches reach over several frames, so "
+            "this CLIP was built with linear_patch='3d': its patches span several frames, so "
             "frames cannot be encoded one by one; build it with linear_patch='2d'"
         )
 
@@ -118,23 +134,24 @@ def _project(tower: Any, output: Tensor) -> Tensor:
 
 
 def _run_and_capture(tower: Any, frames: Tensor) -> tuple[Tensor, Any]:
-    """Runs the tower as it is, returning its transformer's output and its own result.
+    """Run the tower unchanged; return its transformer's output and its own result.
 
-    A hook leaves the way from pixels to the transformer to the tower, whatever a fork made of it.
+    With a hook the tower itself computes everything up to the transformer, also in forks that
+    changed it.
     """
-    seen: list[Tensor] = []
-    handle = tower.transformer.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    outputs: list[Tensor] = []
+    handle = tower.transformer.register_forward_hook(lambda _m, _a, output: outputs.append(output))
     try:
         result = tower(frames.to(tower.conv1.weight.dtype))
     finally:
         handle.remove()
-    return seen[-1], result
+    return outputs[-1], result
 
 
-def _grid_of_conv1(backbone: Any, size: Grid) -> Grid:
+def _conv1_grid(backbone: Any, size: Grid) -> Grid:
     patch = _tower(backbone).conv1.stride
     return size[0] // patch[0], size[1] // patch[1]
 
 
-def _grid_of_trunk(backbone: Any, size: Grid) -> Grid:
-    return grid_of_timm(_tower(backbone).trunk, size)
+def _trunk_grid(backbone: Any, size: Grid) -> Grid:
+    return timm_grid(_tower(backbone).trunk, size)

@@ -1,4 +1,4 @@
-"""Which family a backbone belongs to, told from what it has, without importing any library."""
+"""Recognise the family of a backbone by its attributes, without importing any library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from muse_adapter.backbones.huggingface import find_hf_clip, find_hf_siglip, fin
 from muse_adapter.backbones.timm_vit import find_timm
 from muse_adapter.backbones.tokens import PatchTokens
 
-# No backbone answers to two of them, so their order means nothing but CLIP4Clip's before OpenAI's.
+# At most one matches, except that CLIP4Clip's CLIP also looks like OpenAI's and is tried first.
 FAMILIES = (
     (find_clip4clip, "CLIP4Clip, X-CLIP: encode_image(..., return_hidden=True) and visual.proj"),
     (
@@ -32,37 +32,37 @@ FAMILIES = (
     (find_hf_vit, "Hugging Face ViT, DINOv2: embeddings.cls_token and layernorm"),
 )
 
-OWN_FUNCTION = """\
+CUSTOM_TOKENS = """\
     head = MultiScaleMamba(dim=C, num_prefix_tokens=1)
     encoder = VideoEncoder(backbone, head, tokens=my_function)
 where my_function takes frames (n, 3, height, width) and returns tokens (n, N, C)"""
 
 
 def find_patch_tokens(backbone: nn.Module) -> PatchTokens:
-    """Finds how the patch tokens of a backbone are read.
+    """Find how to read the patch tokens of a backbone.
 
     Args:
         backbone: An OpenAI CLIP, the CLIP of CLIP4Clip or X-CLIP, an open_clip or timm model, or
             a vision or CLIP-like model of Hugging Face's transformers.
 
     Returns:
-        The family's way, with the width and the number of prefix tokens of this backbone.
+        The reader of its family, with the width and the number of prefix tokens of this backbone.
 
     Raises:
-        TypeError: The backbone is not an ``nn.Module``, or of no family known here; the message
-            lists what was looked for, and shows how to pass a function of one's own.
-        ValueError: The family is known, but this model of it has no tokens frame by frame.
+        TypeError: The backbone is not an `nn.Module`, or of an unknown family; the message lists
+            the known families and shows how to pass a custom function.
+        ValueError: The family is known, but this model of it cannot encode frames one by one.
     """
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone must be an nn.Module, got {type(backbone).__name__}")
     if isinstance(backbone, torch.jit.ScriptModule):
         raise TypeError(
-            "backbone is a TorchScript archive, whose tokens cannot be reached; load the model "
+            "backbone is a TorchScript archive, whose tokens are not accessible; load the model "
             "itself (OpenAI CLIP: clip.load(name, jit=False))"
         )
     found = _first_match(backbone)
     if found is None:
-        raise TypeError(_unknown(backbone))
+        raise TypeError(_unknown_message(backbone))
     return found
 
 
@@ -73,14 +73,14 @@ def _first_match(backbone: Any) -> PatchTokens | None:
     return None
 
 
-def _unknown(backbone: nn.Module) -> str:
-    lines = [f"no patch tokens found in {type(backbone).__name__}. Looked for"]
-    lines += [f"  - {looked_for}" for _, looked_for in FAMILIES]
+def _unknown_message(backbone: nn.Module) -> str:
+    lines = [f"no patch tokens found in {type(backbone).__name__}. Supported are"]
+    lines += [f"  - {description}" for _, description in FAMILIES]
     for name, child in backbone.named_children():
         try:
             found = _first_match(child)
-        except ValueError:  # known and refused: not what to recommend
+        except ValueError:  # known but not supported: nothing to recommend
             continue
         if found is not None:
-            lines.append(f"Its child {name!r} is known ({found.family}): pass backbone.{name}.")
-    return "\n".join([*lines, "For any other backbone:", OWN_FUNCTION])
+            lines.append(f"Its child {name!r} is supported ({found.family}): pass backbone.{name}.")
+    return "\n".join([*lines, "For any other backbone:", CUSTOM_TOKENS])

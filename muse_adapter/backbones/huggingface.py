@@ -1,4 +1,4 @@
-"""Patch tokens of the vision models in Hugging Face's transformers."""
+"""Patch tokens of the vision models in Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.backbones.tokens import Grid, PatchTokens, embedding_first
+from muse_adapter.backbones.tokens import Grid, PatchTokens, prepend_embedding
 
 
 def find_hf_clip(backbone: Any) -> PatchTokens | None:
-    """CLIPModel, CLIPVisionModelWithProjection (projected) and CLIPVisionModel (not projected).
+    """Match CLIPModel, CLIPVisionModelWithProjection and CLIPVisionModel (without projection).
 
-    Models of the same build (MetaCLIP 2, Chinese-CLIP, AltCLIP) are read alike.
+    Models of the same structure (MetaCLIP 2, Chinese-CLIP, AltCLIP) are read the same way.
+
+    Raises:
+        ValueError: It is Microsoft's X-CLIP.
     """
     vision = _vision(backbone)
     if hasattr(getattr(vision, "config", None), "mit_hidden_size"):
         raise ValueError(
             f"{type(backbone).__name__} is Microsoft's X-CLIP: its frames attend to each other, so "
-            "they cannot be encoded one by one (the X-CLIP that grew out of CLIP4Clip is another "
-            "model, and can)"
+            "they cannot be encoded one by one (the X-CLIP derived from CLIP4Clip is another "
+            "model and is supported)"
         )
-    # BLIP has all of this but `pre_layrnorm` (sic), and normalises its tokens itself.
+    # BLIP has all of these but `pre_layrnorm` (sic), and normalises its tokens itself.
     if not _has(vision, "embeddings", "pre_layrnorm", "post_layernorm", "config"):
         return None
     projection = getattr(backbone, "visual_projection", None)
     if projection is None:
-        return PatchTokens("Hugging Face CLIP", vision.config.hidden_size, 1, _read_clip, _grid_of)
+        return PatchTokens("Hugging Face CLIP", vision.config.hidden_size, 1, _read_clip, _grid)
     width = projection.out_features
-    return PatchTokens("Hugging Face CLIP", width, 1, _read_projected_clip, _grid_of)
+    return PatchTokens("Hugging Face CLIP", width, 1, _read_projected_clip, _grid)
 
 
 def _read_clip(backbone: Any, frames: Tensor) -> Tensor:
     vision = _vision(backbone)
-    # `last_hidden_state` of CLIP stands before the norm, unlike that of its neighbours below.
+    # Unlike in the other families, CLIP's `last_hidden_state` comes before the last norm.
     return vision.post_layernorm(vision(pixel_values=frames)[0])
 
 
@@ -43,9 +46,9 @@ def _read_projected_clip(backbone: Any, frames: Tensor) -> Tensor:
 
 
 def find_hf_siglip(backbone: Any) -> PatchTokens | None:
-    """SiglipModel, SiglipVisionModel and the NaFlex models of SigLIP 2 (Siglip2Model).
+    """Match SiglipModel, SiglipVisionModel and the NaFlex models of SigLIP 2 (Siglip2Model).
 
-    They have no class token; the embedding of their attention pool comes first in its place.
+    They have no class token; the embedding of their attention pool takes its place.
     """
     vision = _vision(backbone)
     if not _has(vision, "embeddings", "post_layernorm", "use_head", "config"):
@@ -54,21 +57,21 @@ def find_hf_siglip(backbone: Any) -> PatchTokens | None:
         return None
     width = vision.config.hidden_size
     prefix = int(vision.use_head)
-    return PatchTokens("Hugging Face SigLIP", width, prefix, _read_siglip, _grid_of)
+    return PatchTokens("Hugging Face SigLIP", width, prefix, _read_siglip, _grid)
 
 
 def _read_siglip(backbone: Any, frames: Tensor) -> Tensor:
     vision = _vision(backbone)
     if isinstance(vision.embeddings.patch_embedding, nn.Linear):
-        result = _run_patchified(vision, frames)
+        result = _run_on_patches(vision, frames)
     else:
         result = vision(pixel_values=frames)
-    return embedding_first(result[1], result[0]) if vision.use_head else result[0]
+    return prepend_embedding(result[1], result[0]) if vision.use_head else result[0]
 
 
-def _run_patchified(vision: Any, frames: Tensor) -> Any:
-    """Runs a model that takes patches, each one flattened as (row, column, channel)."""
-    height, width = _grid_of(vision, (frames.shape[-2], frames.shape[-1]))
+def _run_on_patches(vision: Any, frames: Tensor) -> Any:
+    """Run a model whose input is patches, each flattened as (row, column, channel)."""
+    height, width = _grid(vision, (frames.shape[-2], frames.shape[-1]))
     patch = vision.config.patch_size
     frames = frames[..., : height * patch, : width * patch]
     patches = frames.unflatten(3, (width, patch)).unflatten(2, (height, patch))
@@ -80,21 +83,21 @@ def _run_patchified(vision: Any, frames: Tensor) -> Any:
 
 
 def find_hf_vit(backbone: Any) -> PatchTokens | None:
-    """Dinov2Model (with registers), ViTModel and others with a class token and a last norm inside.
+    """Match Dinov2Model (with registers), ViTModel and others with a class token and a final norm.
 
-    The class token is that of ``last_hidden_state``; ViTModel's tanh pooler, made for its
-    classifier, is not applied.
+    Tokens are `last_hidden_state`; the tanh pooler of ViTModel, made for its classifier, is not
+    applied.
     """
     if not _has(backbone, "embeddings", "config") or not hasattr(backbone.config, "hidden_size"):
         return None
     norm = getattr(backbone, "layernorm", getattr(backbone, "norm", None))
-    # An identity here means that the norm comes after the pool (BEiT).
+    # BEiT has an identity here: its norm comes after the pool.
     if not hasattr(backbone.embeddings, "cls_token") or not isinstance(norm, nn.LayerNorm):
         return None
     prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
     prefix += int(hasattr(backbone.embeddings, "distillation_token"))
     width = backbone.config.hidden_size
-    return PatchTokens("Hugging Face ViT", width, prefix, _read_vit, _grid_of)
+    return PatchTokens("Hugging Face ViT", width, prefix, _read_vit, _grid)
 
 
 def _read_vit(backbone: Any, frames: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def _read_vit(backbone: Any, frames: Tensor) -> Tensor:
 
 
 def _vision(backbone: Any) -> Any:
-    # Through transformers 4 the vision models are shells around a child of this name too.
+    # Up to transformers 4 the vision models, too, wrap a child of this name.
     return getattr(backbone, "vision_model", backbone)
 
 
@@ -110,7 +113,7 @@ def _has(module: Any, *names: str) -> bool:
     return isinstance(module, nn.Module) and all(hasattr(module, name) for name in names)
 
 
-def _grid_of(backbone: Any, size: Grid) -> Grid:
+def _grid(backbone: Any, size: Grid) -> Grid:
     patch = _vision(backbone).config.patch_size
     patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
     return size[0] // patch[0], size[1] // patch[1]

@@ -1,4 +1,4 @@
-"""What it takes to read the patch tokens of one backbone."""
+"""How to read the patch tokens of one backbone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class PatchTokens:
-    """How the patch tokens of one backbone are read.
+    """How to read the patch tokens of one backbone.
 
-    The functions are given the backbone at each call and hold no reference to it: a copy, a
-    pickled or a compiled backbone is read as well as the one that was looked at.
+    Both functions take the backbone as an argument and keep no reference to it, so they also work
+    on a copied, pickled or compiled backbone.
 
     Attributes:
-        family: The backbone's family, for messages.
+        family: Name of the backbone's family, for messages.
         width: Width C of the tokens.
-        num_prefix_tokens: Tokens before the patches. With one or more, the first equals the
-            backbone's own image embedding; 0 where the backbone has none.
-        read_frames: (backbone, frames (n, 3, height, width)) -> tokens (n, N, C).
-        grid_of: (backbone, (height, width) in pixels) -> patch grid (H, W).
+        num_prefix_tokens: Number of tokens before the patches. If there are any, the first equals
+            the backbone's own image embedding; 0 if the backbone has no such embedding.
+        read_frames: Function from backbone and frames (n, 3, height, width) to tokens (n, N, C).
+        grid_of: Function from backbone and (height, width) in pixels to the patch grid (H, W).
     """
 
     family: str
@@ -35,17 +35,17 @@ class PatchTokens:
     grid_of: Callable[[Any, Grid], Grid]
 
     def read(self, backbone: Any, frames: Tensor) -> Tensor:
-        """Reads the tokens of single frames.
+        """Read the tokens of single frames.
 
         Args:
-            backbone: The backbone that was found to be of this family.
-            frames: (n, 3, height, width), floating point, preprocessed as the backbone wants it.
+            backbone: A backbone of this family.
+            frames: (n, 3, height, width), floating point, preprocessed for the backbone.
 
         Returns:
-            Tokens (n, N, C), N = num_prefix_tokens + H*W, of the backbone's own type.
+            Tokens (n, N, C), N = num_prefix_tokens + H*W, in the backbone's own dtype.
 
         Raises:
-            ValueError: The backbone gave another number of tokens than its patch grid has.
+            ValueError: The number of tokens does not match the patch grid.
         """
         tokens = self.read_frames(backbone, frames)
         height, width = frames.shape[-2:]
@@ -53,14 +53,22 @@ class PatchTokens:
         expected = (len(frames), self.num_prefix_tokens + grid[0] * grid[1], self.width)
         if tuple(tokens.shape) != expected:
             raise ValueError(
-                f"{self.family}: frames of {height}x{width} pixels make a {grid[0]}x{grid[1]} grid "
+                f"{self.family}: frames of {height}x{width} pixels have a {grid[0]}x{grid[1]} grid "
                 f"and so tokens of shape (n, prefix + H*W, C) = {expected}, but "
-                f"{type(backbone).__name__} gave {tuple(tokens.shape)}. Does it drop patches at "
-                "random (patch dropout, masking), or merge them?"
+                f"{type(backbone).__name__} returned {tuple(tokens.shape)}. Does it drop patches "
+                "(patch dropout, masking) or merge them?"
             )
         return tokens
 
 
-def embedding_first(embedding: Tensor, patches: Tensor) -> Tensor:
-    """Puts an embedding in the class token's place: (n, C), (n, HW, C) -> (n, 1 + HW, C)."""
+def prepend_embedding(embedding: Tensor, patches: Tensor) -> Tensor:
+    """Put an embedding in the place of the class token.
+
+    Args:
+        embedding: (n, C).
+        patches: (n, H*W, C).
+
+    Returns:
+        (n, 1 + H*W, C).
+    """
     return torch.cat([embedding.unsqueeze(1), patches], dim=1)

@@ -1,7 +1,7 @@
-"""What a patched CLIP4Clip or X-CLIP calls: arguments, the head, fused frames, optimizer groups.
+"""Functions that a patched CLIP4Clip or X-CLIP calls.
 
-The patch (`muse-adapter patch`) inserts one-line calls of the four public functions; what they do
-is here: `add_arguments`, then `attach`, `fused_frames` in every forward, and `regroup`.
+`muse-adapter patch` inserts one-line calls of them: `add_arguments` and `attach`, `fused_frames`
+in every forward pass, and `regroup` before the optimizer is built.
 """
 
 from muse_adapter.clip4clip.head import HostHead

@@ -1,4 +1,4 @@
-"""The head as it lives inside a host: guarded, and with random numbers of its own."""
+"""The head inside a host code base: checked weights and a separate random number stream."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from muse_adapter.config import MuseConfig
 from muse_adapter.models.muse import MultiScaleMamba
 
-# Settings of training alone: a checkpoint made with others still is of the same head.
+# Fields that only affect training: a checkpoint may have been made with other values.
 TRAINING_ONLY = ("version", "dropout", "init")
 
 
 class HostHead(MultiScaleMamba):
-    """The head inside a host: guards its weights and keeps its random numbers to itself.
+    """The head inside a host: checks its weights and draws from its own random number stream.
 
-    Its checkpoint entries carry, as metadata beside the tensors, the configuration and the number
-    of training steps, so that a mismatch is found and a resumed run repeats the same dropout.
+    Its state dict carries, as metadata, the configuration and the number of training steps: loading
+    finds a mismatch, and a resumed run repeats the same dropout.
     """
 
     def __init__(self, config: MuseConfig | None = None, **fields: Any) -> None:
@@ -28,26 +28,34 @@ class HostHead(MultiScaleMamba):
         self._start_checked = False
 
     def check_start(self) -> None:
-        """At the first call: raises RuntimeError if the host re-initialised the head's layers."""
+        """Check, at the first call, that the host did not re-initialise the head.
+
+        Raises:
+            RuntimeError: It did.
+        """
         if self._start_checked:
             return
         self._start_checked = True
-        maps: list[Any] = [layer.fc for layer in self.layers]
-        # An identity start has zero weights, a trained layer a bias: neither has weights alone.
+        projections: list[Any] = [layer.fc for layer in self.layers]
+        # With identity initialisation the weights are zero, after training the bias is not: weights
+        # without a bias come from the host.
         if self.config.init == "identity" and all(
-            bool(fc.weight.any()) and not bool(fc.bias.any()) for fc in maps
+            bool(fc.weight.any()) and not bool(fc.bias.any()) for fc in projections
         ):
             raise RuntimeError(
-                "the weights of the MUSE head were drawn anew by the host: the line with attach "
-                "must stand after the last self.apply(self.init_weights)"
+                "the host re-initialised the weights of the MUSE head: the call of attach must "
+                "come after the last self.apply(self.init_weights)"
             )
 
     @contextlib.contextmanager
     def own_random_numbers(self, device: torch.device) -> Iterator[None]:
-        """Dropout draws from a stream of its own, set by the number of training steps.
+        """Draw dropout from a separate stream, seeded by the number of training steps.
 
-        The host's random numbers stay what they are without the head, and a run that goes on from a
-        checkpoint draws what the uninterrupted one would.
+        The host's random numbers are those of a run without the head, and a run resumed from a
+        checkpoint draws the same numbers as an uninterrupted one.
+
+        Args:
+            device: Device of the head's input.
         """
         if not self.training:
             yield
@@ -71,31 +79,32 @@ class HostHead(MultiScaleMamba):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        # The hosts call this module by module and only log what does not fit, so it must raise.
+        # The hosts call this module by module and only log mismatches, so it must raise itself.
         given = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
         if given:
-            record = (local_metadata or {}).get("muse", {})
-            self._raise_if_other(given, prefix, record.get("config", {}))
-            self.steps = record.get("steps", 0)
+            metadata = (local_metadata or {}).get("muse", {})
+            self._check_state(given, prefix, metadata.get("config", {}))
+            self.steps = metadata.get("steps", 0)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _raise_if_other(self, given: dict[str, Any], prefix: str, config: dict[str, Any]) -> None:
-        wanted = {prefix + name: tensor for name, tensor in self.state_dict().items()}
-        ours = self.config.to_dict()
+    def _check_state(self, given: dict[str, Any], prefix: str, config: dict[str, Any]) -> None:
+        expected = {prefix + name: tensor for name, tensor in self.state_dict().items()}
+        own_config = self.config.to_dict()
         problems = [
-            f"--muse_{name} was {value!r}, is {ours.get(name)!r}"
+            f"--muse_{name} was {value!r}, is {own_config.get(name)!r}"
             for name, value in config.items()
-            if name not in TRAINING_ONLY and ours.get(name) != value
+            if name not in TRAINING_ONLY and own_config.get(name) != value
         ]
-        problems += [f"{name} is missing" for name in wanted if name not in given]
-        problems += [f"{name} is unknown" for name in given if name not in wanted]
+        problems += [f"{name} is missing" for name in expected if name not in given]
+        problems += [f"{name} is unknown" for name in given if name not in expected]
         problems += [
             f"{name} must have shape {tuple(tensor.shape)}, got {tuple(given[name].shape)}"
-            for name, tensor in wanted.items()
+            for name, tensor in expected.items()
             if name in given and given[name].shape != tensor.shape
         ]
         if problems:
             lines = "".join(f"\n  {problem}" for problem in problems)
             raise ValueError(
-                f"the checkpoint's MUSE head is not this one ({len(problems)} problems):{lines}"
+                f"the MUSE head of the checkpoint differs from this one ({len(problems)} problems):"
+                f"{lines}"
             )

@@ -1,4 +1,4 @@
-"""What models read: frames of video files, and cached tokens of a frozen backbone."""
+"""Inputs of models: frames of video files, and cached tokens of a frozen backbone."""
 
 from muse_adapter.data.token_cache import CachedTokens, cache_tokens
 from muse_adapter.data.video import read_frames

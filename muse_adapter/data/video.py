@@ -1,4 +1,4 @@
-"""Video files to the frames that text-video retrieval code reads. Needs PyAV (extra ``video``)."""
+"""Read frames of video files. Needs PyAV (extra `video`)."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ from torch import Tensor
 
 
 class UnreadableVideo(ValueError):
-    """A file that gives no frame; the message names the file and the reason."""
+    """A file from which no frame can be read; the message names the file and the reason."""
 
 
 def read_frames(
     path: str | os.PathLike[str], num_frames: int, *, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Decode a video and sample ``num_frames`` of its frames uniformly.
+    """Decode a video and sample frames uniformly from the first to the last.
 
-    The sampled positions run evenly from the first to the last frame (see
-    :func:`sample_positions`). A video with fewer frames gives all it has, then zero frames.
-    A stream that breaks off in the middle counts as ending there.
+    A video with fewer than `num_frames` frames is padded with zero frames. A stream that breaks off
+    ends at its last decodable frame.
 
     Args:
-        path: the video file, in any format that PyAV's FFmpeg reads.
+        path: The video file, in any format that PyAV's FFmpeg reads.
         num_frames: T, at least 1.
-        size: bring the short side to this many pixels and crop the centre square; None keeps
-            the video's own height and width.
+        size: Resize the short side to this many pixels and crop the centre square; None keeps the
+            height and width of the video.
 
     Returns:
-        Frames ``(T, 3, height, width)``, uint8, RGB, and the frame mask ``(T,)``, bool, True
-        for a real frame.
+        Frames (T, 3, height, width), uint8, RGB, and the frame mask (T,), bool, True for a real
+        frame.
 
     Raises:
         ImportError: PyAV is not installed.
-        FileNotFoundError: there is no such file.
-        UnreadableVideo: no frame can be decoded.
-        ValueError: ``num_frames`` or ``size`` is below 1.
+        FileNotFoundError: The file does not exist.
+        UnreadableVideo: No frame can be decoded.
+        ValueError: `num_frames` or `size` is below 1.
     """
     _check_positive("num_frames", num_frames)
     if size is not None:
@@ -50,17 +49,17 @@ def read_frames(
     if not path.exists():
         raise FileNotFoundError(f"no such video file: {path}")
 
-    # Containers often state no frame count or a wrong one, and holding every decoded frame of a
-    # long video would not fit in memory. So count the packets, which is cheap, and read anew in
-    # the rare case that the decoder gives another number of frames.
+    # The frame count in a container is often missing or wrong, and all decoded frames of a long
+    # video do not fit in memory. So count the packets, which is cheap, and decode again in the
+    # rare case that the decoder returns another number of frames.
     expected = _count_packets(av, path)
-    frames, found = _decode(av, path, sample_positions(expected, num_frames), size)
-    if found != expected:
-        frames, found = _decode(av, path, sample_positions(found, num_frames), size)
+    frames, count = _decode(av, path, sample_positions(expected, num_frames), size)
+    if count != expected:
+        frames, _ = _decode(av, path, sample_positions(count, num_frames), size)
     if not frames:
         raise UnreadableVideo(f"cannot read {path}: no frame could be decoded")
     if len({frame.shape for frame in frames}) > 1:
-        raise UnreadableVideo(f"cannot read {path}: frames change their size; pass size=")
+        raise UnreadableVideo(f"cannot read {path}: its frames differ in size; pass size=")
 
     video = torch.zeros(num_frames, *frames[0].shape, dtype=torch.uint8)
     video[: len(frames)] = torch.stack(frames)
@@ -69,24 +68,25 @@ def read_frames(
 
 
 def sample_positions(num_available: int, num_frames: int) -> list[int]:
-    """Positions of a uniform sample: ``i * (n - 1) / (T - 1)``, rounded, halves to the middle.
+    """Compute the positions of a uniform sample of n frames.
 
-    The first and the last frame always belong to it, and a reversed video gives the reversed
-    sample (a single frame from the exact middle of an even number excepted).
+    They are `i * (n - 1) / (T - 1)`, rounded, halves towards the middle: the first and the last
+    frame are included, and a reversed video gives the reversed sample (except for the middle one of
+    an odd number of positions where n is even).
 
     Args:
-        num_available: n, the number of frames there are; with n <= T all of them are taken.
-        num_frames: T, the number of frames wanted.
+        num_available: n, the number of frames of the video; if n <= T, all are taken.
+        num_frames: T, the number of frames to sample.
 
     Returns:
-        Ascending positions, ``min(n, T)`` of them.
+        Ascending positions, `min(n, T)` of them.
     """
     if num_available <= num_frames:
         return list(range(num_available))
     if num_frames == 1:
         return [(num_available - 1) // 2]
     last, steps = num_available - 1, num_frames - 1
-    # Integers only: the nearest position from the front for the first half, then its mirror.
+    # In integers: the nearest positions of the first half, ties to the right, then its mirror.
     first_half = [(2 * i * last + steps) // (2 * steps) for i in range((num_frames + 1) // 2)]
     return first_half + [last - p for p in reversed(first_half[: num_frames // 2])]
 
@@ -115,14 +115,14 @@ def _count_packets(av: ModuleType, path: Path) -> int:
 def _decode(
     av: ModuleType, path: Path, positions: list[int], size: int | None
 ) -> tuple[list[Tensor], int]:
-    """Decode all frames, keep those at ``positions``; also returns how many there were."""
-    wanted, kept, count = set(positions), [], 0
+    """Decode all frames; return those at `positions` and the number of all frames."""
+    selected, frames, count = set(positions), [], 0
     with _open(av, path) as container:
         for frame in _frames_until_error(av, container):
-            if count in wanted:
-                kept.append(_to_tensor(frame, size))
+            if count in selected:
+                frames.append(_to_tensor(frame, size))
             count += 1
-    return kept, count
+    return frames, count
 
 
 def _open(av: ModuleType, path: Path) -> Any:
@@ -139,7 +139,7 @@ def _open(av: ModuleType, path: Path) -> Any:
 def _frames_until_error(av: ModuleType, container: Any) -> Iterator[Any]:
     stream = container.streams.video[0]
     if stream.width * stream.height >= 256 * 256:
-        # Starting threads costs more than decoding where the pictures are tiny.
+        # For tiny frames starting threads costs more than decoding.
         stream.thread_type = "AUTO"
     else:
         stream.codec_context.thread_count = 1
@@ -153,21 +153,21 @@ def _to_tensor(frame: Any, size: int | None) -> Tensor:
     rgb = frame.reformat(format="rgb24")
     plane = rgb.planes[0]
     rows = torch.frombuffer(bytearray(plane), dtype=torch.uint8).view(rgb.height, plane.line_size)
-    picture = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
-    # Telephones store portrait videos lying down, with the angle to turn them counter-clockwise.
-    picture = torch.rot90(picture, round(frame.rotation / 90), dims=(1, 2))
-    return picture.contiguous() if size is None else _square(picture, size)
+    image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+    # Phones store portrait videos in landscape, with the counter-clockwise angle to display them.
+    image = torch.rot90(image, round(frame.rotation / 90), dims=(1, 2))
+    return image.contiguous() if size is None else _resize_and_crop(image, size)
 
 
-def _square(picture: Tensor, size: int) -> Tensor:
-    """Bring the short side to ``size``, then crop the centre: ``(3, h, w) -> (3, size, size)``."""
-    height, width = picture.shape[1:]
+def _resize_and_crop(image: Tensor, size: int) -> Tensor:
+    """Resize the short side to `size`, then crop the centre: (3, h, w) -> (3, size, size)."""
+    height, width = image.shape[1:]
     short = min(height, width)
     resized = (max(size, round(height * size / short)), max(size, round(width * size / short)))
     if resized != (height, width):
         # Without antialiasing small objects vanish between the sampled pixels.
-        picture = F.interpolate(
-            picture[None].contiguous(), size=resized, mode="bilinear", antialias=True
+        image = F.interpolate(
+            image[None].contiguous(), size=resized, mode="bilinear", antialias=True
         )[0]
     top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return picture[:, top : top + size, left : left + size].contiguous()
+    return image[:, top : top + size, left : left + size].contiguous()

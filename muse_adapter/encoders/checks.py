@@ -1,4 +1,4 @@
-"""What VideoEncoder refuses, with messages that say what was expected and what was given."""
+"""Validate the arguments of `VideoEncoder`; messages state what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from muse_adapter.backbones.find import OWN_FUNCTION
+from muse_adapter.backbones.find import CUSTOM_TOKENS
 from muse_adapter.backbones.tokens import PatchTokens
 from muse_adapter.models.muse import MultiScaleMamba
 
 
-def check_own_tokens(
+def check_tokens_fn(
     backbone: nn.Module, head: nn.Module | None, tokens: Callable[[Tensor], Tensor]
 ) -> None:
-    """Refuses a ``tokens`` function that cannot be used, or one without a head."""
+    """Check that `tokens` is a function and comes with a head.
+
+    Raises:
+        TypeError: `tokens` is not callable, or `backbone` is not a module.
+        ValueError: `head` is None.
+    """
     if not callable(tokens):
         raise TypeError(f"tokens must be a function of frames, got {type(tokens).__name__}")
     if not isinstance(backbone, nn.Module):
@@ -22,12 +27,17 @@ def check_own_tokens(
     if head is None:
         raise ValueError(
             "with tokens= the head must be given, because its width and number of prefix tokens "
-            f"cannot be known from a function:\n{OWN_FUNCTION}"
+            f"cannot be inferred from a function:\n{CUSTOM_TOKENS}"
         )
 
 
 def check_options(head: nn.Module | None, frames_per_slice: int | None) -> None:
-    """Refuses a head that is no module, and a slice of no frames."""
+    """Check that `head` is a module and `frames_per_slice` a positive integer, if given.
+
+    Raises:
+        TypeError: One of them is of the wrong type.
+        ValueError: `frames_per_slice` is below 1.
+    """
     if head is not None and not isinstance(head, nn.Module):
         raise TypeError(f"head must be an nn.Module or None, got {type(head).__name__}")
     if frames_per_slice is None:
@@ -39,25 +49,39 @@ def check_options(head: nn.Module | None, frames_per_slice: int | None) -> None:
 
 
 def check_head_fits(head: nn.Module, found: PatchTokens) -> None:
-    """Refuses a head of another width or number of prefix tokens than the backbone's."""
+    """Check that a head has the width and the number of prefix tokens of its backbone.
+
+    Raises:
+        ValueError: It has not; heads other than `MultiScaleMamba` are not checked.
+    """
     if not isinstance(head, MultiScaleMamba):
         return
     config = head.config
     in_dim = config.dim if config.in_dim is None else config.in_dim
     if in_dim != found.width:
         raise ValueError(
-            f"head takes tokens of width {in_dim}, but this {found.family} gives {found.width}: "
-            f"MultiScaleMamba(dim={config.dim}, in_dim={found.width}) projects them"
+            f"head takes tokens of width {in_dim}, but those of this {found.family} have width "
+            f"{found.width}: MultiScaleMamba(dim={config.dim}, in_dim={found.width}) projects them"
         )
     if config.num_prefix_tokens not in (0, found.num_prefix_tokens):
         raise ValueError(
-            f"head has num_prefix_tokens={config.num_prefix_tokens}, but this {found.family} gives "
-            f"{found.num_prefix_tokens}; give the head that number, or 0 for the patches alone"
+            f"head has num_prefix_tokens={config.num_prefix_tokens}, but this {found.family} has "
+            f"{found.num_prefix_tokens}; build the head with that number, or with 0 to use the "
+            "patches alone"
         )
 
 
-def checked_own_tokens(tokens: Tensor, frames: Tensor) -> Tensor:
-    """Returns what a user's function gave for ``frames`` if it is tokens (n, N, C)."""
+def check_custom_tokens(tokens: Tensor, frames: Tensor) -> None:
+    """Check the tokens that a custom function returned.
+
+    Args:
+        tokens: Its result, expected to be (n, N, C).
+        frames: Its input (n, 3, height, width).
+
+    Raises:
+        TypeError: The result is not a floating-point tensor.
+        ValueError: Its shape is wrong.
+    """
     if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
         given = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise TypeError(f"the tokens= function must return floating-point tokens, got {given}")
@@ -66,11 +90,19 @@ def checked_own_tokens(tokens: Tensor, frames: Tensor) -> Tensor:
             f"the tokens= function must return tokens (n, N, C) with n = {len(frames)} frames, "
             f"got shape {tuple(tokens.shape)}"
         )
-    return tokens
 
 
 def check_frames(frames: Tensor, frame_mask: Tensor | None) -> None:
-    """Refuses anything but frames (B, T, 3, height, width) and a mask (B, T)."""
+    """Check the inputs of an encoder.
+
+    Args:
+        frames: Expected to be (B, T, 3, height, width), floating point.
+        frame_mask: Expected to be (B, T), or None.
+
+    Raises:
+        TypeError: One of them is not a tensor, or `frames` is not floating point.
+        ValueError: A shape is wrong.
+    """
     if not isinstance(frames, Tensor):
         raise TypeError(f"frames must be a tensor, got {type(frames).__name__}")
     if frames.ndim != 5:
@@ -80,15 +112,15 @@ def check_frames(frames: Tensor, frame_mask: Tensor | None) -> None:
     if not frames.is_floating_point():
         raise TypeError(
             f"frames must be floating point, got {frames.dtype}: scale and normalise them as the "
-            "backbone's own processor does, usually (frames / 255 - mean) / std"
+            "backbone's processor does, usually (frames / 255 - mean) / std"
         )
     videos, length, channels = frames.shape[:3]
     if videos == 0 or length == 0:
         raise ValueError(
-            f"frames must hold at least one video and one frame, got (B, T) = {(videos, length)}"
+            f"frames must contain at least one video and one frame, got (B, T) = {(videos, length)}"
         )
     if channels != 3:
-        hint = "; channels come before height and width" if frames.shape[-1] == 3 else ""
+        hint = "; channels must come before height and width" if frames.shape[-1] == 3 else ""
         raise ValueError(
             f"frames must have 3 channels, (B, T, 3, height, width), "
             f"got {tuple(frames.shape)}{hint}"

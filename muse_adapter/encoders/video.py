@@ -1,4 +1,4 @@
-"""VideoEncoder: frames to a video embedding, through any backbone and the multi-scale head."""
+"""VideoEncoder: from frames to a video embedding, with any backbone and the multi-scale head."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import Tensor, nn
 from muse_adapter.backbones.find import find_patch_tokens
 from muse_adapter.backbones.tokens import Grid, PatchTokens
 from muse_adapter.encoders.checks import (
+    check_custom_tokens,
     check_frames,
     check_head_fits,
     check_options,
-    check_own_tokens,
-    checked_own_tokens,
+    check_tokens_fn,
 )
 from muse_adapter.models.muse import MultiScaleMamba
 
 
 class VideoEncoder(nn.Module):
-    """A backbone for images and a head for their patch tokens.
-
-    Args:
-        backbone: The backbone; see ``find_patch_tokens`` for those known. Frames are given to it
-            as they come: preprocess them as its own processor does.
-        head: The head, of the backbone's width and number of prefix tokens (or 0: it then gets
-            the patches alone). None: a ``MultiScaleMamba`` with the default settings for this
-            backbone, on its device. Any other module that is called like it serves too; it gets
-            all tokens.
-        tokens: For a backbone of one's own, a function from frames (n, 3, height, width) to
-            tokens (n, N, C), N = ``num_prefix_tokens`` of the head + H*W. Needs ``head``.
-        freeze: The backbone, a text tower inside it too, gets no gradient and stays in evaluation
-            mode, also after ``.train()``.
-        frames_per_slice: Most frames the backbone is given at once. None: all.
-
-    Raises:
-        TypeError: The backbone is unknown, ``head`` or ``tokens`` is of the wrong type.
-        ValueError: The head does not fit the backbone, the backbone's frames cannot be encoded
-            one by one, ``tokens`` comes without a head, ``frames_per_slice`` is below 1.
+    """Embed videos with an image backbone and a head on its patch tokens.
 
     Parameters of the backbone that its tokens do not depend on (a text tower, a classifier) get no
-    gradient; for DDP freeze them, leave them out, or wrap a model that uses them too.
+    gradient; under DistributedDataParallel freeze or remove them, or wrap a model that uses them.
+
+    Args:
+        backbone: The backbone; `find_patch_tokens` lists the supported families. Frames are passed
+            to it unchanged: preprocess them with the backbone's processor.
+        head: The head, of the backbone's width and number of prefix tokens (or 0: it then gets
+            the patches alone). None: a `MultiScaleMamba` with the default settings for this
+            backbone, on its device. Any other module with the same call works too; it gets all
+            tokens.
+        tokens: For a custom backbone, a function from frames (n, 3, height, width) to tokens
+            (n, N, C), N = `num_prefix_tokens` of the head + H*W. Needs `head`.
+        freeze: Whether the whole backbone, including a text tower in it, gets no gradient and stays
+            in evaluation mode, also after `.train()`.
+        frames_per_slice: Largest number of frames that the backbone encodes at once. None: all.
+
+    Raises:
+        TypeError: The backbone is unknown, or `head` or `tokens` is of the wrong type.
+        ValueError: The head does not fit the backbone, the backbone cannot encode frames one by
+            one, `tokens` is given without a head, or `frames_per_slice` is below 1.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class VideoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if tokens is not None:
-            check_own_tokens(backbone, head, tokens)
+            check_tokens_fn(backbone, head, tokens)
         check_options(head, frames_per_slice)
         self.patch_tokens: PatchTokens | None = None
         if tokens is None:
             self.patch_tokens = find_patch_tokens(backbone)
             head = _head_for(backbone, self.patch_tokens) if head is None else head
             check_head_fits(head, self.patch_tokens)
-        self.own_tokens = tokens
+        self.tokens_fn = tokens
         self.backbone = backbone
         self.head: Any = head
         self.frozen = freeze
@@ -72,17 +72,17 @@ class VideoEncoder(nn.Module):
             self.backbone.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> VideoEncoder:
-        """Sets the mode of the head and, unless it is frozen, of the backbone."""
+        """Set the mode of the head and, unless it is frozen, of the backbone."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes activations in the backward pass: in the head, and in the backbone if it can.
+        """Recompute activations in the backward pass, in the head and in the backbone if it can.
 
-        timm and open_clip models take ``set_grad_checkpointing``, Hugging Face models
-        ``gradient_checkpointing_enable``; a frozen backbone keeps no activations anyway.
+        timm and open_clip models have `set_grad_checkpointing`, Hugging Face models
+        `gradient_checkpointing_enable`; a frozen backbone keeps no activations anyway.
         """
         if hasattr(self.head, "set_grad_checkpointing"):
             self.head.set_grad_checkpointing(enable)
@@ -92,7 +92,7 @@ class VideoEncoder(nn.Module):
         if hasattr(backbone, "set_grad_checkpointing"):
             backbone.set_grad_checkpointing(enable)
         elif getattr(backbone, "supports_gradient_checkpointing", False):
-            # Late transformers 5 warn of the old name, earlier ones do not have the new one.
+            # Recent transformers 5 deprecate the old name, earlier releases lack the new one.
             new = hasattr(backbone, "activation_checkpointing_enable")
             kind = "activation" if new else "gradient"
             getattr(backbone, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
@@ -105,22 +105,22 @@ class VideoEncoder(nn.Module):
         grid: Grid | None = None,
         output_frames: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeds videos.
+        """Embed videos.
 
         Args:
             frames: (B, T, 3, height, width), floating point, preprocessed for the backbone.
-            frame_mask: (B, T), True or 1 = real frame; None: all are. Masked frames may hold
-                anything; they are not encoded (inside a compiled graph, encoded as black).
-            grid: Patch grid (H, W), where ``tokens`` is a function of one's own; None: square.
-            output_frames: Whether the fused frame features are returned too.
+            frame_mask: (B, T), True or 1 = real frame; None: all real. Masked frames may hold any
+                values; they are not encoded (inside a compiled graph: encoded as black).
+            grid: Patch grid (H, W) for a custom `tokens` function; None: square.
+            output_frames: Whether to return the fused frame features too.
 
         Returns:
-            The embedding (B, D), of unit norm; with ``output_frames`` the pair of it and the
+            The embedding (B, D), of unit norm; with `output_frames` a pair of the embedding and the
             frame features (B, T, D).
 
         Raises:
-            TypeError: ``frames`` is not a floating-point tensor.
-            ValueError: A shape is wrong, or ``grid`` is not that of the backbone.
+            TypeError: `frames` is not a floating-point tensor.
+            ValueError: A shape is wrong, or `grid` is not that of the backbone.
         """
         tokens = self.forward_tokens(frames, frame_mask)
         grid = self.grid_of(frames, grid)
@@ -130,54 +130,53 @@ class VideoEncoder(nn.Module):
         return self.head.forward_head(features, frame_mask), features
 
     def forward_tokens(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Reads the patch tokens that the head gets.
+        """Read the patch tokens that are the head's input.
 
         Args:
-            frames: (B, T, 3, height, width), as in ``forward``.
-            frame_mask: (B, T), as in ``forward``.
+            frames: (B, T, 3, height, width), as in `forward`.
+            frame_mask: (B, T), as in `forward`.
 
         Returns:
-            Tokens (B, T, N, C) in the type of the head; zeros for masked frames.
+            Tokens (B, T, N, C) in the dtype of the head; zeros for masked frames.
 
         Raises:
-            TypeError: ``frames`` is not a floating-point tensor.
+            TypeError: `frames` is not a floating-point tensor.
             ValueError: A shape is wrong.
         """
         check_frames(frames, frame_mask)
         flat = frames.flatten(0, 1)
         mask = None if frame_mask is None else frame_mask.to(flat.device).flatten() != 0
         tokens = self._masked_tokens(flat, mask).unflatten(0, frames.shape[:2])
-        # Half-precision backbones are common; the head computes in the type of its weights.
+        # The backbone may be in half precision; the head computes in the dtype of its weights.
         parameter = next(_floating(self.head), None)
         return tokens if parameter is None else tokens.to(parameter.dtype)
 
     def frame_tokens(self, frames: Tensor) -> Tensor:
-        """Reads the tokens of single frames, in slices of ``frames_per_slice``.
+        """Read the tokens of single frames, in slices of `frames_per_slice`.
 
         Args:
             frames: (n, 3, height, width), floating point, preprocessed for the backbone.
 
         Returns:
-            Tokens (n, N, C) in the type in which the backbone gives them.
+            Tokens (n, N, C) in the dtype of the backbone's output.
         """
         slices = frames.split(self.frames_per_slice or len(frames))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            parts = [self._read(part) for part in slices]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            tokens = [self._read(part) for part in slices]
+        return torch.cat(tokens) if len(tokens) > 1 else tokens[0]
 
     def grid_of(self, frames: Tensor, grid: Grid | None = None) -> Grid | None:
-        """The patch grid of frames (..., height, width).
+        """Return the patch grid of frames.
 
         Args:
-            frames: Of any shape that ends with height and width.
-            grid: The grid where ``tokens`` is a function of one's own; elsewhere None, or the
-                right one.
+            frames: (..., height, width).
+            grid: The grid for a custom `tokens` function; otherwise None or the backbone's grid.
 
         Returns:
-            (H, W); None for a function of one's own whose grid is not given: square.
+            (H, W); None (square) for a custom function without a given grid.
 
         Raises:
-            ValueError: ``grid`` is not that of the backbone.
+            ValueError: `grid` is not that of the backbone.
         """
         if self.patch_tokens is None:
             return grid
@@ -187,25 +186,27 @@ class VideoEncoder(nn.Module):
         return known
 
     def _masked_tokens(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        """Tokens (n, N, C) of frames (n, 3, height, width), zeros where the mask (n,) is False."""
+        """Read tokens (n, N, C) of frames (n, 3, height, width); zeros where mask (n,) is False."""
         if mask is not None and torch.compiler.is_compiling():
-            # How many frames are real must not shape a graph: masked ones are encoded as black.
+            # Shapes in a graph must not depend on the mask: masked frames are encoded as black.
             tokens = self.frame_tokens(torch.where(mask[:, None, None, None], frames, 0))
             return torch.where(mask[:, None, None], tokens, 0)
         if mask is None or bool(mask.all()):
             return self.frame_tokens(frames)
         index = mask.nonzero().squeeze(1)
         if index.numel():
-            kept = self.frame_tokens(frames[index])
+            tokens = self.frame_tokens(frames[index])
         else:
-            # One black frame, masked too: under DDP every rank has to run the backbone.
+            # One black frame, masked as well: under DDP every rank must run the backbone.
             index = index.new_zeros(1)
-            kept = self.frame_tokens(torch.zeros_like(frames[:1]))
-        return kept.new_zeros(len(frames), *kept.shape[1:]).index_copy(0, index, kept)
+            tokens = self.frame_tokens(torch.zeros_like(frames[:1]))
+        return tokens.new_zeros(len(frames), *tokens.shape[1:]).index_copy(0, index, tokens)
 
     def _read(self, frames: Tensor) -> Tensor:
-        if self.own_tokens is not None:
-            return checked_own_tokens(self.own_tokens(frames), frames)
+        if self.tokens_fn is not None:
+            tokens = self.tokens_fn(frames)
+            check_custom_tokens(tokens, frames)
+            return tokens
         assert self.patch_tokens is not None
         tokens = self.patch_tokens.read(self.backbone, frames)
         if isinstance(self.head, MultiScaleMamba) and self.head.config.num_prefix_tokens == 0:
@@ -213,6 +214,7 @@ class VideoEncoder(nn.Module):
         return tokens
 
     def extra_repr(self) -> str:
+        """Return the settings shown by `repr`."""
         family = "own function" if self.patch_tokens is None else self.patch_tokens.family
         return f"tokens={family}, freeze={self.frozen}, frames_per_slice={self.frames_per_slice}"
 
@@ -222,7 +224,7 @@ def _head_for(backbone: nn.Module, found: PatchTokens) -> MultiScaleMamba:
     parameter = next(_floating(backbone), None)
     if parameter is None:
         return head
-    # Half precision is for the backbone alone: the head's weights are what trains.
+    # Only the backbone may be in half precision: the head's weights are trained.
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     return head.to(device=parameter.device, dtype=wide)
 

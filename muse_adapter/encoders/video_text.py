@@ -1,4 +1,4 @@
-"""VideoTextModel: a video encoder and its user's text tower, compared and trained together."""
+"""VideoTextModel: a video encoder and a text tower, trained and compared together."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from muse_adapter.training.losses import contrastive_loss
 
 
 class VideoTextModel(nn.Module):
-    """Embeds videos and texts into one space, and trains both with the symmetric contrastive loss.
+    """Embed videos and texts in one space and train both with the symmetric contrastive loss.
 
     Args:
-        encoder: The video encoder; its head's width D is that of the text embeddings.
-        text: The text tower: a CLIP-like model of Hugging Face or its text model, an open_clip or
+        encoder: The video encoder; the width D of its head is that of the text embeddings.
+        text: The text tower: a CLIP-like Hugging Face model or its text model, an open_clip or
             OpenAI CLIP model, or any module from token ids to (B, D). It may be the encoder's own
-            backbone, and is then frozen with it.
+            backbone and is then frozen with it.
 
     Attributes:
-        logit_scale: Logarithm of what cosines are multiplied with in the loss: the tower's own
-            parameter where it has one, else a new one with CLIP's start, log(1 / 0.07). CLIP's
-            training clips it to log(100) after each step.
+        logit_scale: Logarithm of the factor on cosines in the loss: the tower's own parameter if
+            it has one, otherwise a new one with CLIP's initial value log(1 / 0.07). CLIP's training
+            clips it to log(100) after each step.
 
     Raises:
-        TypeError: `encoder` is no `VideoEncoder`, or `text` no module that embeds text.
+        TypeError: `encoder` is not a `VideoEncoder`, or `text` cannot embed texts.
     """
 
     def __init__(self, encoder: VideoEncoder, text: nn.Module) -> None:
@@ -39,7 +39,7 @@ class VideoTextModel(nn.Module):
             raise TypeError(f"encoder must be a VideoEncoder, got {type(encoder).__name__}")
         check_tower(text)
         self.encoder = encoder
-        # Registered once: safetensors saves no state dict with two names for one tensor.
+        # Registered once: safetensors rejects a state dict with two names for one tensor.
         self._text = None if text is encoder.backbone else text
         self._logit_scale: nn.Parameter | None = None
         if not isinstance(getattr(text, "logit_scale", None), nn.Parameter):
@@ -48,7 +48,7 @@ class VideoTextModel(nn.Module):
 
     @property
     def text(self) -> Any:
-        """The text tower."""
+        """Text tower."""
         return self.encoder.backbone if self._text is None else self._text
 
     @property
@@ -57,65 +57,65 @@ class VideoTextModel(nn.Module):
         return self.text.logit_scale if self._logit_scale is None else self._logit_scale
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Embeds videos.
+        """Embed videos.
 
         Args:
-            frames: (B, T, 3, height, width), as `VideoEncoder` takes them.
+            frames: (B, T, 3, height, width), as for `VideoEncoder`.
             frame_mask: (B, T), or None.
 
         Returns:
-            (B, D), of unit norm, float32 or wider; zero for a video without a real frame.
+            (B, D), of unit norm, in float32 or float64; zero for a video without a real frame.
         """
         return _unit(self.encoder(frames, frame_mask))
 
     def encode_text(self, text: Text) -> Tensor:
-        """Embeds texts.
+        """Embed texts.
 
         Args:
-            text: What the tower's own tokenizer gives: token ids (B, L), or a mapping of tensors.
+            text: Output of the tower's own tokenizer: token ids (B, L), or a mapping of tensors.
 
         Returns:
-            (B, D), of unit norm, float32 or wider.
+            (B, D), of unit norm, in float32 or float64.
 
         Raises:
-            TypeError: `text` is neither, or the tower gives no embedding.
+            TypeError: `text` is neither, or the tower returns no embedding.
             ValueError: The tower's result is not (B, D).
         """
         return _unit(embed_text(self.text, text))
 
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
-        """Cosines of embeddings, as `retrieval_metrics` takes them.
+        """Compute the cosines of embeddings, the input of `retrieval_metrics`.
 
         Args:
-            text: (texts, D), of unit norm.
-            video: (videos, D), of unit norm.
+            text: (A, D), of unit norm.
+            video: (B, D), of unit norm.
 
         Returns:
-            (texts, videos).
+            (A, B).
 
         Raises:
             ValueError: The widths differ.
         """
         if text.ndim != 2 or video.ndim != 2 or text.shape[1] != video.shape[1]:
             raise ValueError(
-                "embeddings must be text (texts, D) and video (videos, D) of the same width, got "
-                f"{tuple(text.shape)} and {tuple(video.shape)}. A head of another width than its "
-                "backbone's projects: MultiScaleMamba(dim=D, in_dim=C)"
+                "embeddings must be text (A, D) and video (B, D) of the same width, got "
+                f"{tuple(text.shape)} and {tuple(video.shape)}. A head can have another width than "
+                "its backbone: MultiScaleMamba(dim=D, in_dim=C)"
             )
-        # Cosines near 1 in bfloat16 come in steps of 2**-8: 0.4 in logits of scale 100.
+        # Below 1, bfloat16 has steps of 2**-8: 0.4 in logits of scale 100.
         with torch.autocast(text.device.type, enabled=False):
             return text @ video.to(text.dtype).T
 
     def loss(self, text: Tensor, video: Tensor) -> Tensor:
-        """The symmetric contrastive loss over the pairs of all ranks of `torch.distributed`.
+        """Compute the symmetric contrastive loss over the pairs of all ranks.
 
-        Every rank gets the same value, that of one process with all pairs, and must call this.
-        Under DistributedDataParallel, which averages gradients over the ranks, a step equals that
-        of the one process too. Ranks may hold different numbers of pairs.
+        Every rank of `torch.distributed` must call it and gets the same value: the loss of one
+        process with all pairs. A step under DistributedDataParallel, which averages gradients over
+        the ranks, also equals the step of one process. Ranks may have different numbers of pairs.
 
         Args:
             text: (B, D), of unit norm, on this rank.
-            video: (B, D); row i belongs to text i.
+            video: (B, D), of unit norm; row i belongs to text i.
 
         Returns:
             Scalar: the mean of both cross-entropies, texts over videos and videos over texts.
@@ -128,21 +128,23 @@ class VideoTextModel(nn.Module):
                 "the loss needs one video for each text, both of width D, got text "
                 f"{tuple(text.shape)} and video {tuple(video.shape)}"
             )
-        # Joined, so that there is one collective in each direction.
+        # Concatenated, so that there is one collective per direction.
         text, video = gather_rows(torch.cat([text, video], dim=1)).chunk(2, dim=1)
         logits = self.similarity(text, video) * self.logit_scale.to(text.dtype).exp()
         bias = getattr(self.text, "logit_bias", None)
         if isinstance(bias, nn.Parameter):
-            # SigLIP's shifts all logits alike and changes nothing here; DDP wants it in the graph.
+            # SigLIP's bias shifts all logits alike and has no effect; DDP needs it in the graph.
             logits = logits + 0 * bias
         return contrastive_loss(logits)
 
     def forward(self, frames: Tensor, text: Text, frame_mask: Tensor | None = None) -> Tensor:
-        """The loss of pairs, so that wrappers such as DistributedDataParallel see all of a step.
+        """Compute the loss of pairs.
+
+        A training step is one call, as wrappers such as DistributedDataParallel need it.
 
         Args:
             frames: (B, T, 3, height, width).
-            text: B texts, as `encode_text` takes them; text i belongs to video i.
+            text: B texts, as for `encode_text`; text i belongs to video i.
             frame_mask: (B, T), or None.
 
         Returns:

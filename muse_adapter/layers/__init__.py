@@ -1,1 +1,1 @@
-"""The parts of the head, in the order the tokens pass them: pyramid, sequence, block, pool."""
+"""Parts of the models: tokens, pyramid, sequence, residual layers with their mixers, pooling."""

@@ -12,12 +12,12 @@ from muse_adapter.ops.autocast import without_autocast
 
 
 class ResidualLayer(nn.Module):
-    """y = x + FC(dropout(mixer(LN(x)))) (MUSE, section 3).
+    """Residual layer: y = x + FC(dropout(mixer(LN(x)))) (MUSE, section 3).
 
     Args:
-        dim: width D.
-        mixer: maps (B, L, D) to (B, L, D).
-        dropout: rate in front of the FC.
+        dim: Width D.
+        mixer: Maps (B, L, D) to (B, L, D).
+        dropout: Rate of the dropout before the FC.
     """
 
     def __init__(self, dim: int, mixer: Mixer, *, dropout: float = 0.0) -> None:
@@ -34,32 +34,33 @@ class ResidualLayer(nn.Module):
 
         Args:
             x: (B, L, D).
-            lengths: (B,) valid tokens, standing in front; None: all.
-            readout: the positions wanted; what serves only others is left out. None: all.
+            lengths: (B,) number of valid tokens, which come first; None: all are valid.
+            readout: Positions to compute; work that only other positions need is skipped. None:
+                all positions.
 
         Returns:
-            (B, L, D), or (B, T, D) at the wanted positions.
+            (B, L, D), or (B, T, D) with a `readout`.
         """
-        mixed = self.mixer.forward_hidden(self.norm(x), lengths, readout)
-        kept = x if readout is None else readout.select(x)
-        # Where a graph is made, the number of videos may be unknown, and must not be asked for.
+        hidden = self.mixer.forward_hidden(self.norm(x), lengths, readout)
+        residual = x if readout is None else readout.select(x)
+        # While a graph is traced, the batch size may be symbolic and must not be branched on.
         compiling = torch.compiler.is_compiling()
-        tokens = mixed.shape[1] if compiling else mixed.shape[:-1].numel()
-        if torch.is_grad_enabled() or self.training or tokens <= mixed.shape[-1]:
-            return kept + self.fc(self.dropout(self.mixer.out_proj(mixed)))
-        return kept + F.linear(mixed, *self._merged_output())
+        tokens = hidden.shape[1] if compiling else hidden.shape[:-1].numel()
+        if torch.is_grad_enabled() or self.training or tokens <= hidden.shape[-1]:
+            return residual + self.fc(self.dropout(self.mixer.out_proj(hidden)))
+        return residual + F.linear(hidden, *self._merged_output())
 
     @torch.no_grad()
     def zero_init_output(self) -> None:
-        """Set the FC to zero: the layer passes its input on unchanged until it has learnt."""
+        """Set the FC to zero, so that the layer starts as the identity."""
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
     def _merged_output(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of FC after `out_proj`, as one map.
+        """Merge `out_proj` and the FC into the weight and bias of one linear map.
 
-        Made anew at each call, so that it never goes stale: worth it as soon as there are more
-        tokens than channels.
+        Computed at each call, so that it never goes stale; this pays off once there are more tokens
+        than channels.
         """
         out = self.mixer.out_proj
         with without_autocast(self.fc.weight.device.type):

@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import (
-    Direction,
-    MambaDirection,
-    bidirectional_scan,
-    causal_conv1d_silu,
-    mamba_inference,
-)
+from muse_adapter.ops import MambaDirection, causal_conv1d_silu, mamba_mixer
+from muse_adapter.ops.mixer_inputs import zero_behind
 
 
 class Mixer(nn.Module):
@@ -79,29 +74,17 @@ class GatedConvolution(Mixer):
             self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
-    def project(
-        self, tokens: Tensor, lengths: Tensor | None, readout: Readout | None
-    ) -> tuple[Tensor, Tensor]:
-        """The halves of `in_proj`: x (B, L, E), zero behind the lengths, and z where wanted."""
-        weight_x, weight_z = self.in_proj.weight.chunk(2)
-        x = F.linear(tokens, weight_x)
-        z = F.linear(tokens if readout is None else readout.select(tokens), weight_z)
-        if lengths is not None:
-            positions = torch.arange(x.shape[1], device=x.device)
-            x = torch.where((positions < lengths.unsqueeze(1)).unsqueeze(-1), x, 0)
-        return x, z
-
-    def convolve(self, x: Tensor, end: int | None = None) -> tuple[Tensor, ...]:
-        """SiLU of each direction's convolution, (B, L, E); of the forward one up to `end`."""
-        convs = [self.conv1d, self.conv1d_b] if self.bidirectional else [self.conv1d]
-        return causal_conv1d_silu(x, [(conv.weight, _bias(conv)) for conv in convs], end=end)
-
     def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Convolve and gate; see `Mixer.forward`."""
-        x, z = self.project(tokens, lengths, readout)
-        y, *rest = self.convolve(x)
+        weight_x, weight_z = self.in_proj.weight.chunk(2)
+        x = F.linear(tokens, weight_x)
+        if lengths is not None:
+            x = zero_behind(x, lengths)
+        z = F.linear(tokens if readout is None else readout.select(tokens), weight_z)
+        convs = [self.conv1d, self.conv1d_b] if self.bidirectional else [self.conv1d]
+        y, *rest = causal_conv1d_silu(x, [(conv.weight, _bias(conv)) for conv in convs])
         if rest:
             y = y + rest[0]
         return (y if readout is None else readout.select(y)) * F.silu(z)
@@ -168,27 +151,24 @@ class BiMamba(GatedConvolution):
             dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not decay: they set time scales, not magnitudes."""
-        return {"A_log", "D", "A_b_log", "D_b"} if self.bidirectional else {"A_log", "D"}
+        """Name the parameters that must not decay: they set time scales, not magnitudes."""
+        # Exactly those that stand outside the linear maps and convolutions: A and D, per direction.
+        return {name for name, _ in self.named_parameters(recurse=False)}
 
     def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Scan both directions and gate; see `Mixer.forward`."""
-        weights = [self._weights(reverse=False)]
-        if self.bidirectional:
-            weights.append(self._weights(reverse=True))
+        reverses = (False, True) if self.bidirectional else (False,)
         positions, end = (None, None) if readout is None else readout
-        y = mamba_inference(
-            tokens, self.in_proj.weight, weights, lengths=lengths, positions=positions, end=end
+        y = mamba_mixer(
+            tokens,
+            self.in_proj.weight,
+            [self._weights(reverse=reverse) for reverse in reverses],
+            lengths=lengths,
+            positions=positions,
+            end=end,
         )
-        if y is None:
-            x, z = self.project(tokens, lengths, readout)
-            # Nothing behind the last wanted token reaches it in the forward direction.
-            convolved = self.convolve(x, end)
-            forward, *rest = map(self._direction, convolved, weights)
-            backward = rest[0] if rest else None
-            y = bidirectional_scan(forward, backward, z, lengths=lengths, positions=positions)
         return y / 2 if self.divide_out and self.bidirectional else y
 
     def _weights(self, *, reverse: bool) -> MambaDirection:
@@ -202,23 +182,18 @@ class BiMamba(GatedConvolution):
             *(conv.weight, _bias(conv), x_proj.weight, dt_proj.weight, dt_proj.bias, A, skip)
         )
 
-    def _direction(self, x: Tensor, weights: MambaDirection) -> Direction:
-        sizes = self.dt_rank, self.d_state, self.d_state
-        low_rank, B, C = F.linear(x, weights.x_proj).split(sizes, dim=-1)
-        delta = F.linear(low_rank, weights.dt_proj)  # the bias is added in the scan, in float32
-        return Direction(x, delta, weights.A, B, C, weights.D, weights.dt_bias)
-
 
 class Attention(Mixer):
-    """Multi-head self-attention over the valid tokens, heads of 64 channels (one head below 64).
+    """Multi-head self-attention over the valid tokens.
 
     Args:
-        dim: width D.
+        dim: Width D.
+        head_dim: Channels of a head; a narrower `dim` is one head.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, head_dim: int) -> None:
         super().__init__()
-        self.heads = max(dim // 64, 1)
+        self.heads = max(dim // head_dim, 1)
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 

@@ -1,7 +1,8 @@
-"""The feature pyramid: scales resize the patch map, convolutions shape it (MUSE, section 3)."""
+"""The feature pyramid: one resized and convolved patch map per scale (MUSE, section 3)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from muse_adapter.ops import conv3x3
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of a (n, C, H, W) map, at each position by itself."""
+    """Layer norm over the channels of (n, C, H, W) maps, separately at each position."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (n, C, H, W); maps in channels-last memory stay so, without a copy."""
@@ -22,29 +23,32 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Conv3x3(nn.Conv2d):
-    """3x3 convolution of (n, C, H, W) maps with zeros around them.
+    """3x3 convolution of (n, D, H, W) maps with zero padding.
 
     Args:
-        dim: width D, of the input and of the output.
+        dim: Width D, of the input and of the output.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, D, H, W) -> (n, D, H, W)."""
+        """Convolve maps: (n, D, H, W) -> (n, D, H, W)."""
         assert self.bias is not None
         return conv3x3(x, self.weight, self.bias)
 
 
 class FeaturePyramid(nn.Module):
-    """One stage per scale, all fed with the same patch map.
+    """One stage per scale, all applied to the same patch map.
 
-    The positions inside a stage are those of the official code, so its weight names carry over.
+    The modules of a stage have the positions of the official code, so its weight names carry over.
 
     Args:
-        dim: width D of the map.
-        scales: factors on the patch grid, of 0.25, 0.5, 1, 2, 4.
+        dim: Width D of the map.
+        scales: Factors on the patch grid, powers of two.
+
+    Raises:
+        ValueError: A scale is not a power of two.
     """
 
     def __init__(self, dim: int, scales: Sequence[float]) -> None:
@@ -53,18 +57,28 @@ class FeaturePyramid(nn.Module):
         self.stages = nn.ModuleList(_stage(dim, scale) for scale in self.scales)
 
     def forward(self, maps: Tensor, run: Callable[..., Tensor] | None = None) -> list[Tensor]:
-        """Patch maps (n, D, H, W) -> a map (n, D, H_s, W_s) for each scale, in their order.
+        """Compute the map of each scale.
 
-        `run(stage, maps)` calls a stage, for a caller that checkpoints them one by one.
+        Args:
+            maps: (n, D, H, W) patch maps.
+            run: Called as `run(stage, maps)` in place of `stage(maps)`, for a caller that
+                checkpoints each stage.
+
+        Returns:
+            (n, D, H_s, W_s) for each scale, in their order.
         """
         return [stage(maps) if run is None else run(stage, maps) for stage in self.stages]
 
 
 def check_grid(grid: tuple[int, int], scales: Sequence[float]) -> None:
-    """Refuse a grid that a scale below 1 would shrink to nothing.
+    """Check that every scale leaves at least one position of a patch grid.
+
+    Args:
+        grid: (H, W).
+        scales: Factors on the grid.
 
     Raises:
-        ValueError: naming the scale, the grid and the smallest side it needs.
+        ValueError: The grid is too small for a scale below 1.
     """
     for scale in scales:
         if min(grid) * scale < 1:
@@ -75,25 +89,16 @@ def check_grid(grid: tuple[int, int], scales: Sequence[float]) -> None:
 
 
 def _stage(dim: int, scale: float) -> nn.Sequential:
-    resize: list[nn.Module]
-    if scale == 0.25:
-        resize, width = [nn.MaxPool2d(4)], dim
-    elif scale == 0.5:
-        resize, width = [nn.MaxPool2d(2)], dim
-    elif scale == 1:
-        resize, width = [], dim
-    elif scale == 2:
-        resize, width = [nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)], dim // 2
-    elif scale == 4:
-        half, width = dim // 2, dim // 4
-        resize = [
-            nn.ConvTranspose2d(dim, half, 2, stride=2),
-            LayerNorm2d(half),
-            nn.GELU(),
-            nn.ConvTranspose2d(half, width, 2, stride=2),
-        ]
-    else:
-        raise ValueError(f"scale must be 0.25, 0.5, 1, 2 or 4, got {scale}")
+    exponent = math.frexp(scale)[1] - 1  # scale = 2**exponent
+    if scale != 2.0**exponent:
+        raise ValueError(f"a scale must be a power of two, got {scale}")
+    resize: list[nn.Module] = [nn.MaxPool2d(2**-exponent)] if exponent < 0 else []
+    width = dim
+    for step in range(exponent):  # each doubling of the grid halves the width
+        if step:
+            resize += [LayerNorm2d(width), nn.GELU()]
+        resize.append(nn.ConvTranspose2d(width, width // 2, 2, stride=2))
+        width //= 2
     return nn.Sequential(
         *resize,
         nn.Conv2d(width, dim, 1),

@@ -1,4 +1,4 @@
-"""What comes in: patch tokens and frame masks, checked and brought into one shape."""
+"""Inputs of the head: patch tokens and frame masks, checked and brought to one shape."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
         tokens: (B, T, N, C), or (B*T, N, C) with `num_frames`.
         num_frames: T, for three-dimensional tokens only.
 
+    Returns:
+        (B, T, N, C).
+
     Raises:
-        ValueError: another rank, an empty batch, or a `num_frames` that does not fit.
-        TypeError: tokens that are not of floating type.
+        TypeError: The tokens are not of floating type.
+        ValueError: The tokens have another rank or a size 0, or `num_frames` does not fit them.
     """
     if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
         given = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
@@ -30,8 +33,8 @@ def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
     if tokens.dim() == 4:
         if num_frames is not None:
             raise ValueError(
-                f"num_frames belongs to tokens of shape (B*T, N, C); (B, T, N, C) = {shape} says "
-                f"T = {shape[1]} itself, got num_frames={num_frames}"
+                f"num_frames is for tokens of shape (B*T, N, C) only: tokens of shape {shape} have "
+                f"T = {shape[1]}, got num_frames={num_frames}"
             )
         return tokens
     if num_frames is None:
@@ -44,16 +47,25 @@ def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
 def patch_grid(
     num_tokens: int, num_prefix_tokens: int, grid: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """The patch grid (H, W) of a frame with N = num_prefix_tokens + H*W tokens.
+    """Determine the patch grid of a frame with N = num_prefix_tokens + H*W tokens.
+
+    Args:
+        num_tokens: N.
+        num_prefix_tokens: Tokens before the patches.
+        grid: (H, W); None: the grid is square.
+
+    Returns:
+        (H, W).
 
     Raises:
-        ValueError: no patch token, a count that is no square where no grid is given, or another
-            grid.
+        TypeError: `grid` is not a pair of ints.
+        ValueError: There is no patch token, or the number of patches is not a square or not that of
+            `grid`.
     """
     patches = num_tokens - num_prefix_tokens
     if patches < 1:
         raise ValueError(
-            f"expected {num_prefix_tokens} prefix tokens and at least one patch token a frame, "
+            f"expected {num_prefix_tokens} prefix tokens and at least one patch token per frame, "
             f"got N = {num_tokens} tokens"
         )
     if grid is None:
@@ -63,8 +75,8 @@ def patch_grid(
         if side * side != patches:
             raise ValueError(
                 f"N = {num_tokens} tokens are not {num_prefix_tokens} prefix tokens and a square "
-                f"grid ({patches} patches); give grid=(H, W), or the right num_prefix_tokens in "
-                "the config"
+                f"grid ({patches} patches): give grid=(H, W), or another num_prefix_tokens in the "
+                "config"
             )
         return side, side
     if not (isinstance(grid, (tuple, list)) and [type(side) for side in grid] == [int, int]):
@@ -81,13 +93,23 @@ def patch_grid(
 def as_frame_mask(
     frame_mask: Tensor | None, shape: tuple[int, int], device: torch.device
 ) -> Tensor | None:
-    """Bring a mask to bool (B, T); None where all frames are known to be real.
+    """Bring a frame mask to bool.
 
-    Values are looked at only on the CPU in eager mode: elsewhere that would wait for the device or
+    Values are checked only on the CPU in eager mode: elsewhere this would synchronise the device or
     break the graph.
 
+    Args:
+        frame_mask: (B, T), True or 1 for a real frame; None: all frames are real.
+        shape: (B, T) of the tokens.
+        device: Device of the tokens.
+
+    Returns:
+        (B, T) bool, or None if all frames are known to be real.
+
     Raises:
-        ValueError: another shape, other values than 0 and 1, or another device.
+        TypeError: The mask is not a tensor.
+        ValueError: The mask has another shape, is on another device, or has values other than 0 and
+            1.
     """
     if frame_mask is None:
         return None
@@ -105,8 +127,10 @@ def as_frame_mask(
     if device.type != "cpu" or torch.compiler.is_compiling():
         return mask
     if not torch.equal(mask.to(frame_mask.dtype), frame_mask):
-        odd = frame_mask[mask.to(frame_mask.dtype) != frame_mask].unique()[:5].tolist()
-        raise ValueError(f"frame_mask must hold only 0 and 1 (or False and True), got values {odd}")
+        wrong = frame_mask[mask.to(frame_mask.dtype) != frame_mask].unique()[:5].tolist()
+        raise ValueError(
+            f"frame_mask must hold only 0 and 1 (or False and True), got values {wrong}"
+        )
     if mask.all():
         return None
     empty = torch.nonzero(~mask.any(1)).flatten().tolist()

@@ -1,4 +1,4 @@
-"""The head: patch tokens -> pyramid -> sequence -> residual mixer layers -> pool -> embedding."""
+"""The MUSE head: patch tokens -> pyramid -> sequence -> mixer layers -> pool -> embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
-from muse_adapter.config import MuseConfig
+from muse_adapter.config import ATTENTION_HEAD_DIM, MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
 from muse_adapter.layers.mixers import Attention, BiMamba, GatedConvolution, Mixer
@@ -25,11 +25,12 @@ class MultiScaleMamba(nn.Module):
     """Multi-scale video head for text-video retrieval (MUSE, AAAI 2025).
 
     Args:
-        config: a `MuseConfig`; or its fields as keywords, `MultiScaleMamba(dim=512, depth=4)`.
+        config: Configuration of the head.
+        **fields: Fields of a `MuseConfig`, in place of `config`: `MultiScaleMamba(dim=512)`.
 
     Raises:
-        TypeError: a config and keywords together, or unknown keywords.
-        ValueError: impossible values (see `MuseConfig`).
+        TypeError: Both a config and fields are given, or a field is unknown or of the wrong type.
+        ValueError: A field has an invalid value (see `MuseConfig`).
     """
 
     def __init__(self, config: MuseConfig | None = None, **fields: Any) -> None:
@@ -65,20 +66,20 @@ class MultiScaleMamba(nn.Module):
         """Embed videos.
 
         Args:
-            tokens: (B, T, N, C) patch tokens of each frame, or (B*T, N, C) with `num_frames`;
-                N = num_prefix_tokens + H*W, prefix first, then the grid row by row. In the head's
-                type and on its device (under autocast any floating type).
+            tokens: (B, T, N, C) tokens of each frame, or (B*T, N, C) with `num_frames`;
+                N = num_prefix_tokens + H*W, the prefix first, then the grid row by row. They have
+                the head's dtype and device (under autocast any floating dtype).
             frame_mask: (B, T), True or 1 for a real frame; None: all are real. Masked frames
-                influence nothing, whatever they hold.
-            num_frames: T, with three-dimensional tokens.
-            grid: (H, W) where the grid is not square.
+                influence nothing, whatever they contain.
+            num_frames: T, for three-dimensional tokens only.
+            grid: (H, W); None: the grid is square.
 
         Returns:
             (B, D) of unit norm; zero for a video without a real frame.
 
         Raises:
-            ValueError: shapes, grid or mask that do not fit.
-            TypeError: a type that does not fit.
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: The shapes, the grid or the mask do not fit.
         """
         frames = self.forward_features(tokens, frame_mask, num_frames=num_frames, grid=grid)
         return mean_pool(frames, None if frame_mask is None else frame_mask.to(torch.bool))
@@ -91,12 +92,21 @@ class MultiScaleMamba(nn.Module):
         num_frames: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Fused frame features; arguments and errors as in `forward`.
+        """Fuse the tokens of each video into frame features.
+
+        Args:
+            tokens: As in `forward`.
+            frame_mask: As in `forward`.
+            num_frames: As in `forward`.
+            grid: As in `forward`.
 
         Returns:
-            (B, T, D). At a masked frame, its class feature as it came in (projected, without
-            gradient); where that has no direction, a constant one, since hosts divide by the norm
-            before they mask.
+            (B, T, D). A masked frame has its own class feature (projected, without gradient), or a
+            constant where that is zero or not finite: hosts divide by the norm before they mask.
+
+        Raises:
+            TypeError: As in `forward`.
+            ValueError: As in `forward`.
         """
         config = self.config
         tokens = self._cast(as_video_tokens(tokens, num_frames))
@@ -118,31 +128,29 @@ class MultiScaleMamba(nn.Module):
             levels,
             mask,
             aggregation=config.aggregation,
-            class_last=config.mixer
-            == "mamba",  # a causal mixer shows a token only what stands before it
+            # A causal mixer reads only what precedes a token.
+            class_last=config.mixer == "mamba",
         )
         *first, last = self.layers
         for layer in first:
             x = self._run(layer, x, lengths)
         frames = self._run(last, x, lengths, readout)
-        return (
-            frames
-            if mask is None
-            else torch.where(mask.unsqueeze(-1), frames, self._masked_features(given))
-        )
+        if mask is None:
+            return frames
+        return torch.where(mask.unsqueeze(-1), frames, self._masked_features(given))
 
     def forward_head(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Pool frame features: normalised, averaged over the real frames, normalised.
+        """Pool frame features: normalise, average the real frames, normalise.
 
         Args:
             frames: (B, T, D).
-            frame_mask: (B, T), True or 1 for a real frame; None: all.
+            frame_mask: (B, T), True or 1 for a real frame; None: all are real.
 
         Returns:
-            (B, D) of unit norm; zero, with gradient zero, for a video without a real frame.
+            (B, D) of unit norm; zero, with zero gradient, for a video without a real frame.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: The shapes do not fit.
         """
         if frames.dim() != 3 or 0 in frames.shape:
             raise ValueError(
@@ -153,12 +161,14 @@ class MultiScaleMamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all parameters anew as `config.init` says: for hosts that re-initialise all modules.
+        """Initialise all parameters as `config.init` says.
 
-        "identity": torch's defaults, Mamba's own for the scan, and zero for the last map of each
-        layer, so that the head changes nothing at first. "release": what takes effect in the
-        official code, N(0, 0.02) and bias zero in every linear layer, dt and that last map
-        included.
+        Call it after a host has re-initialised all of its modules.
+
+        * "identity": the defaults of torch, those of Mamba for the scan, and zero for the last
+          linear map of each layer, so that the layers start as identities.
+        * "release": what takes effect in the official code: N(0, 0.02) and zero biases in every
+          linear map, including dt's and the last one.
         """
         for module in self.modules():
             if module is not self and callable(reset := getattr(module, "reset_parameters", None)):
@@ -178,11 +188,11 @@ class MultiScaleMamba(nn.Module):
                 layer.zero_init_output()
 
     def freeze_pyramid(self) -> None:
-        """Keep the pyramid at its random start, as it was in the run behind the paper's number."""
+        """Keep the pyramid at its random initialisation, as in the paper's published run."""
         self.pyramid.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not decay (beside biases and norms)."""
+        """Name the parameters that must not decay, apart from biases and norms."""
         return {
             f"{prefix}.{name}"
             for prefix, module in self.named_modules()
@@ -191,23 +201,49 @@ class MultiScaleMamba(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute pyramid stages and layers in the backward pass: less memory, more time."""
+        """Recompute pyramid stages and layers in the backward pass: less memory, more time.
+
+        Args:
+            enable: False turns it off again.
+        """
         self.grad_checkpointing = enable
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the head's weights (safetensors) and config (JSON) into `folder`."""
+        """Save the weights (safetensors) and the config (JSON).
+
+        Args:
+            folder: Created if needed; its files of an earlier save are replaced.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            OSError: The folder cannot be written.
+        """
         save_pretrained(self, folder)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> MultiScaleMamba:
-        """Load what `save_pretrained` wrote, in its type; a folder or a hub id "owner/name"."""
+        """Load a head that `save_pretrained` saved.
+
+        Args:
+            name: A folder, or `owner/name` of a model on the Hugging Face hub.
+
+        Returns:
+            The head, in the dtype of the saved weights.
+
+        Raises:
+            FileNotFoundError: `name` is neither a folder nor `owner/name`, or a file is missing.
+            ImportError: safetensors (or, for the hub, huggingface_hub) is not installed.
+            OSError: The hub does not provide the model.
+            ValueError: A file is damaged, the config is invalid or newer than this package, or the
+                weights do not fit it.
+        """
         config, state_dict = load_pretrained(name)
         head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
 
     def extra_repr(self) -> str:
-        """The settings that the submodules do not show."""
+        """Show the settings that the submodules do not show."""
         config = self.config
         return f"scales={config.scales}, aggregation={config.aggregation!r}, mixer={config.mixer!r}"
 
@@ -217,28 +253,28 @@ class MultiScaleMamba(nn.Module):
         if tokens.shape[-1] != width:
             raise ValueError(
                 f"tokens must have the head's input width C = {width}, got {tokens.shape[-1]}; "
-                f"another width is given as in_dim in the config"
+                "set in_dim in the config for another one"
             )
         if tokens.device != weight.device:
             raise ValueError(f"tokens are on {tokens.device}, the head is on {weight.device}")
         if tokens.dtype != weight.dtype and not torch.is_autocast_enabled(tokens.device.type):
             raise TypeError(
-                f"tokens are {tokens.dtype}, the head is {weight.dtype}: cast one of them, or use "
+                f"tokens are {tokens.dtype}, the head is {weight.dtype}: cast one of them or use "
                 "autocast"
             )
         return tokens.to(weight.dtype)
 
     def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Class feature (B, T, D) and patches (B, T, H*W, D) of tokens (B, T, N, C)."""
+        """Split and project tokens (B, T, N, C): class tokens (B, T, D), patches (B, T, H*W, D)."""
         prefix = self.config.num_prefix_tokens
-        # Back to the head's type, which autocast leaves: the residual stream starts here.
+        # Autocast changes the dtype; the residual stream starts here and keeps the head's.
         patches = self.proj(tokens[:, :, prefix:]).to(tokens.dtype)
         cls_tokens = self.proj(tokens[:, :, 0]).to(tokens.dtype) if prefix else patches.mean(2)
         return cls_tokens, patches
 
     @torch.no_grad()
     def _masked_features(self, tokens: Tensor) -> Tensor:
-        """What stands in for masked frames, (B, T, D): finite and never zero, without gradient."""
+        """Compute the features of masked frames, (B, T, D): finite, not zero, without gradient."""
         prefix = self.config.num_prefix_tokens
         cls_tokens = self.proj(tokens[:, :, 0] if prefix else tokens.mean(2))
         norm = cls_tokens.float().norm(dim=-1, keepdim=True)
@@ -253,7 +289,7 @@ class MultiScaleMamba(nn.Module):
 
 def _mixer(config: MuseConfig) -> Mixer:
     if config.mixer == "attention":
-        return Attention(config.dim)
+        return Attention(config.dim, head_dim=ATTENTION_HEAD_DIM)
     if config.mixer == "conv":
         return GatedConvolution(config.dim, d_conv=config.d_conv, expand=config.expand)
     return BiMamba(

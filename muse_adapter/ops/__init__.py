@@ -1,11 +1,12 @@
-"""The selective scan: one contract (`scan`), several backends (one file each)."""
+"""The selective scan and what stands around it: one contract (`Backend`), several backends."""
 
-from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3, short_convolution
-from muse_adapter.ops.dispatch import BackendStatus, backend_for, backends, load, use_backend
-from muse_adapter.ops.mamba import MambaDirection, mamba_inference
-from muse_adapter.ops.scan import Direction, bidirectional_scan, selective_scan
-
-load()  # here, and not when first asked for, which may be while torch.compile traces
+from muse_adapter.ops.choice import BackendStatus, backend_for, backends, use_backend
+from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
+from muse_adapter.ops.inputs import Direction
+from muse_adapter.ops.mixer import mamba_mixer
+from muse_adapter.ops.mixer_inputs import MambaDirection
+from muse_adapter.ops.scan import bidirectional_scan, selective_scan
+from muse_adapter.ops.short_convolution import short_convolution
 
 __all__ = [
     "BackendStatus",
@@ -16,7 +17,7 @@ __all__ = [
     "bidirectional_scan",
     "causal_conv1d_silu",
     "conv3x3",
-    "mamba_inference",
+    "mamba_mixer",
     "selective_scan",
     "short_convolution",
     "use_backend",

@@ -1,4 +1,4 @@
-"""How an operator of ours is made known to torch: to autograd, the compiler and the exporter."""
+"""Register custom operators with PyTorch: with autograd, the compiler and the exporter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
+
+from muse_adapter.ops.torch_private import in_forward_mode
 
 # By a library and not by `torch.library.custom_op`, whose first call imports the whole compiler:
 # a second of a process that may never compile, and every later call costs more.
@@ -21,19 +22,20 @@ def register(
     differentiate: Callable[..., Any] | None = None,
     setup: Callable[..., None] | None = None,
 ) -> None:
-    """Make `torch.ops.muse_adapter.<name>`.
+    """Define `torch.ops.muse_adapter.<name>`.
 
     Args:
-        name: of the operator.
-        schema: arguments and results, in the language of torch's operators.
-        run: the operator on plain tensors, on every device.
-        fake: shapes and types of its results from those of its arguments, for tracing.
-        differentiate: its gradient, see `torch.library.register_autograd`; None: it has none.
-        setup: what is kept for the gradient.
+        name: Name of the operator.
+        schema: Arguments and results, in the language of torch's operators.
+        run: The operator on plain tensors, on every device. It checks what it is given: an exported
+            program or a raw call reaches it without passing a public function.
+        fake: Shapes and types of its results from those of its arguments, for tracing.
+        differentiate: Its gradient, see `torch.library.register_autograd`; None: it has none.
+        setup: What is saved for the gradient.
     """
 
     def in_reverse_mode_only(*arguments: Any) -> Any:
-        if forward_ad._current_level >= 0:  # tangents would get lost without a word
+        if in_forward_mode():  # tangents would get lost without an error
             raise RuntimeError(f"muse_adapter::{name} has no derivative in forward mode")
         return run(*arguments)
 
@@ -47,7 +49,7 @@ def register(
 
 
 def refuse_second(what: str) -> Callable[..., Any]:
-    """The gradient of a backward pass: an error that names what has none."""
+    """Make the gradient of a backward pass: an error that names what has none."""
 
     def refuse(ctx: Any, *gradients: Any) -> Any:
         raise RuntimeError(f"{what} no second derivative: use backend='reference'")

@@ -19,29 +19,69 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-NAME = "mamba_ssm"
-AUTOMATIC = False
+from muse_adapter.ops.backend import Backend
+from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
+from muse_adapter.ops.reference import valid_positions
 
 INSTALL = "pip install --no-build-isolation 'muse-adapter[mamba]'"
+CHUNK = 64  # steps whose response to an initial state is in memory at once
 
 
-def unavailable(device: torch.device | None = None) -> str | None:
-    """Say why this backend cannot run.
+class MambaSsmBackend(Backend):
+    """Upstream's kernels."""
 
-    Args:
-        device: where the tensors are; None asks about the machine.
+    name = "mamba_ssm"
 
-    Returns:
-        None if it can run, else the reason and what would fix it.
-    """
-    if device is not None and device.type != "cuda":
-        return f"runs on GPUs only, got {device}: move the tensors to one"
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return f"mamba_ssm is not installed: with a CUDA compiler, {INSTALL}"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU: install torch with CUDA, on a machine that has one"
-    return _scan_error()
+    def unavailable(self, device: torch.device | None = None) -> str | None:
+        """See `Backend.unavailable`."""
+        if device is not None and device.type != "cuda":
+            return f"runs on GPUs only, got {device}: move the tensors to one"
+        if importlib.util.find_spec("mamba_ssm") is None:
+            return f"mamba_ssm is not installed: with a CUDA compiler, {INSTALL}"
+        if not torch.cuda.is_available():
+            return "torch finds no GPU: install torch with CUDA, on a machine that has one"
+        return _scan_error()
+
+    def automatic(self, device: torch.device) -> bool:
+        """It runs by name only."""
+        return False
+
+    def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+        """Scan in one direction, see `Backend.scan`.
+
+        Raises:
+            TypeError: float64, which the kernels do not have.
+        """
+        if inputs.x.dtype == torch.float64:
+            raise TypeError(
+                "mamba-ssm has no float64 kernels, got a float64 x: use another backend"
+            )
+        return _scan(inputs)
+
+    def causal_conv1d_silu(
+        self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
+    ) -> tuple[Tensor, ...]:
+        """Convolve by causal-conv1d where it loads and has the kernel."""
+        taps = weights[0][0].shape[-1]
+        if x.dtype == torch.float64 or not 2 <= taps <= 4 or _convolution_error() is not None:
+            return super().causal_conv1d_silu(x, weights, end)
+        from causal_conv1d import causal_conv1d_fn
+
+        results = []
+        for index, (weight, bias) in enumerate(weights):
+            y = causal_conv1d_fn(
+                x=(x.flip(1) if index else x[:, :end]).transpose(1, 2).contiguous(),
+                weight=weight.squeeze(1).to(x.dtype).contiguous(),
+                bias=bias.to(x.dtype).contiguous(),
+                activation="silu",
+            ).transpose(1, 2)
+            results.append(y.flip(1) if index else y)
+        return tuple(results)
+
+
+MAMBA_SSM = MambaSsmBackend()
 
 
 @functools.cache
@@ -74,52 +114,43 @@ def _error(package: str, function: str, extension: str, *, hint: str) -> str | N
     return None
 
 
-def scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Run one direction; args and returns are those of the contract in `dispatch`.
-
-    Raises:
-        TypeError: float64, which the kernels do not have.
-    """
-    if x.dtype == torch.float64:
-        raise TypeError("mamba-ssm has no float64 kernels, got a float64 x: use another backend")
+def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    batch, length, channels = x.shape
-    tensors = [tensor for tensor in (x, delta, A, B, C, D, delta_bias) if tensor is not None]
-    tracked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    x, delta, A, B, C = (tensor.float() for tensor in (x, delta, A, B, C))
-    D, delta_bias = (None if v is None else v.float().contiguous() for v in (D, delta_bias))
-    if delta_bias is not None and not delta_softplus:
-        delta, delta_bias = delta + delta_bias, None
+    batch, length, channels = inputs.x.shape
+    tracked = gradient_wanted(inputs.differentiable())
+    x, delta, A, B, C = (tensor.float() for tensor in inputs[:5])
+    D, bias = (
+        None if row is None else row.float().contiguous() for row in (inputs.D, inputs.delta_bias)
+    )
+    softplus = inputs.delta_softplus
+    if bias is not None and not softplus:
+        delta, bias = delta + bias, None
     # A step of size zero leaves the state as it is.
-    no_step = delta.new_full((channels,), -math.inf if delta_softplus else 0.0)
+    no_step = delta.new_full((channels,), -math.inf if softplus else 0.0)
+    B, C = (
+        matrix if _constant(matrix, channels) else matrix.expand(batch, length, -1, -1)
+        for matrix in (B, C)
+    )
     if tracked and _constant(C, channels):
         C = C.expand(batch, length, -1, -1)
     B, C = _same_groups(B, C, batch, length, channels)
-    varying = [not _constant(gain, channels) for gain in (B, C)]
+    varying = [not _constant(matrix, channels) for matrix in (B, C)]
 
-    if lengths is not None:
-        valid = (torch.arange(length, device=x.device) < lengths.unsqueeze(1)).unsqueeze(-1)
+    valid = valid_positions(inputs.lengths, x)
+    if valid is not None:
         x, delta = torch.where(valid, x, 0), torch.where(valid, delta, no_step)
         B, C = (
-            torch.where(valid.unsqueeze(-1), gain, 0) if varies else gain
-            for gain, varies in zip((B, C), varying, strict=True)
+            torch.where(valid.unsqueeze(-1), matrix, 0) if varies else matrix
+            for matrix, varies in zip((B, C), varying, strict=True)
         )
-    if reverse:
+    if inputs.reverse:
         x, delta = x.flip(1), delta.flip(1)
-        B, C = (gain.flip(1) if v else gain for gain, v in zip((B, C), varying, strict=True))
+        B, C = (m.flip(1) if varies else m for m, varies in zip((B, C), varying, strict=True))
+    response = None
+    if inputs.initial_state is not None:
+        dt = delta if bias is None else delta + bias
+        response = _response(F.softplus(dt) if softplus else dt, A, C, inputs.initial_state.float())
     if tracked:
         states = A.shape[1]
         x = F.pad(x, (0, 0, 0, states))
@@ -135,43 +166,49 @@ def scan(
         C=_time_last(C, varying[1]),
         D=D,
         z=None,
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
+        delta_bias=bias,
+        delta_softplus=softplus,
         return_last_state=True,
     )
     y = y.transpose(1, 2)
     if tracked:
         y, state = y[:, :length], y[:, length:].transpose(1, 2)
-    y = y.flip(1) if reverse else y
-    return (y if lengths is None else torch.where(valid, y, 0)), state
+    if response is not None:  # the scan is linear in its inputs and its initial state
+        y, state = y + response[0], state + response[1]
+    y = y.flip(1) if inputs.reverse else y
+    return (y if valid is None else torch.where(valid, y, 0)), state
 
 
-def causal_conv1d_silu(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
-) -> tuple[Tensor, ...]:
-    """SiLU of the convolutions, by causal-conv1d where it loads and has the kernel."""
-    from muse_adapter.ops.convolution import convolve_in_turn
+def _response(dt: Tensor, A: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute what an initial state alone gives: <C_t, exp(A sum of dt) h>, and the last state.
 
-    taps = weights[0][0].shape[-1]
-    if x.dtype == torch.float64 or not 2 <= taps <= 4 or _convolution_error() is not None:
-        return convolve_in_turn(x, weights, end)
-    from causal_conv1d import causal_conv1d_fn
-
-    results = []
-    for ahead, (weight, bias) in enumerate(weights):
-        y = causal_conv1d_fn(
-            x=(x.flip(1) if ahead else x[:, :end]).transpose(1, 2).contiguous(),
-            weight=weight.squeeze(1).to(x.dtype).contiguous(),
-            bias=bias.to(x.dtype).contiguous(),
-            activation="silu",
-        ).transpose(1, 2)
-        results.append(y.flip(1) if ahead else y)
-    return tuple(results)
+    Args:
+        dt: (batch, L, E), in the order of time.
+        A: (E, S).
+        C: (batch, L, G, S) or (1, 1, E, S).
+        state: (batch, E, S).
+    """
+    parts = []
+    for begin in range(0, dt.shape[1], CHUNK):
+        part = slice(begin, begin + CHUNK)
+        C_part = C if C.shape[1] == 1 else C[:, part]
+        # A chunk's states are computed anew in the backward pass, never kept for all steps.
+        y, state = checkpoint(
+            _response_of_chunk, dt[:, part], A, C_part, state, use_reentrant=False
+        )
+        parts.append(y)
+    return (torch.cat(parts, dim=1) if parts else torch.zeros_like(dt)), state
 
 
-def _constant(gain: Tensor, channels: int) -> bool:
+def _response_of_chunk(dt: Tensor, A: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    decays = torch.exp(dt.cumsum(1).unsqueeze(-1) * A)  # (batch, c, E, S)
+    states = (decays * state.unsqueeze(1)).unflatten(2, (C.shape[2], -1))
+    return (states * C.unsqueeze(3)).sum(-1).flatten(2), states[:, -1].flatten(1, 2)
+
+
+def _constant(matrix: Tensor, channels: int) -> bool:
     """Whether B or C is constant in time, (1, 1, E, S)."""
-    return gain.shape[:2] == (1, 1) and gain.shape[2] == channels
+    return matrix.shape[:2] == (1, 1) and matrix.shape[2] == channels
 
 
 def _same_groups(
@@ -189,6 +226,6 @@ def _same_groups(
     )
 
 
-def _time_last(gain: Tensor, varies: bool) -> Tensor:
+def _time_last(matrix: Tensor, varies: bool) -> Tensor:
     """(batch, L, G, S) -> (batch, G, S, L); (1, 1, E, S), constant in time -> (E, S)."""
-    return gain.permute(0, 2, 3, 1).contiguous() if varies else gain[0, 0].contiguous()
+    return matrix.permute(0, 2, 3, 1).contiguous() if varies else matrix[0, 0].contiguous()

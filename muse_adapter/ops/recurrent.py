@@ -1,184 +1,147 @@
 """The selective scan in plain torch: chunks of time, one fused operation a step.
 
 Within a chunk all exponentials and products are made at once and only the recurrence itself walks
-through time, in place. The forward pass keeps the state at the start of each chunk; the backward
+through time, in place. The forward pass saves the state at the start of each chunk; the backward
 pass recomputes the others, so that no (batch, L, E, S) tensor ever exists.
 """
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from muse_adapter.ops import operator
-from muse_adapter.ops.reference import discretise, skip, valid_positions
-
-NAME = "torch"
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.operator import NEGLIGIBLE, OperatorBackend
+from muse_adapter.ops.reference import add_skip, discretise, first_state, valid_positions
 
 # Elements of a chunk's state tensor: large enough to hide the cost of a torch call, small enough
 # for the cache.
 CHUNK_ELEMENTS = 1 << 19
 
 
-def unavailable(device: torch.device | None = None) -> str | None:
-    """Plain torch runs wherever torch runs."""
-    return None
+class RecurrentBackend(OperatorBackend):
+    """Plain torch, which runs wherever torch runs."""
+
+    name = "torch"
+
+    def unavailable(self, device: torch.device | None = None) -> str | None:
+        """See `Backend.unavailable`."""
+        return None
+
+    def saved_states_shape(
+        self, batch: int, length: int, channels: int, states: int
+    ) -> tuple[int, ...]:
+        """The state before every chunk of time."""
+        size = _chunk_size(length, batch * channels * states)
+        return (length + size - 1) // size, batch, channels, states
+
+    def scan_forward(
+        self, inputs: ScanInputs, saved_states: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `OperatorBackend.scan_forward`."""
+        x, dt, A, B, C = _prepare(inputs)
+        reverse = inputs.reverse
+        state = first_state(inputs, A)
+        y = torch.empty_like(x)
+        for index, part in enumerate(_chunks(x.shape[1], state.numel(), reverse)):
+            if saved_states is not None:
+                saved_states[index] = state.flatten(1, 2)
+            _, states = _states(x[:, part], dt[:, part], A, _part(B, part), state, reverse)
+            after = states[:-1] if reverse else states[1:]
+            C_part = _part(C, part).transpose(0, 1).unsqueeze(-1)
+            y[:, part] = (after @ C_part).squeeze(-1).transpose(0, 1)
+            state = states[0 if reverse else -1].clone()
+        return add_skip(y, x, inputs.D), state.flatten(1, 2)
+
+    def scan_backward(
+        self,
+        inputs: ScanInputs,
+        saved_states: Tensor,
+        grad_y: Tensor | None,
+        grad_state: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """See `OperatorBackend.scan_backward`."""
+        x, dt, A, B, C = _prepare(inputs)
+        reverse = inputs.reverse
+        valid = valid_positions(inputs.lengths, x)
+        if grad_y is None:
+            grad_y = x.new_zeros(()).expand_as(x)
+        else:
+            grad_y = grad_y.unflatten(-1, x.shape[2:])
+            if valid is not None:
+                grad_y = torch.where(valid.unsqueeze(-1), grad_y, 0)
+        # The gradient of the state that leaves a chunk; in the end, of the initial state.
+        carry = A.new_zeros(x.shape[0], *A.shape)
+        if grad_state is not None:
+            carry.copy_(grad_state.unflatten(1, A.shape[:2]))
+        grad_x, grad_dt = torch.empty_like(x), torch.empty_like(dt)
+        grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
+        chunks = _chunks(x.shape[1], carry.numel(), reverse)
+        starts = saved_states.unflatten(2, A.shape[:2])
+        for start, part in zip(starts.flip(0), reversed(chunks), strict=True):
+            x_part, dt_part = x[:, part].transpose(0, 1), dt[:, part].transpose(0, 1)
+            B_part, C_part = _part(B, part).transpose(0, 1), _part(C, part).transpose(0, 1)
+            grad_part = grad_y[:, part].transpose(0, 1)
+            decay, states = _states(x[:, part], dt[:, part], A, _part(B, part), start, reverse)
+            after, before = (states[:-1], states[1:]) if reverse else (states[1:], states[:-1])
+
+            # Of each state, (c, batch, G, K, S).
+            grad = grad_part.unsqueeze(-1) * C_part.unsqueeze(-2)
+            order = list(zip(grad.unbind(0), decay.unbind(0), strict=True))
+            for grad_t, decay_t in order if reverse else reversed(order):
+                grad_t += carry
+                torch.mul(grad_t, decay_t, out=carry)
+
+            _add_part(grad_C, part, _channel_sum(grad_part, after))
+            _add_part(grad_B, part, _channel_sum(dt_part * x_part, grad))
+            grad_dt_x = (grad @ B_part.unsqueeze(-1)).squeeze(-1)
+            grad_x[:, part] = (grad_dt_x * dt_part).transpose(0, 1)
+            grad.mul_(decay).mul_(before)  # now the gradient of dt_t A
+            grad_A += torch.mul(grad, dt_part.unsqueeze(-1), out=decay).sum((0, 1))
+            from_decay = grad.mul_(A).sum(-1)
+            grad_dt[:, part] = from_decay.addcmul_(grad_dt_x, x_part).transpose(0, 1)
+
+        grad_D = None
+        if inputs.D is not None:
+            grad_D = (grad_y * x).sum((0, 1)).flatten()
+            grad_x.addcmul_(grad_y, inputs.D.to(x.dtype).view(x.shape[2:]))
+        grad_x = grad_x.flatten(2)
+        grad_delta, grad_bias = _step_size_gradients(inputs, grad_dt.flatten(2), valid)
+        grad_B, grad_C = (
+            grad.unflatten(2, (matrix.shape[2], -1)).sum(3).sum_to_size(matrix.shape)
+            for grad, matrix in ((grad_B, inputs.B), (grad_C, inputs.C))
+        )
+        if x.device.type == "cpu":
+            for gradient in (grad_x, grad_delta, grad_B, grad_C):
+                torch.hardshrink(gradient, NEGLIGIBLE[x.dtype], out=gradient)
+        grad_initial = None if inputs.initial_state is None else carry.flatten(1, 2)
+        grad_A = grad_A.flatten(0, 1)
+        return grad_x, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias, grad_initial
 
 
-def kept_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
-    """The state before every chunk of time."""
-    size = _chunk_size(length, batch * channels * states)
-    return (length + size - 1) // size, batch, channels, states
+TORCH = RecurrentBackend()
 
 
-def scan_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-    kept: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Outputs and last state; see `muse_adapter.ops.dispatch`."""
-    x, dt, A, B, C = _prepare(x, delta, A, B, C, delta_bias, delta_softplus, lengths)
-    state = A.new_zeros(x.shape[0], *A.shape)
-    y = torch.empty_like(x)
-    for index, part in enumerate(_chunks(x.shape[1], state.numel(), reverse)):
-        if kept is not None:
-            kept[index] = state.flatten(1, 2)
-        _, states = _states(x[:, part], dt[:, part], A, _part(B, part), state, reverse)
-        after = states[:-1] if reverse else states[1:]
-        C_part = _part(C, part).transpose(0, 1).unsqueeze(-1)
-        y[:, part] = (after @ C_part).squeeze(-1).transpose(0, 1)
-        state = states[0 if reverse else -1].clone()
-    return skip(y, x, D), state.flatten(1, 2)
+def _prepare(inputs: ScanInputs) -> list[Tensor]:
+    """Discretise, with the numbers of neighbouring channels next to each other in memory.
+
+    `selective_scan` comes with time innermost, which is four times slower here.
+    """
+    return [tensor.contiguous() for tensor in discretise(inputs)]
 
 
-def scan_backward(
-    grad_y: Tensor | None,
-    grad_state: Tensor | None,
-    kept: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of all tensors; see `muse_adapter.ops.dispatch`."""
-    given = (delta, B, C, delta_bias)
-    x, dt, A, B, C = _prepare(x, delta, A, B, C, delta_bias, delta_softplus, lengths)
-    valid = valid_positions(lengths, x)
-    if grad_y is None:
-        grad_y = x.new_zeros(()).expand_as(x)
-    else:
-        grad_y = grad_y.unflatten(-1, x.shape[2:])
-        if valid is not None:
-            grad_y = torch.where(valid.unsqueeze(-1), grad_y, 0)
-    # The gradient of the state that leaves a chunk.
-    carry = A.new_zeros(x.shape[0], *A.shape)
-    if grad_state is not None:
-        carry.copy_(grad_state.unflatten(1, A.shape[:2]))
-    grad_x, grad_dt = torch.empty_like(x), torch.empty_like(dt)
-    grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
-    chunks = _chunks(x.shape[1], carry.numel(), reverse)
-    starts = kept.unflatten(2, A.shape[:2])
-    for start, part in zip(starts.flip(0), reversed(chunks), strict=True):
-        x_part, dt_part = x[:, part].transpose(0, 1), dt[:, part].transpose(0, 1)
-        B_part, C_part = _part(B, part).transpose(0, 1), _part(C, part).transpose(0, 1)
-        grad_part = grad_y[:, part].transpose(0, 1)
-        decay, states = _states(x[:, part], dt[:, part], A, _part(B, part), start, reverse)
-        after, before = (states[:-1], states[1:]) if reverse else (states[1:], states[:-1])
-
-        # Of each state, (c, batch, G, K, S).
-        grad = grad_part.unsqueeze(-1) * C_part.unsqueeze(-2)
-        order = list(zip(grad.unbind(0), decay.unbind(0), strict=True))
-        for grad_t, decay_t in order if reverse else reversed(order):
-            grad_t += carry
-            torch.mul(grad_t, decay_t, out=carry)
-
-        _add_part(grad_C, part, _channel_sum(grad_part, after))
-        _add_part(grad_B, part, _channel_sum(dt_part * x_part, grad))
-        grad_drive = (grad @ B_part.unsqueeze(-1)).squeeze(-1)
-        grad_x[:, part] = (grad_drive * dt_part).transpose(0, 1)
-        grad.mul_(decay).mul_(before)  # now the gradient of dt_t A
-        grad_A += torch.mul(grad, dt_part.unsqueeze(-1), out=decay).sum((0, 1))
-        from_decay = grad.mul_(A).sum(-1)
-        grad_dt[:, part] = from_decay.addcmul_(grad_drive, x_part).transpose(0, 1)
-
-    grad_D = None
-    if D is not None:
-        grad_D = (grad_y * x).sum((0, 1)).flatten()
-        grad_x.addcmul_(grad_y, D.to(x.dtype).view(x.shape[2:]))
-    gradients = _given_gradients(grad_dt, grad_B, grad_C, *given, delta_softplus, valid)
-    grad_delta, grad_B, grad_C, grad_bias = gradients
-    grad_x = grad_x.flatten(2)
-    if x.device.type == "cpu":
-        for gradient in (grad_x, grad_delta, grad_B, grad_C):
-            torch.hardshrink(gradient, operator.NEGLIGIBLE[x.dtype], out=gradient)
-    return grad_x, grad_delta, grad_A.flatten(0, 1), grad_B, grad_C, grad_D, grad_bias
-
-
-scan = functools.partial(operator.scan, NAME)
-
-
-def _prepare(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """x, dt (batch, L, G, K); A (G, K, S); B, C (batch or 1, L or 1, G, S), in the state's type."""
-    dtype = operator.state_dtype(x)
-    x, dt, B, C = discretise(x, delta, B, C, delta_bias, delta_softplus, lengths, dtype)
-    A = A.to(dtype).unflatten(0, (B.shape[2], -1))
-    # Channels side by side: `selective_scan` comes with time innermost, four times slower below.
-    x, dt, B, C = (tensor.contiguous() for tensor in (x, dt, B, C))
-    return x, dt, A, B, C
-
-
-def _given_gradients(
-    grad_dt: Tensor,
-    grad_B: Tensor,
-    grad_C: Tensor,
-    delta: Tensor,
-    B: Tensor,
-    C: Tensor,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of delta, B, C and delta_bias, from those of what `_prepare` made of them."""
-    grad_delta = grad_dt.flatten(2)
-    if delta_softplus:
-        steps = delta.to(grad_delta.dtype)
-        steps = steps if delta_bias is None else steps + delta_bias.to(steps.dtype)
-        grad_delta = torch.ops.aten.softplus_backward(grad_delta, steps, 1, 20)
+def _step_size_gradients(
+    inputs: ScanInputs, grad: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of delta and delta_bias from that of dt, (batch, L, E)."""
+    bias = inputs.delta_bias
+    if inputs.delta_softplus:
+        steps = inputs.delta.to(grad.dtype)
+        steps = steps if bias is None else steps + bias.to(grad.dtype)
+        grad = torch.ops.aten.softplus_backward(grad, steps, 1, 20)
     if valid is not None:
-        grad_delta = torch.where(valid, grad_delta, 0)
-    grad_bias = None if delta_bias is None else grad_delta.sum((0, 1))
-    grad_B, grad_C = (
-        grad.unflatten(2, (matrix.shape[2], -1)).sum(3).sum_to_size(matrix.shape)
-        for grad, matrix in ((grad_B, B), (grad_C, C))
-    )
-    return grad_delta, grad_B, grad_C, grad_bias
+        grad = torch.where(valid, grad, 0)
+    return grad, None if bias is None else grad.sum((0, 1))
 
 
 def _states(

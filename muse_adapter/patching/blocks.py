@@ -1,4 +1,4 @@
-"""Our lines in a file: between marker comments, put in and taken out again byte for byte."""
+"""Blocks of lines between marker comments: inserted, and removed again byte for byte."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muse_adapter.patching.errors import PatchError
-from muse_adapter.patching.source import line_end
+from muse_adapter.patching.source import line_ending
 from muse_adapter.version import VERSION
 
 _BEGIN = re.compile(r"[ \t]*# >>> muse-adapter (\S+) (\S+)[ \t]*")
@@ -16,17 +16,17 @@ _END = re.compile(r"[ \t]*# <<< muse-adapter (\S+)[ \t]*")
 
 @dataclass(frozen=True)
 class Block:
-    """One insertion.
+    """An inserted block of lines.
 
     Attributes:
-        place: Its name, such as "attach".
-        index: It stands before this line (from 0) of the file without blocks.
-        code: Its lines between the markers, without indentation and line ends.
-        indent: What stands before each of its lines.
-        version: Of the package that wrote it.
+        name: Its name, such as "attach".
+        index: Index of the line before which it is inserted, in the file without blocks.
+        code: Its lines between the markers, without indentation and line endings.
+        indent: Indentation of its lines.
+        version: Version of the package that wrote it.
     """
 
-    place: str
+    name: str
     index: int
     code: tuple[str, ...]
     indent: str = ""
@@ -34,30 +34,33 @@ class Block:
 
 
 def insert(lines: Sequence[str], blocks: Sequence[Block]) -> list[str]:
-    """The file with blocks; each takes the line end of its neighbourhood."""
+    """Insert blocks into the lines of a file; each uses the line ending of its neighbours."""
     result = list(lines)
     for block in sorted(blocks, key=lambda block: block.index, reverse=True):
-        ends = [line_end(line) for line in lines[max(block.index - 1, 0) : block.index + 1]]
-        end = next(filter(None, ends), "") or line_end(lines[0]) or "\n"
+        endings = [line_ending(line) for line in lines[max(block.index - 1, 0) : block.index + 1]]
+        ending = next(filter(None, endings), "") or line_ending(lines[0]) or "\n"
         text = [
-            f"# >>> muse-adapter {block.version} {block.place}",
+            f"# >>> muse-adapter {block.version} {block.name}",
             *block.code,
-            f"# <<< muse-adapter {block.place}",
+            f"# <<< muse-adapter {block.name}",
         ]
-        new = [f"{block.indent}{line}{end}" for line in text]
-        if block.index == len(lines) and lines and not line_end(lines[-1]):
-            # Behind a last line without end: that line gets one, our last line goes without.
-            result[block.index - 1] += end
-            new[-1] = new[-1][: -len(end)]
+        new = [f"{block.indent}{line}{ending}" for line in text]
+        if block.index == len(lines) and lines and not line_ending(lines[-1]):
+            # After a last line without an ending: it gets one, and the block's last line has none.
+            result[block.index - 1] += ending
+            new[-1] = new[-1][: -len(ending)]
         result[block.index : block.index] = new
     return result
 
 
-def strip(name: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
-    """The file without blocks, and the blocks that were in it.
+def strip(file: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
+    """Remove all blocks from the lines of a file.
+
+    Returns:
+        The remaining lines, and the removed blocks.
 
     Raises:
-        PatchError: A marker without its partner.
+        PatchError: A begin or end marker is unpaired.
     """
     result: list[str] = []
     blocks: list[Block] = []
@@ -70,20 +73,20 @@ def strip(name: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
         elif header is not None and end and end[1] == header[2]:
             code = tuple(inner.strip() for inner in lines[start + 1 : number])
             blocks.append(Block(header[2], len(result), code, version=header[1]))
-            if number == len(lines) - 1 and not line_end(line) and result:
+            if number == len(lines) - 1 and not line_ending(line) and result:
                 result[-1] = result[-1].rstrip("\r\n")
             header = None
         elif begin or end:
-            raise _unpaired(name, number)
+            raise _unpaired(file, number)
         elif header is None:
             result.append(line)
     if header is not None:
-        raise _unpaired(name, start)
+        raise _unpaired(file, start)
     return result, blocks
 
 
-def _unpaired(name: str, number: int) -> PatchError:
+def _unpaired(file: str, number: int) -> PatchError:
     return PatchError(
-        f"{name}, line {number + 1}: a marker of muse-adapter without its partner; restore it, or "
-        "take the lines of that block out by hand"
+        f"{file}, line {number + 1}: unpaired marker of muse-adapter; restore the other marker, or "
+        "remove the lines of this block by hand"
     )

@@ -1,7 +1,7 @@
-"""What a checkout must do, beside having the places: checked in the syntax tree too.
+"""Check in the syntax tree that a checkout behaves like CLIP4Clip at the insertion points.
 
-A fork may have all six places and still mean something else by them; a patch would then be silently
-wrong. Each check returns the reasons against it, in words.
+A fork may have all six insertion points and yet different semantics; patching it would silently
+give wrong results. Each check returns a list of problems, in words.
 """
 
 from __future__ import annotations
@@ -19,84 +19,100 @@ from muse_adapter.patching.search import (
     statements,
 )
 
-# Methods that change the shape or type of a tensor and nothing else.
+# Tensor methods that change only the shape or the dtype.
 _RESHAPING = {
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"),
     *("float", "to", "type", "size"),
 }
 
 
-def problems_of_clip(tree: ast.Module, host: Host, file: str) -> list[str]:
-    """CLIP's encode_image must give, when asked, the pair (class features, all tokens)."""
+def clip_problems(tree: ast.Module, host: Host, file: str) -> list[str]:
+    """Check that CLIP's `encode_image` can return the pair (class features, all tokens).
+
+    Raises:
+        PatchError: The class or the method does not exist exactly once.
+    """
     owner = find_class(tree, host.clip_class, file, "--clip-class")
     function = find_function(owner, host.encode_function, file, "--encode-function")
     where = f"{file}, line {function.lineno}: {host.encode_function}"
-    lacking = [n for n in ("return_hidden", "video_frame") if n not in parameters(function)]
-    if lacking:
-        return [f"{where} has no parameter {' and no '.join(lacking)}"]
-    asked = [
+    missing = [n for n in ("return_hidden", "video_frame") if n not in parameters(function)]
+    if missing:
+        return [f"{where} has no parameter {' and no '.join(missing)}"]
+    branches = [
         node
         for node in ast.walk(function)
         if isinstance(node, ast.If)
         and isinstance(node.test, ast.Name)
         and node.test.id == "return_hidden"
     ]
-    pairs = [_width(one) for branch in asked for one in branch.body if isinstance(one, ast.Return)]
-    if pairs != [2]:
+    counts = [
+        _num_values(statement)
+        for branch in branches
+        for statement in branch.body
+        if isinstance(statement, ast.Return)
+    ]
+    if counts != [2]:
         return [
             f"{where} does not return the pair (class features, all tokens) under `if "
-            "return_hidden:`, so its tokens mean something else here"
+            "return_hidden:`, so its tokens have another meaning"
         ]
-    others = [_width(one) for one in statements(function) if isinstance(one, ast.Return)]
-    if sorted(others) != [1, 2]:
-        return [f"{where} returns something else than class features without return_hidden"]
+    counts = [_num_values(one) for one in statements(function) if isinstance(one, ast.Return)]
+    if sorted(counts) != [1, 2]:
+        return [f"{where} does not return the class features alone without return_hidden"]
     return []
 
 
-def problems_of_visual(owner: ast.ClassDef, function: Function, host: Host, file: str) -> list[str]:
-    """Frames and mask must go in, one value come out, and nothing stand behind CLIP's features."""
+def visual_problems(owner: ast.ClassDef, function: Function, host: Host, file: str) -> list[str]:
+    """Check the model's method from frames to frame features.
+
+    It must take frames and mask, return one value, and only reshape CLIP's features.
+    """
     where = f"{file}, line {function.lineno}: {function.name}"
-    wanted = ["self", "video", "video_mask", "shaped", "video_frame"]
+    expected = ["self", "video", "video_mask", "shaped", "video_frame"]
     given = parameters(function)
     problems = []
-    if missing := [name for name in wanted if name not in given and name != "shaped"]:
+    if missing := [name for name in expected if name not in given and name != "shaped"]:
         problems.append(f"{where} has no parameter {', '.join(missing)}")
-    if extra := [name for name in given if name not in wanted]:
-        problems.append(f"{where} also takes {', '.join(extra)}, which the head would not see")
+    if extra := [name for name in given if name not in expected]:
+        problems.append(f"{where} also takes {', '.join(extra)}, which the head would ignore")
     returns = [one for one in statements(function) if isinstance(one, ast.Return)]
-    if [_width(one) for one in returns] != [1]:
-        problems.append(f"{where} must return one value, once; it returns {_returned(returns)}")
+    if [_num_values(one) for one in returns] != [1]:
+        problems.append(
+            f"{where} must have a single return of one value; it returns {_describe(returns)}"
+        )
     found = calls(owner, host.encode_function)
     if len(found) > 1:
         lines = ", ".join(str(call.lineno) for call in found)
         problems.append(
             f"{file}: class {owner.name} calls {host.encode_function} {len(found)} times (lines "
-            f"{lines}), so frame features do not all go through {function.name}"
+            f"{lines}), so not all frame features come from {function.name}"
         )
     inside = calls(function, host.encode_function)
     if len(inside) == 1:
-        problems += _around(function, inside[0], where, host.encode_function)
+        problems += _call_problems(function, inside[0], where, host.encode_function)
     return problems
 
 
-def _around(function: Function, call: ast.Call, where: str, name: str) -> list[str]:
-    """From CLIP's features to the return there may be reshaping only: all else would be skipped."""
+def _call_problems(function: Function, call: ast.Call, where: str, name: str) -> list[str]:
+    """Check that CLIP's features are only reshaped: the fused frames skip all that follows."""
     if ast.unparse(call.func) != f"self.clip.{name}":
         return [f"{where} calls {ast.unparse(call.func)}, not self.clip.{name}"]
     statement = statement_of(function, call)
     if statement not in function.body:
         return [f"{where} calls {name} inside another statement (line {statement.lineno})"]
-    for one in function.body[function.body.index(statement) :]:
-        for node in ast.walk(one):
-            if node is not call and _does_more(node):
+    for following in function.body[function.body.index(statement) :]:
+        for node in ast.walk(following):
+            if node is not call and _computes(node):
                 return [
-                    f"{where} does more than reshape what {name} gives (line {one.lineno}: "
-                    f"`{ast.unparse(one).splitlines()[0]}`), which the fused frames would skip"
+                    f"{where} does more than reshape the result of {name} (line "
+                    f"{following.lineno}: `{ast.unparse(following).splitlines()[0]}`), which the "
+                    "fused frames would skip"
                 ]
     return []
 
 
-def _does_more(node: ast.AST) -> bool:
+def _computes(node: ast.AST) -> bool:
+    """Return whether a node does more than reshape or index a tensor."""
     if isinstance(node, ast.Call):
         return not (isinstance(node.func, ast.Attribute) and node.func.attr in _RESHAPING)
     if isinstance(node, ast.Subscript):
@@ -104,12 +120,12 @@ def _does_more(node: ast.AST) -> bool:
     return isinstance(node, (ast.BinOp, ast.If, ast.For, ast.While, ast.With))
 
 
-def _width(statement: ast.Return) -> int:
-    """How many values a return gives; 0 for none."""
+def _num_values(statement: ast.Return) -> int:
+    """Return the number of returned values; 0 for none."""
     if statement.value is None:
         return 0
     return len(statement.value.elts) if isinstance(statement.value, ast.Tuple) else 1
 
 
-def _returned(returns: list[ast.Return]) -> str:
-    return " and ".join(f"{_width(one)} (line {one.lineno})" for one in returns) or "nothing"
+def _describe(returns: list[ast.Return]) -> str:
+    return " and ".join(f"{_num_values(one)} (line {one.lineno})" for one in returns) or "nothing"

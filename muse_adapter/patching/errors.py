@@ -1,4 +1,4 @@
-"""The one error of the patcher."""
+"""The exception of the patcher."""
 
 from __future__ import annotations
 

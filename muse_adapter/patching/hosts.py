@@ -1,4 +1,4 @@
-"""What the patcher must know of a code base: names only."""
+"""Names of files, classes and functions of the code bases that can be patched."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Host:
-    """Names in a CLIP4Clip-like checkout; forks that renamed something give their own.
+    """Names in a checkout of CLIP4Clip or a descendant; options override them for forks.
 
     Attributes:
-        model_file: The model's file, relative to the checkout.
-        model_class: The class of the whole model in it.
-        main_files: The main script; the first that exists is taken.
-        clip_file: The file of CLIP.
-        clip_class: The class of CLIP in it.
-        visual_function: The model's method from frames to frame features.
-        encode_function: CLIP's method from frames to features.
-        args_function: The main script's function that parses the arguments.
-        optimizer_function: The main script's function that makes the optimizer.
-        optimizer_class: The optimizer it makes.
+        model_file: File of the model, relative to the checkout.
+        model_class: Class of the whole model in it.
+        main_files: Possible names of the main script, of which exactly one must exist.
+        clip_file: File of CLIP.
+        clip_class: Class of CLIP in it.
+        visual_function: Method of the model from frames to frame features.
+        encode_function: Method of CLIP from frames to features.
+        args_function: Function of the main script that parses the arguments.
+        optimizer_function: Function of the main script that builds the optimizer.
+        optimizer_class: Class of the optimizer.
     """
 
     model_file: str
@@ -38,7 +38,7 @@ HOSTS = {
     "clip4clip": Host(
         model_file="modules/modeling.py",
         model_class="CLIP4Clip",
-        # X-CLIP carries CLIP4Clip with its main script under the second name.
+        # X-CLIP includes CLIP4Clip, with its main script under the second name.
         main_files=("main_task_retrieval.py", "main_clip4clip.py"),
     ),
     "xclip": Host(

@@ -1,4 +1,4 @@
-"""From a checkout to what its files shall hold, and how far it is from there."""
+"""Plan the changes of a checkout, and compare its present state with them."""
 
 from __future__ import annotations
 
@@ -10,97 +10,97 @@ from pathlib import Path
 
 from muse_adapter.patching import checkout
 from muse_adapter.patching.blocks import Block, insert, strip
-from muse_adapter.patching.contract import problems_of_clip
+from muse_adapter.patching.contract import clip_problems
 from muse_adapter.patching.errors import PatchError
 from muse_adapter.patching.hosts import Host
-from muse_adapter.patching.places import main_blocks, model_blocks
+from muse_adapter.patching.insertions import main_blocks, model_blocks
 from muse_adapter.patching.source import Source, parse
 from muse_adapter.version import VERSION
 
 
 @dataclass(frozen=True)
 class Change:
-    """One file of the checkout, before and after.
+    """The change of one file.
 
     Attributes:
-        source: As it is.
-        base: Its lines without any block of ours.
+        source: The file as it is.
+        base: Its lines without blocks.
         found: The blocks in it.
-        wanted: The blocks it shall have.
+        expected: The blocks it should contain.
     """
 
     source: Source
     base: tuple[str, ...]
     found: tuple[Block, ...]
-    wanted: tuple[Block, ...]
+    expected: tuple[Block, ...]
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The lines it shall have."""
-        return tuple(insert(self.base, self.wanted))
+        """Lines of the file after the change."""
+        return tuple(insert(self.base, self.expected))
 
     def diff(self) -> bytes:
-        """Unified diff of the user's own file, in its own encoding."""
+        """Return the unified diff of the file, in its own encoding."""
         name = self.source.name
         lines = []
         for line in difflib.unified_diff(self.source.lines, self.after, f"a/{name}", f"b/{name}"):
-            whole = line.endswith(("\n", "\r"))
-            lines.append(line if whole else f"{line}\n\\ No newline at end of file\n")
+            complete = line.endswith(("\n", "\r"))
+            lines.append(line if complete else f"{line}\n\\ No newline at end of file\n")
         return "".join(lines).encode(self.source.encoding.removesuffix("-sig"))
 
-    def faults(self) -> list[str]:
-        """What of the wanted blocks is not there as it should be, place by place."""
-        name, faults = self.source.name, []
-        there = {block.place: block for block in self.found}
-        for block in self.wanted:
-            one = there.pop(block.place, None)
-            if one is None:
-                faults.append(f"{name}: {block.place} is not there (line {block.index + 1})")
-            elif one.version != VERSION:
-                faults.append(f"{name}: {block.place} is of version {one.version}")
-            elif one.code != block.code:
-                faults.append(f"{name}: {block.place} was edited")
-            elif one.index != block.index:
-                faults.append(f"{name}: {block.place} stands elsewhere (line {one.index + 1})")
-        faults += [f"{name}: {place} is unknown" for place in there]
-        if len(self.found) != len({block.place for block in self.found}):
-            faults.append(f"{name}: a place is there twice")
-        if not faults and self.after != self.source.lines:
-            faults.append(f"{name}: indentation or line ends of our lines were edited")
-        return faults
+    def mismatches(self) -> list[str]:
+        """Return one line for each expected block that is missing or differs."""
+        file, lines = self.source.name, []
+        found = {block.name: block for block in self.found}
+        for block in self.expected:
+            actual = found.pop(block.name, None)
+            if actual is None:
+                lines.append(f"{file}: {block.name} is missing (line {block.index + 1})")
+            elif actual.version != VERSION:
+                lines.append(f"{file}: {block.name} is of version {actual.version}")
+            elif actual.code != block.code:
+                lines.append(f"{file}: {block.name} was edited")
+            elif actual.index != block.index:
+                lines.append(f"{file}: {block.name} is in another place (line {actual.index + 1})")
+        lines += [f"{file}: {name} is unknown" for name in found]
+        if len(self.found) != len({block.name for block in self.found}):
+            lines.append(f"{file}: a block occurs twice")
+        if not lines and self.after != self.source.lines:
+            lines.append(f"{file}: indentation or line endings of inserted lines were edited")
+        return lines
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a patch would do to a checkout."""
+    """The changes of a checkout."""
 
     changes: tuple[Change, ...]
 
     @property
     def state(self) -> str:
-        """ "applied", "not applied" or "partly applied"."""
+        """State of the checkout: "applied", "not applied" or "partly applied"."""
         if not any(change.found for change in self.changes):
             return "not applied"
-        return "partly applied" if self.faults() else "applied"
+        return "partly applied" if self.mismatches() else "applied"
 
-    def faults(self) -> list[str]:
-        """What keeps the patch from being applied, place by place."""
-        return [fault for change in self.changes for fault in change.faults()]
+    def mismatches(self) -> list[str]:
+        """Return one line for each block that is missing or differs."""
+        return [line for change in self.changes for line in change.mismatches()]
 
     def diff(self) -> bytes:
-        """Unified diff of all files."""
+        """Return the unified diff of all files."""
         return b"".join(change.diff() for change in self.changes)
 
     def contents(self) -> dict[Path, tuple[bytes, bytes]]:
-        """For `write_all`: the files that change.
+        """Return the present and the new content of the files that change, for `replace_files`.
 
         Raises:
-            PatchError: A block was edited by hand, or is of a newer version than ours.
+            PatchError: A block was edited by hand, or a newer version of the package wrote it.
         """
         for change in self.changes:
-            wanted = {block.place: block for block in change.wanted}
+            expected = {block.name: block for block in change.expected}
             for block in change.found:
-                _check_replaceable(change.source.name, block, wanted.get(block.place))
+                _check_replaceable(change.source.name, block, expected.get(block.name))
         return {
             change.source.path: (
                 change.source.raw,
@@ -112,80 +112,88 @@ class Plan:
 
 
 def make_plan(path: str | os.PathLike[str], host: Host) -> Plan:
-    """Finds all places of a checkout and checks its contract; writes nothing.
+    """Plan the patch of a checkout, without writing anything.
+
+    Args:
+        path: Folder of the checkout.
+        host: Names in it.
 
     Raises:
-        PatchError: A file or place is not there exactly once, or the checkout does something else
-            than CLIP4Clip at these places.
+        PatchError: A file or an insertion point does not exist exactly once, or the checkout does
+            not behave like CLIP4Clip there.
     """
-    root = checkout.open_root(path)
+    root = checkout.resolve_root(path)
     clip = checkout.read(root, host.clip_file, "--clip-file")
-    problems = problems_of_clip(parse(clip.name, list(clip.lines)), host, clip.name)
+    problems = clip_problems(parse(clip.name, list(clip.lines)), host, clip.name)
     changes = []
-    for source, blocks_of in zip(_targets(root, host), (model_blocks, main_blocks), strict=True):
+    for source, find_blocks in zip(_targets(root, host), (model_blocks, main_blocks), strict=True):
         base, found = strip(source.name, source.lines)
-        wanted, against = blocks_of(parse(source.name, base), base, host, source.name)
-        problems += against
-        change = Change(source, tuple(base), tuple(found), tuple(wanted))
+        expected, more = find_blocks(parse(source.name, base), base, host, source.name)
+        problems += more
+        change = Change(source, tuple(base), tuple(found), tuple(expected))
         parse(f"{source.name} (patched)", list(change.after))
         changes.append(change)
     if problems:
-        raise PatchError(_refusal(problems))
+        raise PatchError(_contract_message(problems))
     return Plan(tuple(changes))
 
 
-def unpatched(path: str | os.PathLike[str], host: Host) -> Plan:
-    """The plan that takes all our blocks out, wherever they stand and whatever the rest became.
+def make_reverse_plan(path: str | os.PathLike[str], host: Host) -> Plan:
+    """Plan the removal of all blocks, wherever they are, without checking the rest of the files.
+
+    Args:
+        path: Folder of the checkout.
+        host: Names in it.
 
     Raises:
-        PatchError: A file is not there, or a marker lost its partner.
+        PatchError: A file is missing, or a marker is unpaired.
     """
     changes = []
-    for source in _targets(checkout.open_root(path), host):
+    for source in _targets(checkout.resolve_root(path), host):
         base, found = strip(source.name, source.lines)
         changes.append(Change(source, tuple(base), tuple(found), ()))
     return Plan(tuple(changes))
 
 
-def restrict(host: Host, **names: str | None) -> Host:
-    """The host with the names that the user gave."""
+def override_names(host: Host, **names: str | None) -> Host:
+    """Return the host with other names, where given; `main_file` replaces `main_files`."""
     given = {name: value for name, value in names.items() if value is not None}
     main = given.pop("main_file", None)
     return replace(host, **given, **({"main_files": (main,)} if main else {}))  # type: ignore[arg-type]
 
 
 def _targets(root: Path, host: Host) -> list[Source]:
-    main = checkout.first_of(root, host.main_files, "--main-file")
+    main = checkout.find_existing(root, host.main_files, "--main-file")
     return [
         checkout.read(root, host.model_file, "--model-file"),
         checkout.read(root, main, "--main-file"),
     ]
 
 
-def _check_replaceable(name: str, block: Block, wanted: Block | None) -> None:
-    ours, theirs = _numbers(VERSION), _numbers(block.version)
-    if theirs > ours:
+def _check_replaceable(file: str, block: Block, expected: Block | None) -> None:
+    own_version, block_version = _version_tuple(VERSION), _version_tuple(block.version)
+    if block_version > own_version:
         raise PatchError(
-            f"{name}: the block {block.place} was written by muse-adapter {block.version}, newer "
+            f"{file}: the block {block.name} was written by muse-adapter {block.version}, newer "
             f"than this one ({VERSION}); use that version or a later one"
         )
-    if wanted is not None and theirs == ours and block.code != wanted.code:
+    if expected is not None and block_version == own_version and block.code != expected.code:
         raise PatchError(
-            f"{name}: the block {block.place} was edited by hand and would be overwritten; move "
-            "your lines out of the markers, or take all blocks out first (--reverse)"
+            f"{file}: the block {block.name} was edited by hand and would be overwritten; move "
+            "your lines out of the markers, or remove all blocks first (--reverse)"
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _refusal(problems: list[str]) -> str:
+def _contract_message(problems: list[str]) -> str:
     lines = "".join(f"\n  {problem}" for problem in problems)
     return (
-        "this checkout has the places but not CLIP4Clip's contract:"
-        f"{lines}\nNothing was changed. By hand: where the frame features of a video are made, "
-        "call encode_image so that it gives all projected tokens, and let "
-        "model.muse.forward_features(tokens (B, T, 1+H*W, C), video_mask) take the place of the "
-        "class features; examples/README.md has the six lines and what each does"
+        "this checkout has the insertion points but does not behave like CLIP4Clip there:"
+        f"{lines}\nNothing was changed. To add the head by hand: where the frame features of a "
+        "video are computed, call encode_image with return_hidden=True, and replace the class "
+        "features by model.muse.forward_features(tokens (B, T, 1+H*W, C), video_mask); "
+        "examples/README.md explains the six inserted lines"
     )

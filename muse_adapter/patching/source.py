@@ -1,4 +1,4 @@
-"""A Python file as bytes, text and lines, without losing anything on the way."""
+"""Python files as bytes, text and lines, converted without loss."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from muse_adapter.patching.errors import PatchError
 
-# Python's own line ends, and no others: str.splitlines would also split at form feeds.
+# Only the line endings of Python: str.splitlines also splits at form feeds.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the checkout.
+    """A Python file of the checkout.
 
     Attributes:
-        name: As shown to the user, relative to the checkout.
-        path: Where it lies, links resolved.
+        name: Path relative to the checkout, for messages.
+        path: Its path, links resolved.
         raw: Its bytes.
-        encoding: As Python reads it (a byte order mark included).
-        lines: Its text, each line with its own end.
+        encoding: The encoding by Python's rules, such as "utf-8-sig" with a byte order mark.
+        lines: Its lines, with their endings.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Source:
 
 
 def decode(name: str, path: Path, raw: bytes) -> Source:
-    """Reads bytes as Python does.
+    """Decode a file by Python's rules.
 
     Raises:
-        PatchError: Not in the encoding it declares, or not UTF-8 where it declares none.
+        PatchError: It is not in its declared encoding, or not UTF-8 without a declaration.
     """
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
@@ -53,32 +53,32 @@ def decode(name: str, path: Path, raw: bytes) -> Source:
             f"{name} is not {encoding}: byte 0x{raw[error.start]:02x} in line {line}; {_ADVICE}"
         ) from error
     if text.encode(encoding) != raw:
-        raise PatchError(f"{name} does not survive reading and writing as {encoding}; {_ADVICE}")
+        raise PatchError(f"{name} cannot be decoded and encoded as {encoding} unchanged; {_ADVICE}")
     return Source(name, path, raw, encoding, tuple(split_lines(text)))
 
 
-_ADVICE = "save it as UTF-8, or name its encoding in the first line (# -*- coding: ... -*-)"
+_ADVICE = "save it as UTF-8, or declare its encoding in the first line (# -*- coding: ... -*-)"
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines with their ends; joined they are the text."""
+    """Split a text into lines that keep their endings."""
     return _LINE.findall(text)
 
 
-def line_end(line: str) -> str:
-    """The end of one line; empty for a last line without."""
+def line_ending(line: str) -> str:
+    """Return the ending of a line; empty if it has none."""
     return line[len(line.rstrip("\r\n")) :]
 
 
 def parse(name: str, lines: list[str]) -> ast.Module:
-    """The syntax tree.
+    """Parse lines into a syntax tree.
 
     Raises:
-        PatchError: It does not compile here.
+        PatchError: They do not compile with this Python.
     """
     text = "".join(lines)
     try:
-        with warnings.catch_warnings():  # such as "\d" in the user's own strings
+        with warnings.catch_warnings():  # such as those for "\d" in the user's strings
             warnings.simplefilter("ignore")
             compile(text, name, "exec", dont_inherit=True)
             return ast.parse(text, name)

@@ -1,4 +1,4 @@
-"""From scores to rankings: retrieval metrics."""
+"""Retrieval: from scores to rankings and their metrics."""
 
 from muse_adapter.retrieval.metrics import retrieval_metrics
 

@@ -1,4 +1,4 @@
-"""What training needs: losses, parameter groups, embeddings of all processes."""
+"""Training: losses, optimiser groups, embeddings gathered from all processes."""
 
 from muse_adapter.training.distributed import gather_rows
 from muse_adapter.training.losses import contrastive_loss

@@ -1,4 +1,4 @@
-"""Rows of all processes, with gradients that go back to the process they came from."""
+"""Embeddings of all processes, with gradients for the process that each row came from."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, distributed
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Joins the rows of all ranks of the default process group, in the order of the ranks.
+    """Concatenate the rows of all ranks of the default process group, in the order of the ranks.
 
-    Every rank must call it. The gradient of a row is the sum over the ranks of its gradients there.
+    Every rank must call it. The gradient of a row is the sum of its gradients on all ranks.
 
     Args:
-        rows: (b, D); b may differ between ranks, D and the type may not.
+        rows: (b, D); b may differ between ranks, D and the dtype may not.
 
     Returns:
-        (b_0 + b_1 + ..., D); `rows` itself where there is one process.
+        (b_0 + b_1 + ..., D); `rows` itself if there is only one process.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return rows
@@ -28,14 +28,14 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         count = torch.tensor([len(rows)], device=rows.device)
-        each = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(each, count)
-        counts = torch.cat(each).tolist()
-        # all_gather takes tensors of one shape, so shorter ones are filled up.
-        filled = rows.new_zeros(max(counts), *rows.shape[1:])
-        filled[: len(rows)] = rows
-        parts = [torch.empty_like(filled) for _ in counts]
-        distributed.all_gather(parts, filled)
+        gathered = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, count)
+        counts = torch.cat(gathered).tolist()
+        # all_gather takes tensors of one shape, so shorter ones are padded.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
         ctx.start, ctx.count = sum(counts[: distributed.get_rank()]), len(rows)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 

@@ -19,9 +19,9 @@ def contrastive_loss(logits: Tensor) -> Tensor:
     Raises:
         ValueError: `logits` is not square, or empty.
     """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or not len(logits):
+    if logits.dim() != 2 or logits.shape[0] != logits.shape[1] or not len(logits):
         raise ValueError(
-            "logits must be square, one row a text and one column a video, got shape "
+            "logits must be square, one row per text and one column per video, got shape "
             f"{tuple(logits.shape)}"
         )
     targets = torch.arange(len(logits), device=logits.device)

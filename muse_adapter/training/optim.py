@@ -1,4 +1,4 @@
-"""Optimiser groups: the head, the backbone and the rest, decayed or not."""
+"""Optimiser groups: head, backbone and the rest, each with and without weight decay."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-NORMS = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-SCAN_PARAMETERS = ("A_log", "A_b_log", "D", "D_b")
+# The norms whose parameters may have several dimensions; those of the others have one.
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+# Names in Mamba and Vim, for scans of other packages; ours name theirs in `no_weight_decay()`.
+_SCAN_PARAMETERS = ("A_log", "A_b_log", "D", "D_b")
 
 
 def param_groups(
@@ -31,34 +27,34 @@ def param_groups(
     backbone_lr_scale: float = 1e-3,
     weight_decay: float = 0.2,
 ) -> list[dict[str, Any]]:
-    """Sorts the trainable parameters of a model into groups for an optimiser.
+    """Sort the trainable parameters of a model into groups for an optimiser.
 
-    Parameters are told apart by identity, never by parts of their names; one that several modules
-    share is in one group. No decay for: parameters of fewer than two dimensions, biases, parameters
-    of normalisation layers, `A_log` and `D` of a scan (both directions), whatever a submodule's
-    `no_weight_decay()` names, and parameters marked `_no_weight_decay`.
+    Parameters are compared by identity, never by parts of their names; a parameter that several
+    modules share is in one group. Not decayed are parameters of fewer than two dimensions, biases,
+    parameters of normalisation layers, `A_log` and `D` of a scan (both directions), those that a
+    submodule names in `no_weight_decay()`, and those marked `_no_weight_decay`.
 
-    A parameter of both head and backbone belongs to the head, unless the backbone lies inside the
+    A parameter of both head and backbone belongs to the head, unless the backbone is a part of the
     head: then it belongs to the backbone, so that the inner module always has its own rate.
 
     Args:
-        model: Everything that is trained.
-        head: The part of `model` that learns at `lr * head_lr_scale`.
-        lr: Learning rate of what is neither head nor backbone.
+        model: The whole model.
+        head: The part of `model` with the learning rate `lr * head_lr_scale`.
+        lr: Learning rate of the parameters in neither head nor backbone.
         head_lr_scale: Factor on `lr` for the head.
-        backbone: The part of `model` that learns at `lr * backbone_lr_scale`, or None. The
-            default factor suits a pretrained backbone and freezes one that starts from nothing.
+        backbone: The part of `model` with the learning rate `lr * backbone_lr_scale`, or None. The
+            default factor suits a pretrained backbone; one trained from scratch hardly moves.
         backbone_lr_scale: Factor on `lr` for the backbone.
-        weight_decay: Decay of the parameters that are decayed at all.
+        weight_decay: Weight decay of the parameters that are decayed.
 
     Returns:
-        Groups with `name`, `params` (in the order of the model), `lr` and `weight_decay`.
-        The names are "head.decay", "head.no_decay", and the same of "backbone" and "rest", in this
-        order; groups without a parameter are left out.
+        Groups with `name`, `params` (in the order of the model), `lr` and `weight_decay`. The names
+        are "head.decay", "head.no_decay", and the same of "backbone" and "rest", in this order;
+        empty groups are left out.
 
     Raises:
-        ValueError: Head or backbone are not part of the model or are the same module, nothing is
-            trainable, or a number is negative or not finite.
+        ValueError: Head or backbone are not part of the model or are the same module, no parameter
+            is trainable, or a number is negative or not finite.
     """
     _check_numbers(
         lr=lr,
@@ -84,7 +80,7 @@ def param_groups(
         for part, rate in rates.items()
         for kind, decay in decays.items()
     }
-    undecayed = set(undecayed_ids(model))
+    undecayed = undecayed_ids(model)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -96,23 +92,34 @@ def param_groups(
         kind = "no_decay" if key in undecayed else "decay"
         groups[f"{part}.{kind}"]["params"].append(parameter)
 
-    filled = [group for group in groups.values() if group["params"]]
-    if not filled:
+    used = [group for group in groups.values() if group["params"]]
+    if not used:
         raise ValueError("the model must have a trainable parameter, got none")
-    logger.info("parameter groups: %s", "; ".join(map(_describe, filled)))
-    return filled
+    logger.info("parameter groups: %s", "; ".join(map(_describe, used)))
+    return used
 
 
-def undecayed_ids(model: nn.Module) -> Iterator[int]:
-    """`id` of every parameter that is not decayed, by the rules of `param_groups`."""
+def undecayed_ids(model: nn.Module) -> set[int]:
+    """Find the parameters that are not decayed, by the rules of `param_groups`.
+
+    Args:
+        model: The whole model.
+
+    Returns:
+        The `id` of each of them.
+    """
+    return set(_undecayed_ids(model))
+
+
+def _undecayed_ids(model: nn.Module) -> Iterator[int]:
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         for name, parameter in own.items():
             if (
                 parameter.dim() < 2
                 or name == "bias"
-                or isinstance(module, NORMS)
-                or ("A_log" in own and name in SCAN_PARAMETERS)
+                or isinstance(module, _NORMS)
+                or ("A_log" in own and name in _SCAN_PARAMETERS)
                 # The keys that nn.MultiheadAttention appends have three dimensions.
                 or (isinstance(module, nn.MultiheadAttention) and name in ("bias_k", "bias_v"))
                 or getattr(parameter, "_no_weight_decay", False)
@@ -121,7 +128,7 @@ def undecayed_ids(model: nn.Module) -> Iterator[int]:
         listed = getattr(module, "no_weight_decay", None)
         if callable(listed):
             inside = dict(module.named_parameters(remove_duplicate=False))
-            # timm lists names for all variants of a model, so some of them may not exist.
+            # timm lists the names of all variants of a model, so some of them may not exist.
             yield from (id(inside[name]) for name in listed() if name in inside)
 
 

@@ -1,16 +1,14 @@
-"""`read_frames` on small files that PyAV writes here."""
+"""Frames read from small video files that the tests write with PyAV."""
 
 from __future__ import annotations
 
 import struct
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from muse_adapter.data.video import UnreadableVideo, read_frames, sample_positions
@@ -18,11 +16,11 @@ from muse_adapter.data.video import UnreadableVideo, read_frames, sample_positio
 np = pytest.importorskip("numpy", reason="making videos needs numpy")
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 
-LEVEL_STEP = 9  # of grey from frame to frame: the coding moves a level by 2 at most
+LEVEL_STEP = 9  # difference of grey levels between frames; coding changes a level by up to 2
 
 
 def write_video(path: Path, frames: np.ndarray, **stream_settings: object) -> Path:
-    """Frames (n, height, width, 3) to a file in FFmpeg's own mpeg4."""
+    """Write frames (n, height, width, 3) to a file, with FFmpeg's mpeg4 encoder."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=8, options={"qmin": "1", "qmax": "2"})
         stream.height, stream.width = frames.shape[1:3]
@@ -36,7 +34,7 @@ def write_video(path: Path, frames: np.ndarray, **stream_settings: object) -> Pa
 
 
 def grey_video(path: Path, count: int, height: int = 32, width: int = 48) -> Path:
-    """A video whose frame i is of the even grey 20 + LEVEL_STEP * i."""
+    """Write a video whose frame i has the uniform grey level 20 + LEVEL_STEP * i."""
     levels = (20 + LEVEL_STEP * np.arange(count)).astype(np.uint8)
     return write_video(
         path, np.broadcast_to(levels[:, None, None, None], (count, height, width, 3))
@@ -44,7 +42,7 @@ def grey_video(path: Path, count: int, height: int = 32, width: int = 48) -> Pat
 
 
 def positions_in(frames: Tensor) -> list[int]:
-    """Which frames of `grey_video` these are."""
+    """Return the positions of frames of `grey_video`."""
     return [round((float(frame.float().mean()) - 20) / LEVEL_STEP) for frame in frames]
 
 
@@ -71,30 +69,35 @@ def test_sampled_positions(
     assert not frames[~mask].any(), "frames that do not exist must be zero"
 
 
-@given(available=st.integers(1, 400), wanted=st.integers(1, 80))
-def test_a_reversed_video_gives_the_reversed_sample(available: int, wanted: int) -> None:
-    positions = sample_positions(available, wanted)
-    mirrored = [available - 1 - position for position in reversed(positions)]
-    middle = len(positions) // 2
-    if len(positions) % 2 and available % 2 == 0:  # the exact middle lies between two frames
-        assert abs(positions.pop(middle) - mirrored.pop(middle)) == 1
-    assert positions == mirrored
+# Numbers of frames in the video and in the sample.
+LENGTHS = list(product(range(1, 201), range(1, 41)))
 
 
-@given(available=st.integers(1, 400), wanted=st.integers(1, 80))
-def test_the_sample_is_uniform(available: int, wanted: int) -> None:
-    positions = sample_positions(available, wanted)
-    assert len(positions) == min(available, wanted)
-    assert positions[0] >= 0 and positions[-1] < available
-    steps = {after - before for before, after in pairwise(positions)}
-    assert all(step >= 1 for step in steps)
-    assert not steps or max(steps) - min(steps) <= 2
-    if wanted > 1:
-        assert (positions[0], positions[-1]) == (0, available - 1)
+def test_a_reversed_video_gives_the_reversed_sample() -> None:
+    for available, wanted in LENGTHS:
+        positions = sample_positions(available, wanted)
+        mirrored = [available - 1 - position for position in reversed(positions)]
+        middle = len(positions) // 2
+        if len(positions) % 2 and available % 2 == 0:  # the exact middle is between two frames
+            assert abs(positions.pop(middle) - mirrored.pop(middle)) == 1
+        assert positions == mirrored, (available, wanted)
+
+
+def test_the_sample_is_uniform() -> None:
+    for available, wanted in LENGTHS:
+        case = (available, wanted)
+        positions = sample_positions(available, wanted)
+        assert len(positions) == min(available, wanted), case
+        assert positions[0] >= 0 and positions[-1] < available, case
+        steps = {after - before for before, after in pairwise(positions)}
+        assert all(step >= 1 for step in steps), case
+        assert not steps or max(steps) - min(steps) <= 2, case
+        if wanted > 1:
+            assert (positions[0], positions[-1]) == (0, available - 1), case
 
 
 @pytest.mark.parametrize("gop", [1, 12], ids=["intra_only", "predicted_with_b_frames"])
-def test_frames_come_in_the_order_of_display(tmp_path: Path, gop: int) -> None:
+def test_frames_are_in_display_order(tmp_path: Path, gop: int) -> None:
     levels = (20 + LEVEL_STEP * np.arange(12)).astype(np.uint8)
     video = np.broadcast_to(levels[:, None, None, None], (12, 32, 32, 3))
     settings = {"gop_size": gop, "max_b_frames": 2 if gop > 1 else 0}
@@ -103,7 +106,7 @@ def test_frames_come_in_the_order_of_display(tmp_path: Path, gop: int) -> None:
 
 
 def stripes(height: int, width: int) -> np.ndarray:
-    """Two frames: red, green and blue in equal stripes along the longer side."""
+    """Make two frames with equal red, green and blue stripes along the longer side."""
     colours = np.eye(3, dtype=np.uint8) * 255
     column = colours[np.arange(max(height, width)) * 3 // max(height, width)]
     picture = np.broadcast_to(column[:, None], (max(height, width), min(height, width), 3))
@@ -131,7 +134,7 @@ def test_size_resizes_the_short_side_and_crops_the_centre(
     assert inner[1] > 200 and inner[0] < 60 and inner[2] < 60, "the middle third is green"
 
 
-def test_a_picture_is_averaged_not_picked_when_it_shrinks(tmp_path: Path) -> None:
+def test_downscaling_averages_pixels(tmp_path: Path) -> None:
     lines = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     lines[:, ::4] = 255
     frames, _ = read_frames(write_video(tmp_path / "v.mp4", lines), 1, size=8)
@@ -139,12 +142,12 @@ def test_a_picture_is_averaged_not_picked_when_it_shrinks(tmp_path: Path) -> Non
     assert frames.float().std() < 20
 
 
-def test_portrait_videos_of_telephones_stand_upright(tmp_path: Path) -> None:
+def test_portrait_videos_of_phones_are_rotated(tmp_path: Path) -> None:
     upper_red = np.zeros((2, 32, 48, 3), dtype=np.uint8)
     upper_red[:, :16, :, 0] = 255
     path = write_video(tmp_path / "v.mp4", upper_red)
     content = bytearray(path.read_bytes())
-    # The track header's matrix (ISO 14496-12, 8.3.2): turn by 90 degrees clockwise for display.
+    # The matrix in the track header (ISO 14496-12, 8.3.2): rotate by 90 degrees clockwise.
     start = content.index(b"tkhd") + 44
     one = 1 << 16
     content[start : start + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 32 * one, 0, 1 << 30)
@@ -181,7 +184,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("make", "name", "reason"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_an_unreadable_file_is_named_with_the_reason(
+def test_the_error_names_an_unreadable_file_and_the_reason(
     tmp_path: Path, make: object, name: str, reason: str
 ) -> None:
     path = tmp_path / name
@@ -190,7 +193,7 @@ def test_an_unreadable_file_is_named_with_the_reason(
         read_frames(path, 4)
 
 
-def test_a_file_with_damaged_pictures_only_is_unreadable(tmp_path: Path) -> None:
+def test_a_file_with_only_damaged_frames_is_unreadable(tmp_path: Path) -> None:
     path = grey_video(tmp_path / "clip.mp4", 6)
     content = bytearray(path.read_bytes())
     start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
@@ -200,7 +203,7 @@ def test_a_file_with_damaged_pictures_only_is_unreadable(tmp_path: Path) -> None
         read_frames(path, 4)
 
 
-def test_a_stream_that_breaks_off_ends_there(tmp_path: Path) -> None:
+def test_a_truncated_stream_ends_early(tmp_path: Path) -> None:
     path = grey_video(tmp_path / "clip.avi", 20, height=64, width=64)
     content = path.read_bytes()
     start = content.index(b"movi")
@@ -231,7 +234,7 @@ def test_wrong_arguments(
         read_frames(tmp_path / "nowhere.mp4", **arguments)
 
 
-def test_missing_pyav_is_named_with_its_install_line(
+def test_the_error_without_pyav_has_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)

@@ -11,24 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel
-from muse_adapter.ops import use_backend
+from muse_adapter import VideoEncoder, VideoTextModel
 from tests.support.real_backbones import CLIP, hf
+from tests.support.small_encoders import small_head
 
 LEARNING_RATE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def torch_scan() -> Iterator[None]:
-    with use_backend("torch"):
-        yield
+pytestmark = pytest.mark.usefixtures("torch_scan")
 
 
 def make_model(*, freeze: bool) -> VideoTextModel:
     torch.manual_seed(0)
     clip = hf("CLIPModel", "CLIPConfig", **CLIP)()
-    head = MultiScaleMamba(dim=12, depth=1, dropout=0.0, d_state=4, init="release")
-    return VideoTextModel(VideoEncoder(clip, head, freeze=freeze), text=clip)
+    return VideoTextModel(VideoEncoder(clip, small_head(), freeze=freeze), text=clip)
 
 
 def loader() -> DataLoader[tuple[Tensor, ...]]:
@@ -71,11 +67,9 @@ freezes = pytest.mark.parametrize("freeze", [False, True], ids=["trained", "froz
 def accelerate() -> Iterator[Any]:
     accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
     yield accelerate
-    state = accelerate.state
-    state.AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # of the process, not of an object
-    state.GradientState._reset_state()
+    # Its state is global to the process.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
 
 
 @freezes
@@ -90,7 +84,7 @@ def test_accelerate(freeze: bool, accelerate: Any, tmp_path: Path) -> None:
         accelerator.backward(wrapped(*batch))
         optimizer.step()
     check_trained(accelerator.unwrap_model(wrapped), freeze=freeze)
-    accelerator.save_state(str(tmp_path))  # safetensors, which takes no tensor under two names
+    accelerator.save_state(str(tmp_path))  # safetensors rejects a tensor with two names
     with torch.no_grad():
         saved = model.encoder.head.layers[0].fc.weight.clone()
         model.encoder.head.layers[0].fc.weight.zero_()
@@ -112,7 +106,7 @@ def test_accelerate_in_mixed_precision(accelerate: Any) -> None:
 
 @freezes
 def test_lightning(freeze: bool, tmp_path: Path) -> None:
-    """With a validation between the steps, after which Lightning sets all modes anew."""
+    """With validation between the steps, after which Lightning resets all modes."""
     lightning = pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning")
     modes: list[bool] = []
 

@@ -1,10 +1,8 @@
-"""VideoTextModel: the libraries' own embeddings and logits, and one loss over several processes."""
+"""VideoTextModel: the libraries' own embeddings and logits, and the loss."""
 
 from __future__ import annotations
 
-from collections import UserDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,39 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel, param_groups
-from muse_adapter.ops import use_backend
-from tests.support.contrastive_steps import small_model, three_steps
-from tests.support.real_backbones import (
-    CLIP,
-    NAFLEX_VISION,
-    TEXT,
-    VISION,
-    hf,
-    open_clip_model,
-    openai_clip,
-)
-from tests.support.tiny_clips import Clip4ClipClip, OpenAIClip, Words, shake
+from muse_adapter import VideoEncoder, VideoTextModel, param_groups
+from tests.support.contrastive_steps import small_model
+from tests.support.real_backbones import CLIP, SIGLIP, hf, open_clip_model, openai_clip
+from tests.support.small_encoders import ROUNDING, small_head
+from tests.support.tiny_clips import Clip4ClipClip, OpenAIClip, Words, shake, token_ids
 
-ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
-# OpenAI's CLIP computes its norms in float32 whatever comes in.
-ROUNDING_32 = {"rtol": 1e-5, "atol": 1e-6}
-
-
-@pytest.fixture(autouse=True)
-def torch_scan() -> Iterator[None]:
-    with use_backend("torch"):
-        yield
-
-
-def token_ids(count: int = 3) -> Tensor:
-    return torch.randint(3, 50, (count, 8))
-
-
-# --- The libraries' own numbers -----------------------------------------------------------------
-
-SIGLIP = {"text_config": TEXT | {"projection_size": 16}, "vision_config": VISION}
-SIGLIP_2 = {"text_config": TEXT | {"projection_size": 16}, "vision_config": NAFLEX_VISION}
+pytestmark = pytest.mark.usefixtures("torch_scan")
 
 
 def hf_logits(model: Any, frames: Tensor, ids: Tensor) -> Tensor:
@@ -76,9 +48,9 @@ WHOLE = {
 def test_one_frame_has_the_logits_of_the_library(
     build: Callable[[], nn.Module], logits: Callable[..., Tensor], dtype: torch.dtype
 ) -> None:
-    """A fresh head changes nothing, so the model's own logits and CLIP's loss must come out."""
+    """A new head is an identity, so logits and loss are those of the library."""
     backbone: Any = shake(build(), 0.1).to(dtype).eval()
-    rounding = ROUNDING if dtype == torch.float64 else ROUNDING_32
+    rounding = ROUNDING[dtype]
     model = VideoTextModel(VideoEncoder(backbone), text=backbone).eval()
     assert model.logit_scale is backbone.logit_scale
     frames, ids = torch.randn(3, 3, 16, 16, dtype=dtype), token_ids()
@@ -100,59 +72,24 @@ def test_loss_is_that_of_hugging_face() -> None:
     frames, ids = torch.randn(3, 3, 16, 16, dtype=torch.float64), token_ids()
     expected = clip(pixel_values=frames, input_ids=ids, return_loss=True).loss
     loss = VideoTextModel(VideoEncoder(clip), text=clip).eval()(frames[:, None], ids)
-    torch.testing.assert_close(loss, expected, **ROUNDING)
-
-
-TOWERS = {
-    "CLIPTextModelWithProjection": (
-        hf("CLIPTextModelWithProjection", "CLIPTextConfig", **TEXT, projection_dim=12),
-        lambda m, ids: m(input_ids=ids).text_embeds,
-    ),
-    "CLIPTextModel": (
-        hf("CLIPTextModel", "CLIPTextConfig", **TEXT),
-        lambda m, ids: m(input_ids=ids).pooler_output,
-    ),
-    "SiglipTextModel": (
-        hf("SiglipTextModel", "SiglipTextConfig", **TEXT, projection_size=12),
-        lambda m, ids: m(input_ids=ids).pooler_output,
-    ),
-    "Siglip2Model": (
-        hf("Siglip2Model", "Siglip2Config", **SIGLIP_2),
-        lambda m, ids: m.text_model(input_ids=ids).pooler_output,
-    ),
-    "own module": (Words, lambda m, ids: m(ids)),
-}
-
-
-@pytest.mark.parametrize(("build", "embed"), TOWERS.values(), ids=TOWERS.keys())
-def test_text_towers(build: Callable[[], nn.Module], embed: Callable[..., Tensor]) -> None:
-    tower = shake(build()).double().eval()
-    model = VideoTextModel(VideoEncoder(OpenAIClip()).double(), text=tower)
-    ids = token_ids()
-    text = model.encode_text(ids)
-    torch.testing.assert_close(text, normalize(embed(tower, ids), dim=-1), **ROUNDING)
-    if build is not Words:
-        # As tokenizers of Hugging Face give it.
-        padded = UserDict(input_ids=ids, attention_mask=torch.ones_like(ids))
-        torch.testing.assert_close(model.encode_text(padded), text, **ROUNDING)
+    torch.testing.assert_close(loss, expected, **ROUNDING[torch.float64])
 
 
 @pytest.mark.parametrize("build", [OpenAIClip, Clip4ClipClip], ids=["openai", "clip4clip"])
 def test_embeddings_and_similarity(build: Callable[[], nn.Module]) -> None:
-    head = MultiScaleMamba(dim=12, depth=1, d_state=4, init="release").eval()
-    model = VideoTextModel(VideoEncoder(build(), head), Words()).double()
+    model = VideoTextModel(VideoEncoder(build(), small_head()), Words()).double()
     frames = torch.randn(2, 3, 3, 16, 16, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0], [1, 0, 1]])
     video, text = model.encode_video(frames, mask), model.encode_text(token_ids(5))
-    torch.testing.assert_close(video, model.encoder(frames, mask), **ROUNDING)
+    torch.testing.assert_close(video, model.encoder(frames, mask), **ROUNDING[torch.float64])
     torch.testing.assert_close(text.norm(dim=1), torch.ones(5, dtype=torch.float64))
     similarity = model.similarity(text, video)
     assert similarity.shape == (5, 2)
     expected = nn.functional.cosine_similarity(text[:, None], video[None], dim=-1)
-    torch.testing.assert_close(similarity, expected, **ROUNDING)
+    torch.testing.assert_close(similarity, expected, **ROUNDING[torch.float64])
 
 
-def test_own_scale_starts_as_clip_does() -> None:
+def test_new_logit_scale_has_the_initial_value_of_clip() -> None:
     model = small_model()
     assert model.logit_scale.dtype == torch.float64
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
@@ -162,7 +99,7 @@ def test_own_scale_starts_as_clip_does() -> None:
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
-def test_shared_tower_stands_in_the_state_once() -> None:
+def test_shared_tower_is_in_the_state_dict_once() -> None:
     clip = hf("CLIPModel", "CLIPConfig", **CLIP)()
     model = VideoTextModel(VideoEncoder(clip, freeze=True), text=clip)
     assert model.text is clip and model.train().text.training is False
@@ -173,7 +110,7 @@ def test_shared_tower_stands_in_the_state_once() -> None:
     assert all(p.grad is None for p in clip.parameters())
 
 
-def test_half_precision_loss_is_computed_wide() -> None:
+def test_half_precision_loss_is_computed_in_float32() -> None:
     """Cosines of nearly equal videos differ by less than a step of bfloat16."""
     model = small_model().float()
     text = normalize(torch.ones(2, 12), dim=1)
@@ -188,39 +125,13 @@ def test_half_precision_loss_is_computed_wide() -> None:
     torch.testing.assert_close(loss, model.loss(text, video), rtol=0, atol=1e-6)
 
 
-# --- Several processes --------------------------------------------------------------------------
-
-RANK = """
-from tests.support.contrastive_steps import three_steps
-from torch.nn.parallel import DistributedDataParallel
-
-for first in (2, 3):
-    rows = slice(0, first) if rank == 0 else slice(first, 4)
-    torch.save(three_steps(rows, DistributedDataParallel), f"{arguments[0]}/{rank}-{first}")
-"""
-
-
-def test_two_processes_equal_one_on_all_pairs(
-    tmp_path: Path, two_processes: Callable[..., None]
-) -> None:
-    """With two pairs each, and with three and one."""
-    expected = three_steps(slice(0, 4))
-    losses = expected["losses"]
-    assert losses[2] < losses[0]
-    two_processes(RANK, str(tmp_path), MUSE_ADAPTER_BACKEND="torch")
-    for name in ("0-2", "1-2", "0-3", "1-3"):
-        trained = torch.load(tmp_path / name, weights_only=True)
-        for key, value in expected.items():
-            torch.testing.assert_close(trained[key], value, **ROUNDING, msg=f"{name}: {key}")
-
-
 @pytest.mark.parametrize(
     "build",
     [hf("CLIPModel", "CLIPConfig", **CLIP), hf("SiglipModel", "SiglipConfig", **SIGLIP)],
     ids=["CLIP", "SigLIP"],
 )
 def test_every_parameter_of_a_whole_model_is_used(build: Callable[[], nn.Module]) -> None:
-    """DistributedDataParallel stops at the second step if one is not."""
+    """DistributedDataParallel raises at the second step if one is not."""
     backbone = build()
     model = VideoTextModel(VideoEncoder(backbone), text=backbone)
     model(torch.randn(2, 1, 3, 16, 16), token_ids(2)).backward()
@@ -228,24 +139,6 @@ def test_every_parameter_of_a_whole_model_is_used(build: Callable[[], nn.Module]
     assert not unused
     if hasattr(backbone, "logit_bias"):
         assert backbone.logit_bias.grad == 0
-
-
-# --- What is refused ----------------------------------------------------------------------------
-
-
-class Sequence(nn.Module):
-    def forward(self, ids: Tensor) -> Tensor:
-        return torch.zeros(*ids.shape, 12)
-
-
-class Nothing(nn.Module):
-    def forward(self, ids: Tensor) -> None:
-        return None
-
-
-def vision_model() -> nn.Module:
-    values = {**VISION, "projection_dim": 12}
-    return hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", **values)()
 
 
 UNIT = normalize(torch.ones(2, 12), dim=1)
@@ -260,25 +153,10 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"text must be an nn\.Module, got builtin",
     ),
-    "vision model": (
-        lambda: VideoTextModel(VideoEncoder(OpenAIClip()), vision_model()),
-        TypeError,
-        r"CLIPVisionModelWithProjection takes pixel_values alone: give the whole model",
-    ),
     "strings": (
         lambda: small_model().encode_text(["a dog"]),  # type: ignore[arg-type]
         TypeError,
         r"token ids \(B, L\), or the mapping .*got list",
-    ),
-    "one embedding a token": (
-        lambda: VideoTextModel(VideoEncoder(OpenAIClip()), Sequence()).encode_text(token_ids()),
-        ValueError,
-        r"one embedding a text, \(B, D\), got shape \(3, 8, 12\)",
-    ),
-    "no embedding": (
-        lambda: VideoTextModel(VideoEncoder(OpenAIClip()), Nothing()).encode_text(token_ids()),
-        TypeError,
-        "Nothing must give embeddings .* got NoneType",
     ),
     "other width": (
         lambda: small_model().similarity(UNIT, UNIT[:, :8]),

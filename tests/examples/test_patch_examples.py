@@ -137,6 +137,6 @@ def test_the_readme_shows_the_lines_of_the_patch(kind: str, tmp_path: Path) -> N
     text = text.replace("optimizer_grouped_parameters", "groups")
     table = (EXAMPLES / "README.md").read_text().replace("optimizer_grouped_parameters", "groups")
     for change in make_plan(host.path, HOSTS[kind]).changes:
-        for block in change.wanted:
+        for block in change.expected:
             assert block.code[0] in text
             assert f"`{block.code[0]}`" in table

@@ -1,6 +1,6 @@
-"""Bad input to the head and the scan: what was given and what was expected, in the message."""
+"""Invalid inputs of the head: the message says what was given and what was expected."""
 
-# The tables of cases hold one case a line, however long it is.
+# The tables have one case per line, however long it is.
 # ruff: noqa: E501
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from muse_adapter import MultiScaleMamba
-from muse_adapter.ops import selective_scan, use_backend
 
 TOKENS = torch.zeros(2, 3, 17, 8)
 
@@ -28,14 +27,14 @@ HEAD_CASES = {
     "num_frames divides not": (TOKENS.flatten(0, 1), None, {"num_frames": 4}, ValueError, r"divide B\*T = 6, got 4"),
     "num_frames of 0": (TOKENS.flatten(0, 1), None, {"num_frames": 0}, ValueError, r"got 0"),
     "num_frames missing": (TOKENS.flatten(0, 1), None, {}, ValueError, r"need num_frames=T"),
-    "num_frames with 4-D": (TOKENS, None, {"num_frames": 3}, ValueError, r"T = 3 itself, got num_frames=3"),
+    "num_frames with 4-D": (TOKENS, None, {"num_frames": 3}, ValueError, r"have T = 3, got num_frames=3"),
     "num_frames no int": (TOKENS.flatten(0, 1), None, {"num_frames": 3.0}, ValueError, r"divide B\*T = 6, got 3.0"),
     "grid no pair": (TOKENS, None, {"grid": 4}, TypeError, r"pair of ints \(H, W\), got 4"),
     "grid of three": (TOKENS, None, {"grid": (2, 2, 4)}, TypeError, r"pair of ints \(H, W\), got \(2, 2, 4\)"),
     "mask no tensor": (TOKENS, [[1, 1, 1]] * 2, {}, TypeError, r"frame_mask must be a tensor, got list"),
     "B of 0": (TOKENS[:0], None, {}, ValueError, r"no size 0, got \(0, 3, 17, 8\)"),
     "T of 0": (TOKENS[:, :0], None, {}, ValueError, r"no size 0, got \(2, 0, 17, 8\)"),
-    "no patch token": (TOKENS[:, :, :1], None, {}, ValueError, r"at least one patch token a frame, got N = 1"),
+    "no patch token": (TOKENS[:, :, :1], None, {}, ValueError, r"at least one patch token per frame, got N = 1"),
     "grid too small": (TOKENS[:, :, :2], None, {}, ValueError, r"scale 0.5 needs a patch grid of at least 2 a side, got 1x1"),
     "mask shape": (TOKENS, torch.ones(2, 4), {}, ValueError, r"\(B, T\) = \(2, 3\), got \(2, 4\)"),
     "mask values": (TOKENS, torch.tensor([[1, 2, 1], [1, 1, -1]]), {}, ValueError, r"only 0 and 1 .*got values \[-1, 2\]"),
@@ -81,54 +80,3 @@ FIELD_CASES = {
 def test_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         MultiScaleMamba(**{"dim": 8, **fields})
-
-
-def scan_arguments() -> dict:
-    return {
-        "u": torch.zeros(2, 6, 5), "delta": torch.zeros(2, 6, 5), "A": torch.zeros(6, 4),
-        "B": torch.zeros(2, 4, 5), "C": torch.zeros(2, 4, 5), "D": torch.zeros(6),
-        "z": torch.zeros(2, 6, 5), "delta_bias": torch.zeros(6),
-    }  # fmt: skip
-
-
-SCAN_CASES = {
-    "u": ({"u": torch.zeros(6, 5)}, ValueError, r"u must have shape \(batch, E, L\).*got \(6, 5\)"),
-    "u empty": ({"u": torch.zeros(2, 6, 0)}, ValueError, r"no size 0, got \(2, 6, 0\)"),
-    "delta": ({"delta": torch.zeros(2, 6, 4)}, ValueError, r"delta must have shape \(2, 6, 5\), got \(2, 6, 4\)"),
-    "A": ({"A": torch.zeros(5, 4)}, ValueError, r"A must have shape \(E, S\) = \(6, S\), got \(5, 4\)"),
-    "complex A": ({"A": torch.zeros(6, 4, dtype=torch.complex64)}, ValueError, r"complex A is not supported"),
-    "B": ({"B": torch.zeros(2, 3, 5)}, ValueError, r"B must have shape .*got \(2, 3, 5\)"),
-    "groups": ({"C": torch.zeros(2, 4, 4, 5)}, ValueError, r"G dividing 6, got \(2, 4, 4, 5\)"),
-    "D": ({"D": torch.zeros(5)}, ValueError, r"D must have shape \(6,\), got \(5,\)"),
-    "z": ({"z": torch.zeros(2, 5, 5)}, ValueError, r"z must have shape"),
-    "delta_bias": ({"delta_bias": torch.zeros(1)}, ValueError, r"delta_bias must have shape \(6,\), got \(1,\)"),
-    "integers": ({"B": torch.zeros(2, 4, 5, dtype=torch.int64)}, TypeError, r"B must be .*got torch.int64"),
-    "device": ({"C": torch.zeros(2, 4, 5, device="meta")}, ValueError, r"C must be on the device of u, cpu, got meta"),
-    "backend": ({"backend": "cuda"}, ValueError, r"unknown backend 'cuda', expected one of .*reference"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("changed", "error", "message"), SCAN_CASES.values(), ids=SCAN_CASES)
-def test_scan(changed, error, message):
-    with pytest.raises(error, match=message):
-        selective_scan(**{**scan_arguments(), **changed})
-
-
-def test_a_backend_by_name_is_kept_or_refused(monkeypatch):
-    from muse_adapter.ops import backends, dispatch
-
-    monkeypatch.setattr(dispatch._module("torch"), "unavailable", lambda device=None: "it is away")
-    assert backends()["torch"] == (False, "it is away")
-    refusal = "'torch' was asked for by name but cannot run: it is away"
-    with pytest.raises(RuntimeError, match=refusal):
-        selective_scan(**scan_arguments(), backend="torch")
-    with pytest.raises(RuntimeError, match=refusal), use_backend("torch"):
-        pass
-    monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "torch")
-    with pytest.raises(RuntimeError, match=refusal):
-        selective_scan(**scan_arguments())
-    with use_backend("reference"):  # beats the environment
-        selective_scan(**scan_arguments())
-    monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "nonsense")
-    with pytest.raises(ValueError, match="unknown backend 'nonsense'"):
-        selective_scan(**scan_arguments())

@@ -8,11 +8,12 @@ import torch
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import use_backend
 from tests.support.head_forms import EVERY_FORM, FORMS, active, three_steps
+from tests.support.tolerances import assert_close
 
 
 @EVERY_FORM
 @pytest.mark.parametrize("masked", [False, True], ids=["all frames", "masked"])
-def test_gradient_checkpointing_changes_no_number(aggregation, mixer, masked):
+def test_gradient_checkpointing_changes_nothing(aggregation, mixer, masked):
     head = active(aggregation=aggregation, mixer=mixer, dropout=0.5).train()
     mask = torch.tensor([[1, 1, 1], [1, 0, 1]]) if masked else None
     results = []
@@ -24,7 +25,7 @@ def test_gradient_checkpointing_changes_no_number(aggregation, mixer, masked):
         video = head(tokens, mask)
         results.append([video, *torch.autograd.grad(video.sum(), [tokens, *head.parameters()])])
     for plain, checkpointed in zip(*results, strict=True):
-        assert torch.equal(plain, checkpointed)
+        assert_close(checkpointed, plain, "gradients")
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
@@ -36,9 +37,9 @@ def test_checkpointing_recomputes_on_the_backend_of_the_forward_pass(backend):
         head.set_grad_checkpointing(enable)
         with use_backend(backend):
             loss = head(tokens).sum()
-        gradients.append(torch.autograd.grad(loss, list(head.parameters())))  # behind the block
+        gradients.append(torch.autograd.grad(loss, list(head.parameters())))  # after the block
     for plain, checkpointed in zip(*gradients, strict=True):
-        assert torch.equal(plain, checkpointed)
+        assert_close(checkpointed, plain, "gradients")
 
 
 @pytest.mark.slow
@@ -47,7 +48,7 @@ def test_checkpointing_recomputes_on_the_backend_of_the_forward_pass(backend):
 def test_autocast_stays_finite_over_long_sequences_and_large_tokens(dtype, init):
     torch.manual_seed(0)
     head = MultiScaleMamba(dim=32, depth=2, init=init)
-    if init == "identity":  # wake the layers: small but not zero
+    if init == "identity":  # small weights in place of zeros
         for layer in head.layers:
             torch.nn.init.normal_(layer.fc.weight, std=0.02)
     tokens = (torch.rand(1, 63, 50, 32) * 2 - 1) * 1e3
@@ -70,8 +71,8 @@ def test_autocast_is_near_float32_and_takes_tokens_of_any_type(dtype):
     tokens = torch.randn(2, 3, 17, 8)
     expected = head(tokens)
     with torch.autocast("cpu", dtype):
-        assert (head(tokens) - expected).abs().max() < 0.05
-        assert (head(tokens.to(dtype)) - expected).abs().max() < 0.05
+        assert_close(head(tokens), expected, dtype=dtype)
+        assert_close(head(tokens.to(dtype)), expected, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -81,13 +82,7 @@ def test_a_whole_head_in_half_precision(dtype):
     expected = head(tokens)
     got = head.to(dtype)(tokens.to(dtype))
     assert got.dtype == dtype
-    assert (got.float() - expected).abs().max() < 0.05
-
-
-def test_pooling_of_large_half_precision_frames_does_not_overflow():
-    head = MultiScaleMamba(dim=512, depth=1)
-    frames = torch.full((1, 2, 512), 1e3, dtype=torch.float16)
-    assert torch.allclose(head.forward_head(frames).float().norm(), torch.tensor(1.0), atol=1e-3)
+    assert_close(got, expected)
 
 
 RANK = """
@@ -101,10 +96,11 @@ if rank == 0:
 """
 
 
+@pytest.mark.usefixtures("torch_scan")
 @pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path, two_processes):
-    """In every form, and no parameter is left without a gradient, which would stop DDP."""
-    two_processes(RANK, str(tmp_path / "states"))
+    """In every form; DDP would stop at a parameter without a gradient."""
+    two_processes(RANK, str(tmp_path / "states"), MUSE_ADAPTER_BACKEND="torch")
     states = torch.load(tmp_path / "states", weights_only=True)
     for form, trained in zip(FORMS, states, strict=True):
         start, expected = three_steps(*form, slice(0, 4))

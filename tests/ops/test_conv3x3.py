@@ -8,10 +8,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from muse_adapter.layers.pyramid import Conv3x3
-from muse_adapter.ops import conv3x3, dispatch, use_backend
+from muse_adapter.ops import backends, conv3x3, use_backend
 
-if dispatch.backends("cpu")["numba"].reason is not None:
-    pytest.skip(dispatch.backends("cpu")["numba"].reason, allow_module_level=True)
+if backends("cpu")["numba"].reason is not None:
+    pytest.skip(backends("cpu")["numba"].reason, allow_module_level=True)
 
 from muse_adapter.ops.numba_cpu import winograd
 
@@ -179,7 +179,7 @@ def test_the_operator_reads_nothing_that_is_not_there(wrong):
         "bias": (x, weight, bias[:16]),
         "width": (x[..., :24], weight[:, :24], bias),
     }[wrong]
-    with pytest.raises(ValueError, match="multiples of 16, got"):
+    with pytest.raises(ValueError, match=r"must .* got"):
         torch.ops.muse_adapter.conv3x3(*given)
 
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import muse_adapter.ops.mamba_ssm as backend
 from muse_adapter import ops
-from muse_adapter.ops import reference, selective_scan
-from muse_adapter.ops.convolution import convolve_in_turn
+from muse_adapter.ops import mamba_ssm, selective_scan
+from muse_adapter.ops.choice import ENVIRONMENT
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.mamba_ssm import MAMBA_SSM as backend
+from muse_adapter.ops.reference import REFERENCE as reference
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
@@ -94,11 +96,11 @@ def packages(monkeypatch):
 
 
 def forget():
-    backend._scan_error.cache_clear()
-    backend._convolution_error.cache_clear()
+    mamba_ssm._scan_error.cache_clear()
+    mamba_ssm._convolution_error.cache_clear()
 
 
-def draw(length, *, B="variable", C="variable", batch=2, channels=6, states=3):
+def draw(length, *, B="variable", C="variable", batch=2, channels=6, states=3, initial=False):
     shapes = {
         "constant": (1, 1, channels, states),
         "variable": (batch, length, 1, states),
@@ -114,12 +116,14 @@ def draw(length, *, B="variable", C="variable", batch=2, channels=6, states=3):
         "D": torch.randn(channels),
         "delta_bias": torch.randn(channels),
     }
+    if initial:
+        tensors["initial_state"] = torch.randn(batch, channels, states)
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
 def outcome(module, arguments, used=(0, 1), **flags):
     """Outputs, last state and gradients."""
-    results = module.scan(**arguments, **flags)
+    results = module.scan(ScanInputs(**arguments, **flags))
     torch.manual_seed(1)
     loss = sum((results[i] * torch.randn(results[i].shape).to(results[i])).sum() for i in used)
     inputs = [value for value in arguments.values() if value is not None]
@@ -165,7 +169,21 @@ def test_grouped_and_constant_matrices(packages, B, C, reverse):
     flags = {"delta_softplus": True, "reverse": reverse, "lengths": torch.tensor([9, 4])}
     agree(outcome(backend, arguments, **flags), outcome(reference, arguments, **flags))
     with torch.no_grad():  # without the steps that read the state out
-        agree(backend.scan(**arguments, **flags), reference.scan(**arguments, **flags))
+        inputs = ScanInputs(**arguments, **flags)
+        agree(backend.scan(inputs), reference.scan(inputs))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(("B", "C"), [("variable", "grouped"), ("three", "constant")])
+@pytest.mark.parametrize("length", [1, 9, 63, 150])
+def test_initial_state(packages, length, B, C, reverse):
+    """The kernels know none: its response is added, in chunks of time."""
+    arguments = draw(length, B=B, C=C, initial=True)
+    for softplus, lengths in ((True, torch.tensor([length, length // 2])), (False, None)):
+        with torch.no_grad():
+            arguments["delta"].abs_(), arguments["delta_bias"].abs_()
+        flags = {"delta_softplus": softplus, "reverse": reverse, "lengths": lengths}
+        agree(outcome(backend, arguments, **flags), outcome(reference, arguments, **flags))
 
 
 @pytest.mark.parametrize("softplus", [False, True], ids=["as given", "softplus"])
@@ -192,13 +210,14 @@ def test_padding_is_never_read(packages):
 def test_half_precision_stays_float32_inside(packages):
     arguments = {k: v.detach().bfloat16() for k, v in draw(7).items()}
     flags = {"delta_softplus": True, "reverse": False, "lengths": None}
-    agree(backend.scan(**arguments, **flags), reference.scan(**arguments, **flags))
+    inputs = ScanInputs(**arguments, **flags)
+    agree(backend.scan(inputs), reference.scan(inputs))
 
 
 def test_float64_is_refused_by_name(packages):
     arguments = {k: v.detach().double() for k, v in draw(3).items()}
     with pytest.raises(TypeError, match="no float64 kernels"):
-        backend.scan(**arguments, delta_softplus=True, reverse=False, lengths=None)
+        backend.scan(ScanInputs(**arguments))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +236,7 @@ def test_convolutions(packages, taps, directions, dtype, used):
     got = backend.causal_conv1d_silu(x, weights, 5)
     assert len(packages) == used and all("activation" in keywords for keywords in packages)
     bound = 2e-2 if dtype == torch.bfloat16 else 1e-5
-    for a, b in zip(got, convolve_in_turn(x, weights, 5), strict=True):
+    for a, b in zip(got, reference.causal_conv1d_silu(x, weights, 5), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert torch.allclose(a, b, rtol=bound, atol=bound)
 
@@ -235,7 +254,7 @@ def test_says_why_it_cannot_run(packages, monkeypatch, hidden, message):
     assert backend.unavailable() is None
     if hidden == "mamba_ssm":
         monkeypatch.delitem(sys.modules, hidden)
-        monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(mamba_ssm.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setitem(sys.modules, hidden, None)
     forget()
@@ -255,20 +274,22 @@ def test_the_convolution_is_a_question_of_its_own(packages, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", None)
     assert backend.unavailable() is None
-    assert "causal_conv1d_cuda does not load" in backend._convolution_error()
+    assert "causal_conv1d_cuda does not load" in mamba_ssm._convolution_error()
     backend.causal_conv1d_silu(torch.randn(1, 3, 2), [(torch.randn(2, 1, 2), torch.randn(2))], 3)
     assert not packages
 
 
 def test_a_function_that_is_gone_is_named(packages, monkeypatch):
     monkeypatch.delattr(sys.modules[INTERFACE], "selective_scan_fn")
-    assert f"{INTERFACE} has no function selective_scan_fn" in backend._scan_error()
+    assert f"{INTERFACE} has no function selective_scan_fn" in mamba_ssm._scan_error()
 
 
 def test_is_never_chosen_automatically(packages, monkeypatch):
-    monkeypatch.delenv(ops.dispatch.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
     monkeypatch.setattr(backend, "unavailable", lambda device=None: None)
-    monkeypatch.setattr("muse_adapter.ops.triton_gpu.unavailable", lambda device=None: "hidden")
+    monkeypatch.setattr(
+        "muse_adapter.ops.triton_gpu.TRITON.unavailable", lambda device=None: "hidden"
+    )
     assert ops.backend_for(torch.device("cuda")) == "torch"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import muse_adapter.ops.numba_cpu as backend
+from muse_adapter.ops.numba_cpu import NUMBA as backend
 from tests.support.numba_scans import (
     BOUND,
     NAMES,
@@ -20,6 +20,7 @@ from tests.support.numba_scans import (
     identical,
     naive,
     options,
+    scan,
 )
 
 if backend.unavailable() is not None:
@@ -98,7 +99,7 @@ def case_and_answer(case, reverse):
 def test_agrees_with_the_loop(dtype, case, reverse):
     arguments, cotangents, given, expected = case_and_answer(case, reverse)
     arguments = [None if t is None else t.detach().to(dtype).requires_grad_() for t in arguments]
-    got = gradients(backend.scan, arguments, cotangents, **given)
+    got = gradients(scan, arguments, cotangents, **given)
     assert got["y"].dtype == got["state"].dtype == dtype
     agree(got, expected, BOUND[dtype])
 
@@ -110,7 +111,7 @@ def test_one_output_used(used):
     which = ["y", "state"].index(used)
     cotangent = cotangents_of(torch.float64, *shape)[which]
     results = []
-    for function in (backend.scan, naive):
+    for function in (scan, naive):
         output = function(*arguments, **options())[which]
         # The state depends neither on C nor on D, which the loop then has no gradient for.
         given = torch.autograd.grad(
@@ -137,7 +138,7 @@ def test_other_memory_layouts(reverse):
     plain = [tensor.detach().clone().contiguous().requires_grad_() for tensor in odd]
     lengths = torch.tensor([[40, 0], [13, 0]], dtype=torch.int32)[:, 0]
     cotangents = (torch.ones(()).double().expand(2, 40, 37), torch.ones(()).expand(2, 37, 4))
-    got = gradients(backend.scan, odd, cotangents, **options(reverse, lengths))
+    got = gradients(scan, odd, cotangents, **options(reverse, lengths))
     agree(got, gradients(naive, plain, cotangents, **options(reverse, lengths)), 1e-12)
 
 
@@ -145,7 +146,7 @@ def test_other_memory_layouts(reverse):
 def test_half_precision_is_computed_in_float32(dtype):
     arguments = draw(dtype, 2, 40, 37, 4)
     cotangents = cotangents_of(torch.float32, 2, 40, 37, 4)
-    got = gradients(backend.scan, arguments, cotangents, **options())
+    got = gradients(scan, arguments, cotangents, **options())
     assert got["y"].dtype == got["state"].dtype == torch.float32
     assert all(got[f"grad {name}"].dtype == dtype for name in NAMES)
     expected = gradients(naive, arguments, cotangents, **options())
@@ -156,9 +157,9 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_no_gradient_wanted():
     arguments = draw(torch.float64, 2, 40, 37, 4)
     with torch.no_grad():
-        y, state = backend.scan(*arguments, **options())
+        y, state = scan(*arguments, **options())
     assert not y.requires_grad and not state.requires_grad
-    expected, _ = backend.scan(*arguments, **options())
+    expected, _ = scan(*arguments, **options())
     assert torch.equal(y, expected)
 
 
@@ -169,7 +170,7 @@ def test_gradient_of_one_argument(only):
     expected = torch.autograd.grad(naive(*arguments, **options())[0], arguments[only], dy)[0]
     alone = [tensor.detach() for tensor in arguments]
     alone[only].requires_grad_()
-    backend.scan(*alone, **options())[0].backward(dy)
+    scan(*alone, **options())[0].backward(dy)
     agree({"grad": alone[only].grad}, {"grad": expected}, 1e-12)
     assert all(tensor.grad is None for i, tensor in enumerate(alone) if i != only)
 
@@ -179,13 +180,13 @@ def test_gradcheck(reverse):
     arguments = draw(torch.float64, 2, 5, 3, 2)
     lengths = torch.tensor([5, 3])
     assert torch.autograd.gradcheck(
-        lambda *tensors: backend.scan(*tensors, **options(reverse, lengths)), arguments
+        lambda *tensors: scan(*tensors, **options(reverse, lengths)), arguments
     )
 
 
 def test_a_second_derivative_is_refused():
     arguments = draw(torch.float64, 1, 5, 3, 2)
-    y, _ = backend.scan(*arguments, **options())
+    y, _ = scan(*arguments, **options())
     (dx,) = torch.autograd.grad(y.sum(), arguments[0], create_graph=True)
     with pytest.raises(RuntimeError, match="has no second derivative: use backend='reference'"):
         torch.autograd.grad(dx.sum(), arguments[1])
@@ -195,7 +196,7 @@ def test_a_second_derivative_is_refused():
 @dtypes
 def test_no_tokens(dtype, kind):
     arguments = draw(dtype, 2, 0, 16, 3, b=kind, c=kind)
-    y, state = backend.scan(*arguments, **options())
+    y, state = scan(*arguments, **options())
     assert y.shape == (2, 0, 16) and (state == 0).all()
     for gradient in torch.autograd.grad(y.sum() + state.sum(), arguments):
         assert (gradient == 0).all()
@@ -214,15 +215,15 @@ def test_float32_over_sixteen_thousand_steps(reverse, states):
         arguments[2].copy_(-torch.linspace(0.1, 16, 16 * states).view(16, states))
     exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
     cotangents = cotangents_of(torch.float32, 1, 16000, 16, states)
-    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
-    agree(got, gradients(backend.scan, exact, cotangents, **options(reverse)), 1e-5)
+    got = gradients(scan, arguments, cotangents, **options(reverse))
+    agree(got, gradients(scan, exact, cotangents, **options(reverse)), 1e-5)
 
 
 def two_steps(x, delta, A):
     """y of two steps for many channels with one state and B = C = 1. x, delta: (2, E); A: (E,)."""
     ones = torch.ones(1, 2, 1, 1, dtype=x.dtype)
     arguments = (x[None], delta[None], A[:, None].to(x.dtype), ones, ones, None, None)
-    return backend.scan(*arguments, **options(softplus=False))[0][0]
+    return scan(*arguments, **options(softplus=False))[0][0]
 
 
 @dtypes
@@ -270,7 +271,7 @@ def test_steep_steps_among_calm_ones(reverse, states):
     arguments[1] = torch.where(steep, delta.abs() * 300, delta).requires_grad_()
     exact = [tensor.detach().double().requires_grad_() for tensor in arguments]
     cotangents = cotangents_of(torch.float32, *shape)
-    got = gradients(backend.scan, arguments, cotangents, **options(reverse))
+    got = gradients(scan, arguments, cotangents, **options(reverse))
     agree(got, gradients(naive, exact, cotangents, **options(reverse)), 1e-5)
 
 
@@ -293,7 +294,7 @@ def test_softplus_is_torchs(dtype):
     ones = torch.ones(1, 1, 1, 1, dtype=dtype)
     A = -torch.ones(channels, 1, dtype=dtype)
     x = torch.ones(1, 1, channels, dtype=dtype)
-    y, _ = backend.scan(x, delta[None, None], A, ones, ones, None, None, **options())
+    y, _ = scan(x, delta[None, None], A, ones, ones, None, None, **options())
     (slope,) = torch.autograd.grad(y.sum(), delta)
     exact = delta.detach().double().requires_grad_()
     expected = F.softplus(exact)
@@ -313,13 +314,13 @@ def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
     shape = (3, 70, 37, states)
     clean = draw(dtype, *shape)
     cotangents = (torch.randn(3, 70, 37, dtype=dtype), None)
-    expected = gradients(backend.scan, clean, cotangents, **options(reverse))
+    expected = gradients(scan, clean, cotangents, **options(reverse))
     dirty = [tensor.detach().clone().requires_grad_() for tensor in clean]
     with torch.no_grad():
         dirty[0][1, 35, 5] = float("nan")
         dirty[1][1, 50, 20] = float("nan")
         dirty[3][2, 20] = float("nan")
-    got = gradients(backend.scan, dirty, cotangents, **options(reverse))
+    got = gradients(scan, dirty, cotangents, **options(reverse))
     for name in ("y", "state", "grad x", "grad delta", "grad B", "grad C"):
         assert torch.equal(got[name][0], expected[name][0]), f"{name} of a clean video"
     for channel, first in ((5, 35), (20, 50)):
@@ -348,8 +349,8 @@ def test_padding_is_never_read(reverse, states, dtype):
             for tensor in (dirty[0], dirty[1], dirty[3], dirty[4], wild):
                 tensor[video, valid:] = float("nan")
     given = options(reverse, lengths)
-    got = gradients(backend.scan, dirty, (wild, dstate), **given)
-    identical(got, gradients(backend.scan, clean, (dy, dstate), **given))
+    got = gradients(scan, dirty, (wild, dstate), **given)
+    identical(got, gradients(scan, clean, (dy, dstate), **given))
     for name in ("y", "grad x", "grad delta", "grad B", "grad C"):
         assert (got[name][1, 17:] == 0).all() and (got[name][2] == 0).all(), name
     assert (got["state"][2] == 0).all()
@@ -367,9 +368,7 @@ def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
     gains = torch.ones(2, length, 1, states)
     A = torch.full((channels, states), math.log(0.5))
     tensors = [t.requires_grad_() for t in (x, one, A, gains, gains.clone())]
-    y, state = backend.scan(
-        *tensors, None, None, delta_softplus=False, reverse=reverse, lengths=None
-    )
+    y, state = scan(*tensors, None, None, delta_softplus=False, reverse=reverse, lengths=None)
     smallest = torch.finfo(torch.float32).tiny
     assert (y != 0).sum() > 100 * channels
     assert not ((y != 0) & (y.abs() < smallest)).any()
@@ -385,7 +384,7 @@ def test_gradients_below_the_normal_range_are_zero(reverse, states):
     arguments = draw(torch.float32, 1, 40, 16, states)
     with torch.no_grad():
         arguments[0].fill_(2.0**60)
-    _, state = backend.scan(*arguments, **options(reverse))
+    _, state = scan(*arguments, **options(reverse))
     for exponent, nothing in ((-120, False), (-130, True)):
         given = torch.full_like(state, 2.0**exponent)
         (slope,) = torch.autograd.grad(state, arguments[2], given, retain_graph=True)

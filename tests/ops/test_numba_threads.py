@@ -15,20 +15,20 @@ import time
 import pytest
 import torch
 
-import muse_adapter.ops.numba_cpu as backend
+from muse_adapter.ops.numba_cpu import NUMBA as backend
 from tests.support.numba_scans import (
     draw,
     gradients,
     identical,
     options,
+    scan,
 )
 
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
 
-from muse_adapter.ops.numba_cpu import pool, team
-from muse_adapter.ops.numba_cpu import share as sharing
-from muse_adapter.ops.numba_cpu.share import share
+from muse_adapter.ops.numba_cpu import parallel, pool, team
+from muse_adapter.ops.numba_cpu.parallel import run_parallel
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -43,7 +43,7 @@ def shared_work(seed=0):
     cotangents = tuple(
         torch.randn(shape, generator=generator) for shape in (SHARED[:3], (3, 80, 16))
     )
-    return gradients(backend.scan, arguments, cotangents, **options())
+    return gradients(scan, arguments, cotangents, **options())
 
 
 @pytest.fixture
@@ -94,17 +94,17 @@ def test_several_threads_at_once(threads):
 def helpers(request, monkeypatch):
     """Each kind of threads that share work; whether they are a pool's."""
     if request.param == "a pool":
-        monkeypatch.setattr(team, "region", lambda: None)
-    elif team.region() is None:
-        pytest.skip("torch has no OpenMP of the GNU kind here")
-    monkeypatch.setattr(sharing, "crowded", lambda: False)
+        monkeypatch.setattr(team, "parallel_region", lambda: None)
+    elif team.parallel_region() is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    monkeypatch.setattr(parallel, "oversubscribed", lambda: False)
     return request.param == "a pool"
 
 
 def _in_child(arguments, queue):
     with torch.no_grad():
-        y, state = backend.scan(*arguments, **options())
-    own = any(thread.name.startswith("muse-adapter-scan") for thread in threading.enumerate())
+        y, state = scan(*arguments, **options())
+    own = any(thread.name.startswith("muse-adapter") for thread in threading.enumerate())
     queue.put((y.numpy().tobytes(), state.numpy().tobytes(), own))
 
 
@@ -115,7 +115,7 @@ def test_after_a_fork(helpers, threads):
     threads(3)
     arguments = draw(torch.float32, *SHARED)
     with torch.no_grad():
-        expected = backend.scan(*arguments, **options())
+        expected = scan(*arguments, **options())
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(arguments, queue))
@@ -127,7 +127,7 @@ def test_after_a_fork(helpers, threads):
     finally:
         child.kill()
     assert got == (*(tensor.numpy().tobytes() for tensor in expected), helpers)
-    again = backend.scan(*arguments, **options())
+    again = scan(*arguments, **options())
     assert torch.equal(again[0], expected[0])
 
 
@@ -139,39 +139,42 @@ def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
     def in_child():
         child = os.fork()
         if child == 0:
-            os._exit(int(team.region() is not None))
+            os._exit(int(team.parallel_region() is not None))
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    here = int(team.region() is not None)
+    here = int(team.parallel_region() is not None)
     assert in_child() == here
     original = team._from_torchs_openmp
     monkeypatch.setattr(
         team, "_from_torchs_openmp", lambda name: original(name) if "GOMP" in name else None
     )
     monkeypatch.setattr(team, "_ended", team._ended)
-    assert in_child() == 0 and int(team.region() is not None) == here
+    assert in_child() == 0 and int(team.parallel_region() is not None) == here
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_after_a_fork_that_nobody_watched(run_python):
-    """Torch's threads were there, the package was not: the child would wait for them."""
+@pytest.mark.parametrize("imported", ["in the child", "before the fork"])
+def test_after_a_fork_before_the_first_call(run_python, imported):
+    """Torch's threads were there, nothing watched the fork: the child would wait for them."""
     code = """
-import os, signal, torch
+import os, signal, sys, torch
+if sys.argv[1] == "before the fork":
+    import muse_adapter.ops.numba_cpu.kernel
 torch.set_num_threads(3)
 torch.randn(1 << 20).exp()
 child = os.fork()
 if child == 0:
     signal.alarm(60)
     import ctypes
-    from muse_adapter.ops.numba_cpu.share import share
+    from muse_adapter.ops.numba_cpu.parallel import run_parallel
     calls = []
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(calls.append)
-    share(ctypes.cast(function, ctypes.c_void_p).value, 0, 3)
+    run_parallel(ctypes.cast(function, ctypes.c_void_p).value, 0, 3)
     os._exit(0 if calls else 1)
 status = os.waitpid(child, 0)[1]
 assert status == 0, status
 """
-    done = run_python(code)
+    done = run_python(code, imported)
     assert done.returncode == 0, done.stderr
 
 
@@ -201,7 +204,7 @@ class Called:
 def test_as_many_calls_as_threads(helpers, threads):
     threads(3)
     called = Called(3)
-    share(called.address, 0, 3)
+    run_parallel(called.address, 0, 3)
     assert len(set(called.threads)) == 3
 
 
@@ -216,7 +219,7 @@ def test_a_pool_that_cannot_have_all_its_threads(monkeypatch):
         begun.append(thread)
         start(thread)
 
-    monkeypatch.setattr(pool, "_executor", None)
+    monkeypatch.setattr(pool, "_pools", {})
     monkeypatch.setattr(threading.Thread, "start", starve)
     calls, ended = [], False
 
@@ -229,18 +232,20 @@ def test_a_pool_that_cannot_have_all_its_threads(monkeypatch):
     ended = True
     before = list(calls)
     assert 1 <= len(set(calls)) <= 3
-    pool._executor.shutdown()
+    pool._pools[os.getpid()].executor.shutdown()
     assert calls == before
 
 
-@pytest.mark.skipif(team.region() is None, reason="torch has no OpenMP of the GNU kind here")
+@pytest.mark.skipif(
+    team.parallel_region() is None, reason="torch has no OpenMP of the GNU kind here"
+)
 def test_work_is_done_by_threads_that_torch_has(threads, monkeypatch):
-    monkeypatch.setattr(sharing, "crowded", lambda: False)
+    monkeypatch.setattr(parallel, "oversubscribed", lambda: False)
     threads(3)
     torch.randn(1 << 20).exp()
     before = set(os.listdir("/proc/self/task"))
     called = Called(3)
-    share(called.address, 0, 3)
+    run_parallel(called.address, 0, 3)
     assert set(called.threads) <= before
 
 
@@ -264,21 +269,21 @@ def test_beside_a_thread_that_computes_in_python(helpers, threads):
 
 
 @pytest.mark.parametrize("running", [0, 1])
-def test_a_crowded_machine(running, monkeypatch, tmp_path, threads):
+def test_an_oversubscribed_machine(running, monkeypatch, tmp_path, threads):
     """With one thread more than processors that wants to run, nobody waits for OpenMP's threads."""
     load = tmp_path / "loadavg"
     load.write_text(f"0.50 0.40 0.30 {os.cpu_count() + running}/345 6789\n")
-    monkeypatch.setattr(sharing, "_LOAD", load)
-    monkeypatch.setattr(sharing, "_seen", (0.0, not running))
+    monkeypatch.setattr(parallel, "_LOAD", load)
+    monkeypatch.setattr(parallel, "_last_read", (0.0, not running))
     entered = []
-    monkeypatch.setattr(team, "region", lambda: entered.append("OpenMP"))
+    monkeypatch.setattr(team, "parallel_region", lambda: entered.append("OpenMP"))
     threads(2)
     called = Called(2)
-    share(called.address, 0, 2)
+    run_parallel(called.address, 0, 2)
     assert len(called.threads) == 2 and entered == ([] if running else ["OpenMP"])
     load.unlink()
-    monkeypatch.setattr(sharing, "_seen", (0.0, True))
-    assert not sharing.crowded()
+    monkeypatch.setattr(parallel, "_last_read", (0.0, True))
+    assert not parallel.oversubscribed()
 
 
 def test_beside_a_busy_process(threads, run_beside, monkeypatch):

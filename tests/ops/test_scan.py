@@ -2,81 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from muse_adapter import ops
-from muse_adapter.ops import (
-    Direction,
-    bidirectional_scan,
-    dispatch,
-    recurrent,
-    selective_scan,
-    use_backend,
-)
+from muse_adapter.ops import selective_scan
 from muse_adapter.ops.operator import NEGLIGIBLE
+from tests.support.scans import BOUND, check, compare, draw, fast_backends, results
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
-FAST = [name for name in dispatch.MODULES if name != "reference"]
-fast_backends = pytest.mark.parametrize("backend", FAST, indirect=True)
-
-# Against the reference in float64 only the order of sums differs; in float32 each sum of S * L
-# terms rounds at 6e-8, and gradients sum over the whole sequence.
-BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
-
-
-def draw(batch, channels, length, states, dtype, *, B="variable", C="variable", without=()):
-    """Random arguments of `selective_scan`, all wanting gradients."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    shapes = {
-        "constant": (channels, states),
-        "variable": (batch, states, length),
-        "grouped": (batch, 2, states, length),
-    }
-    arguments = {
-        "u": normal(batch, channels, length),
-        "delta": normal(batch, channels, length),
-        "A": -normal(channels, states).abs() * 2,
-        "B": normal(*shapes[B]),
-        "C": normal(*shapes[C]),
-        "D": normal(channels),
-        "z": normal(batch, channels, length),
-        "delta_bias": normal(channels),
-    }
-    return {k: None if k in without else v.requires_grad_() for k, v in arguments.items()}
-
-
-def results(arguments, cotangents, **options):
-    """Output, last state and every gradient."""
-    y, state = selective_scan(**arguments, return_last_state=True, **options)
-    loss = (y * cotangents[0]).sum() + (state * cotangents[1]).sum()
-    inputs = {name: tensor for name, tensor in arguments.items() if tensor is not None}
-    gradients = torch.autograd.grad(loss, list(inputs.values()))
-    named = {f"grad {name}": value for name, value in zip(inputs, gradients, strict=True)}
-    return {"y": y, "state": state, **named}
-
-
-def compare(got, expected, bound):
-    for name, value in expected.items():
-        error = (got[name] - value).abs().max().item() / max(value.abs().max().item(), 1e-30)
-        assert error <= bound, f"{name} is off by {error:.1e}"  # NaN fails too
-
-
-def check(arguments, backend, **options):
-    """The backend agrees with `reference` on the output, the last state and every gradient."""
-    u, states = arguments["u"], arguments["A"].shape[1]
-    cotangents = torch.randn_like(u), torch.randn(*u.shape[:2], states, dtype=u.dtype)
-    got = results(arguments, cotangents, **options, backend=backend)
-    expected = results(arguments, cotangents, **options, backend="reference")
-    compare(got, expected, BOUND[u.dtype])
 
 
 @fast_backends
@@ -183,106 +116,6 @@ def test_gradients_by_finite_differences(backend):
     assert torch.autograd.gradcheck(scan, tuple(arguments.values()))
 
 
-def directions(length, dtype=torch.float64):
-    def one(cut=length):
-        a = draw(3, 6, length, 4, dtype)
-        in_time = ("u", "delta", "B", "C")
-        u, delta, B, C = (a[k].detach().transpose(1, 2)[:, :cut].clone() for k in in_time)
-        values = [u, delta, a["A"], B, C]
-        return Direction(*(v.detach().requires_grad_() for v in (*values, a["D"], a["delta_bias"])))
-
-    return one
-
-
-def one_by_one(forward, backward, z, lengths, positions):
-    """`bidirectional_scan` by its words: each video alone, cut to its length, flipped in time."""
-    rows = []
-    for index, length in enumerate(lengths.tolist()):
-        total = torch.zeros(forward.x.shape[2], backward.x.shape[1], dtype=z.dtype)
-        for direction, flip in ((forward, False), (backward, True)):
-            x, delta, A, B, C, D, bias = direction
-            cut = min(length, x.shape[1])
-            if cut == 0:
-                continue
-            order = slice(None)
-            row = [v[index : index + 1, :cut].transpose(1, 2) for v in (x, delta, B, C)]
-            row = [v.flip(-1) if flip else v[..., order] for v in row]
-            y = selective_scan(
-                row[0], row[1], A, row[2], row[3], D, delta_bias=bias, delta_softplus=True,
-                backend="reference",
-            )  # fmt: skip
-            y = (y.flip(-1) if flip else y)[0]
-            total = total + F.pad(y, (0, total.shape[1] - cut))
-        rows.append(total.T)
-    y = torch.stack(rows)
-    y = torch.stack([row[index] for row, index in zip(y, positions, strict=True)])
-    return y * F.silu(z)
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=["no videos", "no tokens"])
-def test_nothing_to_scan(backend, shape):
-    x = torch.randn(*shape, 6, requires_grad=True)
-    gain, weight = torch.randn(*shape, 4), torch.ones(6)
-    direction = Direction(x, x, -torch.ones(6, 4), gain, gain, weight, weight)
-    y = bidirectional_scan(direction, direction, x, backend=backend)
-    assert y.shape == torch.autograd.grad(y.sum(), x)[0].shape == x.shape
-
-
-@pytest.mark.parametrize("cut", [21, 7], ids=["whole", "forward cut"])
-def test_both_directions_with_lengths_and_positions(backend, cut):
-    one = directions(21)
-    forward, backward = one(cut), one()
-    lengths = torch.tensor([21, 0, 9])
-    positions = torch.tensor([[0, 3, 6], [1, 2, 0], [6, 0, 5]])
-    z = torch.randn(3, 3, 6, dtype=torch.float64, requires_grad=True)
-    # What stands behind a video's length is never read, not even to be multiplied by zero.
-    behind = torch.arange(21) >= lengths.unsqueeze(1)
-    spoilt = [
-        Direction(*(
-            v.detach().masked_fill(behind[:, : v.shape[1], None], float("nan")).requires_grad_()
-            if v.dim() == 3 else v
-            for v in direction
-        ))
-        for direction in (forward, backward)
-    ]  # fmt: skip
-    got = bidirectional_scan(*spoilt, z, lengths=lengths, positions=positions, backend=backend)
-    expected = one_by_one(forward, backward, z, lengths, positions)
-    assert (got - expected).abs().max() < 1e-12
-    wanted = [v for direction in spoilt for v in direction]
-    originals = [v for direction in (forward, backward) for v in direction]
-    cotangent = torch.randn_like(expected)
-    for a, b in zip(
-        torch.autograd.grad((got * cotangent).sum(), [*wanted, z]),
-        torch.autograd.grad((expected * cotangent).sum(), [*originals, z]),
-        strict=True,
-    ):
-        assert (a - b).abs().max() < 1e-11
-
-
-@pytest.mark.parametrize("both", [True, False], ids=["both directions", "one direction"])
-@pytest.mark.parametrize("channels", [32, 6])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_inference_is_the_definition(backend, dtype, channels, both):
-    """Without gradients a backend may join the directions and the gate."""
-    length, lengths = 70, torch.tensor([70, 0, 33])
-    behind = torch.arange(length) >= lengths.unsqueeze(1)
-
-    def direction():
-        a = {name: t.detach() for name, t in draw(3, channels, length, 4, dtype).items()}
-        rows = [a[name].transpose(1, 2) for name in ("u", "delta", "B", "C")]
-        u, delta, B, C = (t.masked_fill(behind[:, :, None], float("nan")) for t in rows)
-        return Direction(u, delta, a["A"], B, C, a["D"], a["delta_bias"])
-
-    forward, backward = direction(), direction() if both else None
-    z = torch.randn(3, length, 2 * channels, dtype=dtype)[..., channels:]  # half of a wider tensor
-    got = bidirectional_scan(forward, backward, z, lengths=lengths, backend=backend)
-    expected = bidirectional_scan(forward, backward, z, lengths=lengths, backend="reference")
-    assert got.dtype == dtype and got.shape == expected.shape
-    bound = 1e-12 if dtype == torch.float64 else 1e-5
-    assert (got - expected).abs().max() < bound * expected.abs().max()
-    assert (got[behind] == 0).all()
-
-
 def test_nan_stays_in_its_video(backend):
     arguments = {k: v.detach() for k, v in draw(3, 4, 17, 3, torch.float32).items()}
     clean = selective_scan(**arguments, delta_softplus=True, backend=backend)
@@ -291,75 +124,6 @@ def test_nan_stays_in_its_video(backend):
     y = selective_scan(**arguments, delta_softplus=True, backend=backend)
     assert torch.equal(y[[0, 2]], clean[[0, 2]])
     assert torch.equal(y[1, :, :5], clean[1, :, :5]) and y[1, :, 5:].isnan().all()
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 4)
-        return out
-
-
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_the_torch_backend_keeps_no_state_of_every_token(reverse):
-    """The largest tensor of forward and backward is a chunk's, not (batch, L, E, S)."""
-    batch, channels, length, states = 1, 64, 4000, 16
-    arguments = draw(batch, channels, length, states, torch.float32)
-    u, delta, A, B, C, D, bias = (
-        arguments[name].detach() for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")
-    )
-    rows = (u.transpose(1, 2), delta.transpose(1, 2), A)
-    inputs = (*rows, B.transpose(1, 2)[:, :, None], C.transpose(1, 2)[:, :, None], D, bias)
-    flags = {"delta_softplus": True, "reverse": reverse, "lengths": None}
-    every_state = batch * channels * length * states
-    # Below the operator, into which the mode does not look.
-    with Largest() as largest:
-        kept = torch.empty(recurrent.kept_shape(batch, length, channels, states))
-        y, _ = recurrent.scan_forward(*inputs, **flags, kept=kept)
-        recurrent.scan_backward(torch.ones_like(y), None, kept, *inputs, **flags)
-    assert largest.elements < every_state / 4
-    with Largest() as largest:
-        torch.stack([A] * length)
-    assert largest.elements >= every_state, "a tensor of every state would be seen"
-
-
-def test_choice_of_the_backend(monkeypatch, caplog):
-    arguments = {k: v.detach() for k, v in draw(1, 2, 3, 2, torch.float32).items()}
-    called = []
-    for name in dispatch.MODULES:
-        module = dispatch._module(name)
-        original = module.scan
-        monkeypatch.setattr(
-            module, "scan", lambda *a, _n=name, _f=original, **k: called.append(_n) or _f(*a, **k)
-        )
-    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
-    automatic = next(name for name, status in ops.backends("cpu").items() if status.available)
-    selective_scan(**arguments)
-    monkeypatch.setenv(dispatch.ENVIRONMENT, "torch")
-    dispatch._logged.clear()
-    with caplog.at_level(logging.INFO, "muse_adapter"):
-        selective_scan(**arguments)
-        selective_scan(**arguments)
-    assert caplog.text.count("backend torch (MUSE_ADAPTER_BACKEND)") == 1
-    with use_backend("reference"):
-        selective_scan(**arguments)
-        selective_scan(**arguments, backend="torch")
-    selective_scan(**arguments)
-    assert called == [automatic, "torch", "torch", "reference", "torch", "torch"]
-
-
-def test_backends_says_why_one_is_missing():
-    assert ops.backends()["reference"] == (True, None)
-    on_gpu = ops.backends("cuda")["numba"]
-    assert not on_gpu.available and on_gpu.reason
 
 
 def test_a_second_derivative_works_or_is_refused_by_name(backend):

@@ -16,20 +16,21 @@ from muse_adapter.retrieval.metrics import retrieval_metrics
 KS = (1, 2, 5)
 
 
-def brute_force(scores: list[list[float]], right: list[set[int]]) -> dict[str, float]:
-    """Metrics of queries (rows) from all orders of the gallery (columns); stable sorting by score.
+def brute_force(scores: list[list[float]], correct: list[set[int]]) -> dict[str, float]:
+    """Compute the metrics of queries (rows) over all orders of the gallery (columns).
 
-    `right[i]` are the columns that are right for row i; rows without one are no queries.
+    Each order is sorted by score, stably. `correct[i]` are the correct columns of row i; rows
+    without one are no queries.
     """
     expected: list[float] = []
     hits: dict[int, list[float]] = {k: [] for k in KS}
-    for row, wanted in zip(scores, right, strict=True):
-        if not wanted:
+    for row, own in zip(scores, correct, strict=True):
+        if not own:
             continue
         ranks = []
         for order in itertools.permutations(range(len(row))):
             ranked = sorted(order, key=lambda column: -row[column])
-            ranks.append(1 + min(ranked.index(column) for column in wanted))
+            ranks.append(1 + min(ranked.index(column) for column in own))
         expected.append(statistics.fmean(ranks))
         for k in KS:
             hits[k].append(statistics.fmean(rank <= k for rank in ranks))
@@ -58,10 +59,10 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, list[int]]:
     return torch.tensor(draw(values)).view(texts, videos) / 2, draw(targets)
 
 
-def assert_same(got: dict[str, dict[str, float]], wanted: dict[str, dict[str, float]]) -> None:
+def assert_same(got: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
     assert list(got) == ["t2v", "v2t"]
     for direction in got:
-        assert got[direction] == pytest.approx(wanted[direction], rel=1e-12, abs=1e-12)
+        assert got[direction] == pytest.approx(expected[direction], rel=1e-12, abs=1e-12)
 
 
 @given(cases())
@@ -109,9 +110,9 @@ def test_equals_brute_force_over_all_orders(case: tuple[Tensor, list[int]]) -> N
 )
 def test_by_hand(similarity: list, targets: list | None, t2v: tuple, v2t: tuple) -> None:
     got = retrieval_metrics(torch.tensor(similarity, dtype=torch.float32), targets, ks=[1])
-    for direction, wanted in (("t2v", t2v), ("v2t", v2t)):
+    for direction, expected in (("t2v", t2v), ("v2t", v2t)):
         assert list(got[direction]) == ["R@1", "MdR", "MnR"]
-        assert tuple(got[direction].values()) == pytest.approx(wanted)
+        assert tuple(got[direction].values()) == pytest.approx(expected)
         assert all(type(value) is float for value in got[direction].values())
 
 
@@ -127,15 +128,15 @@ def test_median_of_an_even_number_of_queries_is_the_middle() -> None:
 def test_any_floating_type(dtype: torch.dtype) -> None:
     similarity = torch.randn(40, 30).to(dtype)
     targets = torch.randint(30, (40,))
-    wanted = retrieval_metrics(similarity.double(), targets)
-    assert retrieval_metrics(similarity, targets) == wanted
+    expected = retrieval_metrics(similarity.double(), targets)
+    assert retrieval_metrics(similarity, targets) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
 def test_any_integer_type_of_targets(dtype: torch.dtype) -> None:
     similarity, targets = torch.randn(6, 4), torch.tensor([0, 3, 2, 1, 1, 0])
-    wanted = retrieval_metrics(similarity, targets.tolist())
-    assert retrieval_metrics(similarity, targets.to(dtype)) == wanted
+    expected = retrieval_metrics(similarity, targets.tolist())
+    assert retrieval_metrics(similarity, targets.to(dtype)) == expected
 
 
 def test_without_targets_is_the_diagonal() -> None:
@@ -145,12 +146,12 @@ def test_without_targets_is_the_diagonal() -> None:
 
 def test_monotone_transformation_and_joint_permutation_change_nothing() -> None:
     similarity, targets = torch.randn(50, 20, dtype=torch.float64), torch.randint(20, (50,))
-    wanted = retrieval_metrics(similarity, targets)
-    assert retrieval_metrics(similarity.exp() * 7, targets) == wanted
+    expected = retrieval_metrics(similarity, targets)
+    assert retrieval_metrics(similarity.exp() * 7, targets) == expected
     texts, videos = torch.randperm(50), torch.randperm(20)
     permuted = retrieval_metrics(similarity[texts][:, videos], videos.argsort()[targets[texts]])
-    for direction in wanted:
-        assert permuted[direction] == pytest.approx(wanted[direction])
+    for direction in expected:
+        assert permuted[direction] == pytest.approx(expected[direction])
 
 
 def test_k_beyond_the_gallery_is_always_a_hit() -> None:

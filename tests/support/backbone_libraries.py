@@ -1,8 +1,8 @@
-"""timm, open_clip and others that need torchvision, importable on a torch that has none.
+"""Import timm, open_clip and others that need torchvision, with a torch that has none.
 
-`tests/run.sh` installs them in a folder of their own, named by BACKBONE_LIBRARIES, so that nothing
-but the tests sees them: transformers imports torchvision wherever it finds it, and torchvision for
-a GPU breaks that import on a torch for the CPU.
+`tests/run.sh` installs them in a separate folder, named by BACKBONE_LIBRARIES, that only the tests
+use: transformers imports torchvision whenever it is installed, and a torchvision built for GPUs
+breaks that import with a torch for CPUs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 
 
 def import_openai_clip() -> ModuleType | None:
-    """OpenAI's clip; None where it is not installed.
+    """Import OpenAI's clip; return None if it is not installed.
 
-    It asks for the `packaging` inside pkg_resources, which setuptools no longer has.
+    It imports `packaging` from pkg_resources, which current setuptools no longer has.
     """
     if importlib.util.find_spec("clip") is None:
         return None
@@ -39,10 +39,10 @@ def import_openai_clip() -> ModuleType | None:
 
 
 def make_importable() -> torch.library.Library | None:
-    """Puts the folder on the path, and declares what a torchvision for another torch lacks.
+    """Add the folder to the path, and declare the operators that torchvision cannot load.
 
     Returns:
-        The declaration, to be kept as long as torchvision is in use; None if none is needed.
+        The declaration, to be kept alive while torchvision is in use; None if none is needed.
     """
     if folder := os.environ.get("BACKBONE_LIBRARIES"):
         sys.path.append(folder)
@@ -53,7 +53,7 @@ def make_importable() -> torch.library.Library | None:
     built_for_gpu = re.search(r"^__version__ = '[\d.]+\+cu", about, re.MULTILINE)
     if torch.version.cuda is not None or not built_for_gpu:
         return None
-    # Its own library cannot be loaded; its Python gives these two operators a shape function.
+    # Its library cannot be loaded, but its Python registers shape functions for these operators.
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,4 +1,4 @@
-"""BertAdam, the hosts' optimizer, from its formulas; `test_optim.py` has the golden numbers."""
+"""BertAdam, the optimiser of the hosts; `test_optimisers.py` compares it with the official one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class BertAdam(torch.optim.Optimizer):
-    """CLIP4Clip's optimiser, from its formulas: no bias correction, a cosine after a warm-up.
+    """CLIP4Clip's optimiser: Adam without bias correction, warm-up, then a cosine schedule.
 
     Args:
-        params: Groups; each may bring its own lr and weight_decay.
-        lr: Peak learning rate of groups that bring none.
-        warmup: Part of `t_total` with a linearly rising rate.
+        params: Groups, each optionally with its own lr and weight_decay.
+        lr: Peak learning rate of groups without one.
+        warmup: Fraction of `t_total` with a linearly rising rate.
         t_total: Number of steps.
     """
 
@@ -67,7 +67,7 @@ class BertAdam(torch.optim.Optimizer):
                 state["steps"] += 1
 
     def get_lr(self) -> list[float]:
-        """The rate that the next step of each parameter with a gradient would have."""
+        """Compute the rate of the next step, for each parameter with a gradient."""
         return [
             self.rate(group, self.state[parameter]["steps"])
             for group in self.param_groups

@@ -7,23 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel
+from muse_adapter import VideoEncoder, VideoTextModel
+from tests.support.small_encoders import small_head
 from tests.support.tiny_clips import OpenAIClip, Words
 
 
 def small_model() -> VideoTextModel:
-    """A whole model in double precision, its head not at its identity start."""
-    head = MultiScaleMamba(dim=12, depth=1, dropout=0.0, d_state=4, init="release")
-    return VideoTextModel(VideoEncoder(OpenAIClip(), head), Words()).double()
+    """Build a whole model in double precision, with a head that is not an identity."""
+    return VideoTextModel(VideoEncoder(OpenAIClip(), small_head()), Words()).double()
 
 
 def three_steps(
     rows: slice, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 ) -> dict[str, Tensor]:
-    """Trains on some rows of a batch of four pairs.
+    """Train on some rows of a batch of four pairs.
 
     Returns:
-        The trained state, and the losses of the steps as "losses".
+        The trained state dict, and the losses of the steps as "losses".
     """
     torch.manual_seed(0)
     model = small_model()

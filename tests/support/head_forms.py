@@ -1,4 +1,4 @@
-"""Every form of the head, and three steps of training one, alone or in several processes."""
+"""Heads of every form with small inputs, and three training steps in one or more processes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,34 @@ EVERY_FORM = pytest.mark.parametrize(
 
 
 def active(**fields) -> MultiScaleMamba:
-    """A head whose layers do something (the identity start would hide the mixers)."""
+    """Make a head whose layers do something: with the identity start, errors would not show."""
     return MultiScaleMamba(**{"dim": 8, "depth": 2, "init": "release", **fields})
+
+
+def perturbed(**fields) -> MultiScaleMamba:
+    """Make a float64 head in evaluation mode with random values in every parameter."""
+    torch.manual_seed(0)
+    head = MultiScaleMamba(**{"dim": 8, "depth": 2, **fields}).double().eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if not name.endswith(("A_log", "A_b_log")):
+                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5
+                parameter.add_(noise)
+    return head
+
+
+def random_tokens(
+    batch: int = 2,
+    frames: int = 5,
+    grid: tuple[int, int] = (2, 2),
+    width: int = 8,
+    prefix: int = 1,
+) -> Tensor:
+    """Draw float64 tokens (B, T, N, C), the same ones at each call."""
+    generator = torch.Generator().manual_seed(3)
+    shape = (batch, frames, prefix + grid[0] * grid[1], width)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def three_steps(
@@ -29,10 +55,16 @@ def three_steps(
     rows: slice,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trains on some rows of a batch of four videos, the last of which has no frame.
+    """Train on some rows of a batch of four videos, the last of which has no frame.
+
+    Args:
+        aggregation: Aggregation of the head.
+        mixer: Mixer of the head.
+        rows: Videos to train on.
+        wrap: Wraps the head, as in `DistributedDataParallel`.
 
     Returns:
-        The state before and after.
+        The state dict before and after.
     """
     torch.manual_seed(0)
     head = active(aggregation=aggregation, mixer=mixer, dropout=0.0).double()

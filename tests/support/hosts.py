@@ -1,8 +1,7 @@
-"""Host checkouts for the tests: the look-alikes, and real ones that environment variables name.
+"""Host checkouts for the tests: small replicas, and real ones named by environment variables.
 
-`MUSE_ADAPTER_CLIP4CLIP` and `MUSE_ADAPTER_XCLIP` may hold paths of checkouts (CLIP4Clip 508ffa3,
-X-CLIP 6b5344f); the same tests then run on copies of those too. They need what those codes need
-(`NEEDED`).
+If `MUSE_ADAPTER_CLIP4CLIP` and `MUSE_ADAPTER_XCLIP` hold paths of checkouts (CLIP4Clip 508ffa3,
+X-CLIP 6b5344f), the same tests also run on copies of those. They need the libraries in `NEEDED`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from muse_adapter import __main__ as cli
+
 HERE = Path(__file__).resolve().parent
 VARIABLES = {"clip4clip": "MUSE_ADAPTER_CLIP4CLIP", "xclip": "MUSE_ADAPTER_XCLIP"}
 FILES = {
@@ -30,8 +31,12 @@ FILES = {
     "xclip": ("modules/modeling_xclip.py", "main_xclip.py", "XCLIP"),
 }
 NEEDED = ("cv2", "ftfy", "regex", "tqdm", "boto3", "requests", "pandas", "torchvision")
-KINDS = [(kind, real) for kind in FILES for real in (False, True)]
-IDS = [f"{kind}-{'real' if real else 'lookalike'}" for kind, real in KINDS]
+EVERY_HOST = [
+    pytest.param((kind, real), id=f"{kind}-{'real' if real else 'replica'}")
+    for kind in FILES
+    for real in (False, True)
+    if not real or os.environ.get(VARIABLES[kind])
+]
 DIM, WORDS, FRAMES, PATCH, SIDE = 64, 8, 4, 8, 4
 SHAPES = {
     "visual.proj": (128, DIM),
@@ -48,12 +53,12 @@ SHAPES = {
 
 @dataclass
 class Host:
-    """One checkout on disk.
+    """A checkout on disk.
 
     Attributes:
         kind: "clip4clip" or "xclip".
-        path: Its folder, a copy for this test alone.
-        real: Not a look-alike.
+        path: Its folder, a copy that tests may change.
+        real: Whether it is a real checkout, not a replica.
     """
 
     kind: str
@@ -62,14 +67,16 @@ class Host:
 
     @property
     def model_file(self) -> Path:
+        """Path of the model's file."""
         return self.path / FILES[self.kind][0]
 
     @property
     def main_file(self) -> Path:
+        """Path of the main script."""
         return self.path / FILES[self.kind][1]
 
     def contents(self) -> dict[str, bytes]:
-        """Every file, for comparing trees byte for byte."""
+        """Return the bytes of every file by name."""
         files = (path for path in self.path.rglob("*") if path.is_file())
         return {
             str(path.relative_to(self.path)): path.read_bytes()
@@ -79,21 +86,31 @@ class Host:
 
 
 def make_host(folder: Path, kind: str, real: bool = False) -> Host:
-    """Copies a checkout into a folder; skips the test where a real one is not given."""
+    """Copy a checkout into a folder."""
     path = folder / kind
     if real:
-        given = os.environ.get(VARIABLES[kind])
-        if not given:
-            pytest.skip(f"{VARIABLES[kind]} names no checkout")
-        shutil.copytree(given, path, ignore=shutil.ignore_patterns("__pycache__", "*.part", ".git"))
+        ignored = shutil.ignore_patterns("__pycache__", "*.part", ".git")
+        shutil.copytree(os.environ[VARIABLES[kind]], path, ignore=ignored)
     else:
-        shutil.copytree(HERE / "lookalikes", path, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HERE / "host_replicas", path, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(HERE / "bert_adam.py", path / "modules" / "optimization.py")
     return Host(kind, path, real)
 
 
+def patch(host: Host, *options: str) -> int:
+    """Run `muse-adapter patch` on a checkout; return its exit status."""
+    return cli.main(["patch", host.kind, str(host.path), *options])
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a file, which must be there."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{old!r} is not in {path.name}"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8", newline="")
+
+
 class Unwrapped(nn.Module):
-    """In place of DistributedDataParallel, which the real hosts ask for devices."""
+    """A stand-in for DistributedDataParallel, which the real hosts use with devices."""
 
     def __init__(self, module: nn.Module, **_: Any) -> None:
         super().__init__()
@@ -104,13 +121,13 @@ class Unwrapped(nn.Module):
 
 
 class Session:
-    """A host's modules, imported from its folder."""
+    """The modules of a host, imported from its folder."""
 
     def __init__(self, host: Host, modeling: ModuleType, main: ModuleType) -> None:
         self.host, self.modeling, self.main = host, modeling, main
 
     def args(self, *given: str) -> Any:
-        """What the main script parses."""
+        """Return the arguments as the main script parses them."""
         base = ["main", "--do_train", "--output_dir", "out", "--loose_type", "--lr", "1e-3"]
         base += ["--coef_lr", "0.1", "--max_words", str(WORDS), "--max_frames", str(FRAMES)]
         with pytest.MonkeyPatch.context() as patch:
@@ -120,18 +137,18 @@ class Session:
         return args
 
     def build(self, args: Any, seed: int = 0) -> Any:
-        """The model, from a seed."""
+        """Build the model from a seed."""
         torch.manual_seed(seed)
         state = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
         cross = importlib.import_module("modules.module_cross")
         config = cross.CrossConfig(50, hidden_size=DIM, max_position_embeddings=128)
         with pytest.MonkeyPatch.context() as patch:
-            if self.host.real:  # a CPU need not train in half precision here
+            if self.host.real:  # no half precision on a CPU
                 patch.setattr(self.modeling, "convert_weights", lambda model: None)
             return getattr(self.modeling, FILES[self.host.kind][2])(config, state, args)
 
     def optimizer(self, args: Any, model: Any, steps: int = 10) -> Any:
-        """The optimizer that the main script makes."""
+        """Build the optimizer as the main script does."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.nn.parallel, "DistributedDataParallel", Unwrapped)
             return self.main.prep_optimizer(
@@ -139,12 +156,12 @@ class Session:
             )[0]
 
     def load(self, args: Any, state: Any, seed: int = 1) -> Any:
-        """A model from a checkpoint, loaded as the host does it."""
+        """Build a model and load a checkpoint as the host does."""
         model = self.build(args, seed)
         return type(model).init_preweight(model, state, task_config=args)
 
     def similarity(self, model: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """Texts against videos, as in the hosts' evaluation."""
+        """Compute the similarities (texts, videos) as the host's evaluation does."""
         ids, mask, types, video, video_mask = batch
         model.eval()
         with torch.no_grad():
@@ -155,7 +172,7 @@ class Session:
             )[0]
 
     def train(self, model: Any, optimizer: Any, batches: list[tuple[Tensor, ...]]) -> list[float]:
-        """Steps of training as the main script makes them; the losses."""
+        """Train as the main script does; return the losses."""
         model.train()
         losses = []
         for ids, mask, types, video, video_mask in batches:
@@ -169,10 +186,10 @@ class Session:
 
 
 def make_batch(seed: int = 0, videos: int = 3, frames: tuple[int, ...] = (4, 2, 3)) -> Any:
-    """ids, mask, types (B, 1, words); video (B, 1, T, 1, 3, h, w); mask (B, 1, T)."""
+    """Draw ids, mask, types (B, 1, words), video (B, 1, T, 1, 3, h, w), video mask (B, 1, T)."""
     draw = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 49, (videos, 1, WORDS), generator=draw)
-    ids[..., -1] = 49  # the end of text is where the real CLIP reads
+    ids[..., -1] = 49  # the real CLIP reads at the end of text
     size = PATCH * SIDE
     video = torch.randn(videos, 1, FRAMES, 1, 3, size, size, generator=draw)
     video_mask = (torch.arange(FRAMES) < torch.tensor(frames)[:, None]).long().unsqueeze(1)
@@ -182,7 +199,7 @@ def make_batch(seed: int = 0, videos: int = 3, frames: tuple[int, ...] = (4, 2, 
 
 @contextlib.contextmanager
 def imported(host: Host) -> Iterator[Session]:
-    """Imports a host from its folder, and forgets it afterwards."""
+    """Import a host from its folder, and remove its modules afterwards."""
     before = set(sys.modules)
     made_group = False
     with pytest.MonkeyPatch.context() as patch:
@@ -211,7 +228,7 @@ def imported(host: Host) -> Iterator[Session]:
 
 
 def lies_in(folder: Path, module: ModuleType) -> bool:
-    """Whether a module comes from a folder; one without `__init__.py` has a path and no file."""
+    """Return whether a module comes from a folder; one without `__init__.py` has no file."""
     file = getattr(module, "__file__", None)
     places = [file] if file else getattr(module, "__path__", [])
     return any(Path(place).is_relative_to(folder) for place in places)

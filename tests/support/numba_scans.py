@@ -5,10 +5,20 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.numba_cpu import NUMBA
+
 NAMES = ("x", "delta", "A", "B", "C", "D", "bias")
 # Of max|got - expected| / max|expected|: the same formulas in another order of sums; and rounding
 # at 6e-8 in sums over all steps and states.
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def scan(x, delta, A, B, C, D, bias, *, delta_softplus, reverse, lengths):
+    """The backend's scan."""
+    return NUMBA.scan(
+        ScanInputs(x, delta, A, B, C, D, bias, None, lengths, delta_softplus, reverse)
+    )
 
 
 def naive(x, delta, A, B, C, D, bias, *, delta_softplus, reverse, lengths):

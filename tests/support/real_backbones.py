@@ -1,4 +1,4 @@
-"""Small models of the real libraries, with random weights; where a library is missing, a skip."""
+"""Small models of the real libraries with random weights; a missing library skips the test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.backbone_libraries import import_openai_clip
 
 
 def load(name: str) -> ModuleType:
+    """Import a library, or skip the test."""
     return pytest.importorskip(name, reason=f"needs {name}")
 
 
@@ -32,14 +33,14 @@ TEXT = {
     "vocab_size": 50,
     "max_position_embeddings": 8,
 }
-
-
 CLIP = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 12}
 NAFLEX_VISION = {k: v for k, v in VISION.items() if k != "image_size"} | {"num_patches": 16}
+SIGLIP = {"text_config": TEXT | {"projection_size": 16}, "vision_config": VISION}
+SIGLIP_2 = {"text_config": TEXT | {"projection_size": 16}, "vision_config": NAFLEX_VISION}
 
 
 def hf(name: str, config: str, **values: Any) -> Callable[[], nn.Module]:
-    """A function that builds a model of transformers with random weights."""
+    """Return a function that builds a model of transformers."""
 
     def build() -> nn.Module:
         transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -50,6 +51,7 @@ def hf(name: str, config: str, **values: Any) -> Callable[[], nn.Module]:
 
 
 def timm_model(name: str, **values: Any) -> Callable[[], nn.Module]:
+    """Return a function that builds a small model of timm."""
     values = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2} | values
     return lambda: load("timm").create_model(name, pretrained=False, **values)
 
@@ -57,6 +59,14 @@ def timm_model(name: str, **values: Any) -> Callable[[], nn.Module]:
 def open_clip_model(
     kind: str = "CLIP", bias: float | None = None, **vision: Any
 ) -> Callable[[], nn.Module]:
+    """Return a function that builds an open_clip model.
+
+    Args:
+        kind: Name of the class.
+        bias: Initial logit bias, or None.
+        **vision: Settings of the image tower.
+    """
+
     def build() -> nn.Module:
         text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
         vision_cfg = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
@@ -67,11 +77,12 @@ def open_clip_model(
 
 
 def open_clip_timm(name: str, **vision: Any) -> Callable[[], nn.Module]:
+    """Return a function that builds an open_clip model with a timm ViT as tower."""
     return open_clip_model(timm_model_name=name, image_size=64, **vision)
 
 
 def openai_clip(**values: Any) -> nn.Module:
-    """OpenAI's own CLIP, float32: its norms compute in no other type."""
+    """Build OpenAI's own CLIP; its norms compute in float32 only."""
     clip = import_openai_clip()
     if clip is None:
         pytest.skip("needs OpenAI's clip (clip-anytorch)")
@@ -90,7 +101,7 @@ def openai_clip(**values: Any) -> nn.Module:
     return clip.model.CLIP(**values)
 
 
-# One of each family, with the side of its frames.
+# One model per family, with the side length of its frames.
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "HF CLIP": (hf("CLIPModel", "CLIPConfig", **CLIP), 16),
     "HF SigLIP": (hf("SiglipVisionModel", "SiglipVisionConfig", **VISION), 16),

@@ -1,4 +1,4 @@
-"""Minimal backbones with the names and tensor layouts of OpenAI's CLIP, CLIP4Clip's and timm's."""
+"""Minimal backbones with the names and tensor layouts of OpenAI's CLIP, CLIP4Clip and timm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def shake(module: nn.Module, std: float = 0.3) -> nn.Module:
-    """Draws every parameter anew, norms too, so that a step left out or taken twice shows."""
+    """Randomise every parameter, norms too, so that an omitted or repeated step is visible."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * std + (parameter.ndim < 2) * 0.5)
@@ -15,7 +15,7 @@ def shake(module: nn.Module, std: float = 0.3) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention with a residual; tokens first, (N, n, C), unless ``batch_first``."""
+    """Attention with a residual, on (N, n, C) unless `batch_first`."""
 
     def __init__(self, width: int, batch_first: bool = False) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """The ViT of OpenAI's CLIP: its result is the projected class token."""
+    """The ViT of OpenAI's CLIP, which returns the projected class token."""
 
     def __init__(
         self, width: int = 16, out: int | None = 12, patch: int = 4, side: int = 16
@@ -41,7 +41,7 @@ class ClipTower(nn.Module):
         self.proj = None if out is None else nn.Parameter(torch.zeros(width, out))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Every token behind the transformer, (n, N, C)."""
+        """Return every token after the transformer, (n, N, C)."""
         x = self.conv1(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
@@ -53,7 +53,7 @@ class ClipTower(nn.Module):
 
 
 class OpenAIClip(nn.Module):
-    """OpenAI's CLIP as far as it concerns images, beside something that stands for its text."""
+    """The image part of OpenAI's CLIP."""
 
     def __init__(self, **tower: int | None) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class OpenAIClip(nn.Module):
 
 
 class Clip4ClipTower(ClipTower):
-    """CLIP4Clip leaves norm and projection to ``encode_image``."""
+    """The ViT of CLIP4Clip, which leaves norm and projection to `encode_image`."""
 
     linear_patch = "2d"
 
@@ -107,7 +107,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimmVit(nn.Module):
-    """A timm ViT: class token or not, registers, pooled as ``global_pool`` says."""
+    """A timm ViT with or without class token and registers, and each kind of pooling."""
 
     def __init__(
         self, *, pool: str = "token", cls: bool = True, registers: int = 0, fc_norm: bool = False
@@ -146,7 +146,7 @@ class TimmVit(nn.Module):
 
 
 class Words(nn.Module):
-    """A text tower: the mean of learned words."""
+    """A text tower: the mean of word embeddings."""
 
     def __init__(self, dim: int = 12) -> None:
         super().__init__()
@@ -154,3 +154,8 @@ class Words(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.words(ids).mean(1)
+
+
+def token_ids(count: int = 3) -> Tensor:
+    """Draw the token ids (count, 8) of texts."""
+    return torch.randint(3, 50, (count, 8))

@@ -1,4 +1,4 @@
-"""Tokens of a frozen backbone on disk, so that a head trains without running the backbone again."""
+"""Cache the tokens of a frozen backbone on disk, to train a head without running the backbone."""
 
 from muse_adapter.data.token_cache.read import CachedTokens
 from muse_adapter.data.token_cache.write import cache_tokens

@@ -1,4 +1,4 @@
-"""What the tokens of one folder are: written once, compared whenever it is gone on with."""
+"""Description of the tokens in a folder: written once, compared when a call is resumed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ PURPOSE = "caching tokens"
 
 @dataclass(frozen=True)
 class Description:
-    """What all shards of a folder have in common.
+    """Properties that all shards of a folder share.
 
     Attributes:
         family: The backbone's family, as in `PatchTokens`.
         frame_size: Height and width of the frames in pixels.
-        frame_type: Type of the frames, such as "float32".
-        grid: Patch grid (H, W); None for a function of one's own that was given none.
-        num_tokens: N, tokens of a frame.
+        frame_type: Dtype of the frames, such as "float32".
+        grid: Patch grid (H, W); None for a custom function without a given grid.
+        num_tokens: N, tokens per frame.
         width: C, width of a token.
-        computed: Type in which the backbone gave the tokens, such as "float32".
-        stored: Type in which they are stored.
-        num_videos: Videos of the whole folder.
-        videos_per_shard: Videos of one file; the last may hold fewer.
+        computed: Dtype of the backbone's output, such as "float32".
+        stored: Dtype of the stored tokens.
+        num_videos: Number of videos in the folder.
+        videos_per_shard: Number of videos per file; the last file may contain fewer.
     """
 
     family: str
@@ -45,52 +45,52 @@ class Description:
 
     @property
     def num_shards(self) -> int:
-        """Number of files that hold the videos."""
+        """Number of shards."""
         return -(-self.num_videos // self.videos_per_shard)
 
     def videos_of(self, shard: int) -> range:
-        """Indices of the videos in one file."""
+        """Return the indices of the videos in a shard."""
         start = shard * self.videos_per_shard
         return range(start, min(start + self.videos_per_shard, self.num_videos))
 
     def to_json(self) -> str:
-        """As text, with the version of the format and of the package."""
-        head = {"format": FORMAT, "muse_adapter_version": VERSION}
-        return json.dumps({**head, **asdict(self)}, indent=2) + "\n"
+        """Return it as JSON, with the versions of the format and of the package."""
+        versions = {"format": FORMAT, "muse_adapter_version": VERSION}
+        return json.dumps({**versions, **asdict(self)}, indent=2) + "\n"
 
     def differences(self, other: Description) -> list[str]:
-        """One line for each field in which `other` differs."""
+        """Return one line for each field in which `other` differs."""
         return [
-            f"{name} is {ours!r} in the folder and {theirs!r} now"
-            for name, ours in asdict(self).items()
-            if (theirs := getattr(other, name)) != ours
+            f"{name} is {stored!r} in the folder and {given!r} now"
+            for name, stored in asdict(self).items()
+            if (given := getattr(other, name)) != stored
         ]
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """The file of one shard."""
+    """Return the path of a shard."""
     return folder / SHARDS.replace("*", f"{shard:05d}")
 
 
 def read_description(folder: Path) -> Description:
-    """Reads `tokens.json`.
+    """Read `tokens.json` of a folder.
 
     Raises:
-        FileNotFoundError: The folder holds none.
-        ValueError: It is damaged, or of another version of the format.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is damaged or has another version of the format.
     """
     path = folder / DESCRIPTION_NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is no folder that cache_tokens wrote: it holds no {DESCRIPTION_NAME}"
+            f"{str(folder)!r} was not written by cache_tokens: it contains no {DESCRIPTION_NAME}"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format")
         values.pop("muse_adapter_version")
         if version == FORMAT:
-            if odd := set(values) ^ {field.name for field in fields(Description)}:
-                raise KeyError(*sorted(odd))
+            if mismatch := set(values) ^ {field.name for field in fields(Description)}:
+                raise KeyError(*sorted(mismatch))
             for name in ("frame_size", "grid"):  # JSON has no tuples
                 values[name] = values[name] and tuple(values[name])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

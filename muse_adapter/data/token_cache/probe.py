@@ -1,4 +1,4 @@
-"""Whether an encoder is the one behind a folder: told by its tokens of one fixed frame."""
+"""Check that an encoder is the one that filled a folder, by its tokens of one fixed frame."""
 
 from __future__ import annotations
 
@@ -13,35 +13,49 @@ from muse_adapter.data.token_cache.description import PROBE_NAME, PURPOSE
 from muse_adapter.encoders.video import VideoEncoder
 from muse_adapter.files import import_safetensors
 
-# Relative to the norm of the tokens. The same weights on another device, with TF32 or other
-# kernels, stay below it; in half precision they differ by the rounding of every layer.
+# Relative to the norm of the tokens. Another device, TF32 or other kernels stay below these; in
+# half precision every layer rounds.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """ "float32" for torch.float32."""
+    """Return the name of a dtype, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def device_of(encoder: VideoEncoder) -> torch.device:
-    """Where the backbone's weights are; the CPU for one without any."""
+    """Return the device of the backbone's weights; the CPU if it has none."""
     tensors = chain(encoder.backbone.parameters(), encoder.backbone.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def check_frozen(encoder: VideoEncoder) -> None:
-    """Refuses anything but a `VideoEncoder` whose backbone is frozen."""
+    """Check that this is a `VideoEncoder` with a frozen backbone.
+
+    Raises:
+        TypeError: It is not a `VideoEncoder`.
+        ValueError: Its backbone is not frozen.
+    """
     if not isinstance(encoder, VideoEncoder):
         raise TypeError(f"encoder must be a VideoEncoder, got {type(encoder).__name__}")
     if not encoder.frozen:
         raise ValueError(
-            "encoder must have a frozen backbone, since the tokens of one that trains go stale: "
+            "encoder must have a frozen backbone, because training changes its tokens: "
             "VideoEncoder(backbone, freeze=True)"
         )
 
 
 def run_probe(encoder: VideoEncoder, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Tokens (N, C), on the CPU, of a fixed frame of that height, width and type."""
+    """Encode a fixed frame.
+
+    Args:
+        encoder: The encoder.
+        size: Height and width of the frame.
+        dtype: Dtype of the frame.
+
+    Returns:
+        Tokens (N, C), on the CPU.
+    """
     count = 3 * math.prod(size)
     frame = torch.arange(count, dtype=torch.float64).mul(0.37).sin().view(1, 3, *size)
     with torch.no_grad():
@@ -50,7 +64,7 @@ def run_probe(encoder: VideoEncoder, size: tuple[int, int], dtype: torch.dtype) 
 
 
 def read_probe(folder: Path) -> Tensor:
-    """Tokens (N, C) that the encoder behind a folder gave for the fixed frame.
+    """Read the tokens (N, C) of the fixed frame that are stored in a folder.
 
     Raises:
         ValueError: The file is missing or damaged.
@@ -64,21 +78,21 @@ def read_probe(folder: Path) -> Tensor:
 
 
 def check_probe(tokens: Tensor, stored: Tensor) -> None:
-    """Compares an encoder's tokens of the fixed frame with the stored ones, both (N, C).
+    """Compare tokens of the fixed frame with the stored ones, both (N, C).
 
     Raises:
-        ValueError: They differ by more than devices and kernels do.
+        ValueError: They differ by more than devices and kernels explain.
     """
-    given, wanted = (f"{tuple(t.shape)}, {type_name(t.dtype)}" for t in (tokens, stored))
-    if given != wanted:
+    given, expected = (f"{tuple(t.shape)}, {type_name(t.dtype)}" for t in (tokens, stored))
+    if given != expected:
         raise ValueError(
-            "the tokens in the folder come from another encoder, or from this one in other "
-            f"precision: those of a frame are {wanted} in the folder and {given} now"
+            "the tokens in the folder come from another encoder, or from this one in another "
+            f"precision: those of a frame are {expected} in the folder and {given} now"
         )
     error = float((tokens.double() - stored.double()).norm() / stored.double().norm())
     # "not <=" also catches NaN.
     if not error <= TOLERANCE[type_name(tokens.dtype)]:
         raise ValueError(
-            "the tokens in the folder come from another encoder (other weights, or another way to "
-            f"read them): those of the same frame differ by {error:.1%} of their norm"
+            "the tokens in the folder come from another encoder (other weights or another "
+            f"implementation): those of the same frame differ by {error:.1%} of their norm"
         )

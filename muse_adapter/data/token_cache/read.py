@@ -1,4 +1,4 @@
-"""CachedTokens: the data set of what cache_tokens wrote."""
+"""CachedTokens: a data set of the tokens that `cache_tokens` wrote."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from muse_adapter.files import import_safetensors
 
 
 class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
-    """Tokens and masks of videos, from the memory-mapped files that `cache_tokens` wrote.
+    """Read tokens and masks of videos from the memory-mapped files that `cache_tokens` wrote.
 
-    `cached[i]` is the tokens (T, N, C) of video i, as `encoder.forward_tokens` gives them (zeros
-    for masked frames), and its mask (T,), bool. A head takes a batch of both as
+    `cached[i]` is a pair: the tokens (T, N, C) of video i as `encoder.forward_tokens` returns them
+    (zeros for masked frames), and its mask (T,), bool. A batch of both is the input of a head:
     `head(tokens, frame_mask, grid=cached.grid)`.
 
     Args:
-        folder: Of a call of `cache_tokens` that came to its end.
-        encoder: If given, it is checked to be the encoder behind the folder.
-        dtype: Type of the tokens. None: as stored, but at least float32, as heads need it.
+        folder: The folder of a completed call of `cache_tokens`.
+        encoder: If given, check that it is the encoder that filled the folder.
+        dtype: Dtype of the tokens. None: as stored, but at least float32, as heads need it.
 
     Attributes:
-        description: What the tokens are, as `cache_tokens` noted it.
+        description: Properties of the tokens, as `cache_tokens` recorded them.
 
     Raises:
-        FileNotFoundError: The folder is none, or files are missing.
+        FileNotFoundError: `cache_tokens` did not write this folder, or files are missing.
         ImportError: safetensors is not installed.
         ValueError: A file is damaged, or the encoder is another one.
     """
@@ -56,7 +56,7 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
         if missing := [path.name for path in paths if not path.exists()]:
             raise FileNotFoundError(
                 f"{str(self.folder)!r} lacks {len(missing)} of {count} files, the first of them "
-                f"{missing[0]}: call cache_tokens again, it goes on where it stopped"
+                f"{missing[0]}: call cache_tokens again, it resumes where it stopped"
             )
         for shard, path in enumerate(paths):
             check_shard(path, self.description, shard)
@@ -68,7 +68,7 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patch grid (H, W) of every frame, as the head takes it."""
+        """Patch grid (H, W) of every frame, the head's `grid`."""
         return self.description.grid
 
     def __len__(self) -> int:
@@ -81,11 +81,11 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
         shard = index // self.description.videos_per_shard
         if shard not in self._files:
             self._files[shard] = open_shard(shard_path(self.folder, shard))
-        kept, mask = read_video(self._files[shard], index)
-        # A copy: what is mapped would show a user's change in place at the next reading.
-        tokens = torch.zeros(len(mask), *kept.shape[1:], dtype=self.dtype)
-        tokens[mask] = kept.to(self.dtype)
+        stored, mask = read_video(self._files[shard], index)
+        # Copies: an in-place change of the mapped memory would show at the next read.
+        tokens = torch.zeros(len(mask), *stored.shape[1:], dtype=self.dtype)
+        tokens[mask] = stored.to(self.dtype)
         return tokens, mask.clone()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # every process maps the files for itself
+        return {**self.__dict__, "_files": {}}  # every process maps the files itself

@@ -1,4 +1,4 @@
-"""One file of tokens: some videos, each with the tokens of its real frames and its mask."""
+"""Shards: files of some videos each, with the tokens of their real frames and their masks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from torch import Tensor
 from muse_adapter.data.token_cache.description import PURPOSE, Description
 from muse_adapter.files import import_safetensors, write_whole
 
-# As safetensors' headers name the types.
+# Names of the dtypes in the headers of safetensors files.
 _NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
 def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]]) -> None:
-    """Writes videos by index, each as tokens (n, N, C) of its n real frames and mask (T,), bool."""
+    """Write a shard.
+
+    Args:
+        path: The file.
+        videos: By index of the video: tokens (n, N, C) of its n real frames, and mask (T,), bool.
+    """
     state = {}
     for index, (tokens, mask) in videos.items():
         state[f"{index}.tokens"] = tokens
@@ -25,15 +30,15 @@ def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]]) -> None:
 
 
 def open_shard(path: Path) -> Any:
-    """Opens a file, memory-mapped: `get_tensor` reads no more than what it is asked for."""
+    """Open a shard, memory-mapped: `get_tensor` reads only the tensor it returns."""
     return import_safetensors(PURPOSE).safe_open(path, framework="pt")
 
 
 def check_shard(path: Path, description: Description, shard: int) -> None:
-    """Looks at a file's size, names, types, shapes and masks, not at its tokens.
+    """Check size, names, dtypes, shapes and masks of a shard, but not its tokens.
 
     Raises:
-        ValueError: It is not what the description says; the message tells what to do.
+        ValueError: The file does not match the description; the message says what to do.
     """
     safetensors = import_safetensors(PURPOSE)
     try:
@@ -44,20 +49,25 @@ def check_shard(path: Path, description: Description, shard: int) -> None:
     if problem:
         raise ValueError(
             f"{str(path)!r} is damaged ({problem}): delete it and call cache_tokens again, which "
-            "makes it anew and leaves the other files as they are"
+            "rewrites it and keeps the other files"
         )
 
 
 def read_video(file: Any, index: int) -> tuple[Tensor, Tensor]:
-    """Tokens (n, N, C) of the real frames, in the mapped memory, and mask (T,), of one video."""
+    """Read one video of an open shard.
+
+    Returns:
+        Tokens (n, N, C) of its n real frames, in mapped memory, and mask (T,).
+    """
     return file.get_tensor(f"{index}.tokens"), file.get_tensor(f"{index}.mask")
 
 
 def _problem(file: Any, description: Description, shard: int) -> str:
+    """Return the first mismatch with the description, or an empty string."""
     videos = description.videos_of(shard)
-    wanted = {f"{index}.{part}" for index in videos for part in ("tokens", "mask")}
-    if set(file.keys()) != wanted:
-        return f"it must hold the videos {videos.start} to {videos.stop - 1}"
+    expected_names = {f"{index}.{part}" for index in videos for part in ("tokens", "mask")}
+    if set(file.keys()) != expected_names:
+        return f"it must contain the videos {videos.start} to {videos.stop - 1}"
     for index in videos:
         mask = file.get_tensor(f"{index}.mask")
         if mask.dtype != torch.bool or mask.dim() != 1:
@@ -67,7 +77,7 @@ def _problem(file: Any, description: Description, shard: int) -> str:
         expected = (int(mask.sum()), description.num_tokens, description.width)
         if shape != expected or dtype != _NAMES[description.stored]:
             return (
-                f"video {index} has tokens of shape {shape} and type {dtype}, expected {expected} "
+                f"video {index} has tokens of shape {shape} and dtype {dtype}, expected {expected} "
                 f"and {_NAMES[description.stored]}"
             )
     return ""

@@ -1,4 +1,4 @@
-"""cache_tokens: runs a frozen backbone over videos once and keeps the tokens."""
+"""cache_tokens: run a frozen backbone on every video once and store the tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Videos(Protocol):
-    """What holds the videos: a list, or a data set that is read by index."""
+    """A sequence of videos: a list or a map-style data set."""
 
     def __len__(self) -> int: ...
 
@@ -56,35 +56,35 @@ def cache_tokens(
     videos_per_shard: int = 32,
     num_workers: int = 0,
 ) -> CachedTokens:
-    """Writes the tokens that the head gets of every video to a folder.
+    """Write the tokens of every video, the input of the head, to a folder.
 
-    A call that was interrupted goes on where it stopped when it is made again: files appear whole
-    or not at all, and those that are there are kept. Under `torch.autocast` the backbone computes
-    as it would in training under it.
+    After an interruption, the same call resumes: files are written atomically and existing ones are
+    kept. Under `torch.autocast` the backbone computes as in training under autocast.
 
     Args:
-        encoder: With a frozen backbone (`freeze=True`); moved to its device by the caller.
+        encoder: An encoder with a frozen backbone (`freeze=True`), already on its device.
         videos: `videos[i]` is the frames (T, 3, height, width), preprocessed for the backbone, or
-            the pair of them and a mask (T,). T may differ between videos, height and width not. At
-            every call the same videos in the same order, which is not checked.
-        folder: Made where it does not exist.
-        dtype: Type in which tokens are stored; `torch.float16` or `torch.bfloat16` halve the
-            folder. None: as the backbone gives them, so that nothing is lost.
-        grid: Patch grid (H, W), where the encoder's `tokens` is a function of one's own.
-        videos_per_shard: Videos of one file: as many are held in memory, and lost by an interrupt.
-        num_workers: Processes that read videos ahead, as in `torch.utils.data.DataLoader`.
+            the pair of frames and mask (T,). T may differ between videos, height and width may not.
+            Every call needs the same videos in the same order, which is not checked.
+        folder: Created if it does not exist.
+        dtype: Dtype of the stored tokens; `torch.float16` or `torch.bfloat16` halve the size of the
+            folder. None: that of the backbone's output, without loss.
+        grid: Patch grid (H, W) for a custom `tokens` function of the encoder.
+        videos_per_shard: Videos per file; this many are held in memory, and encoded again after an
+            interruption.
+        num_workers: Processes that prefetch videos, as in `torch.utils.data.DataLoader`.
 
     Returns:
-        The data set that reads them back.
+        The data set that reads the tokens.
 
     Raises:
         ImportError: safetensors is not installed.
         TypeError: `encoder`, `videos`, `dtype` or a video is of the wrong type.
-        ValueError: The backbone is not frozen, a video does not fit or has tokens that are not
-            finite in `dtype`; or the folder holds tokens of another encoder, frame size or number
-            of videos, or a damaged file.
+        ValueError: The backbone is not frozen; a video has a wrong shape or tokens that are not
+            finite in `dtype`; or the folder contains tokens of another encoder, frame size or
+            number of videos, or a damaged file.
     """
-    import_safetensors(PURPOSE)  # before any work is done
+    import_safetensors(PURPOSE)  # fail before the backbone runs
     check_frozen(encoder)
     _check_arguments(videos, dtype, videos_per_shard)
     target = Path(folder)
@@ -107,10 +107,10 @@ def cache_tokens(
     if (target / DESCRIPTION_NAME).exists():
         _check_same(target, description, tokens)
     else:
-        _begin(target, description, tokens)
+        _initialize(target, description, tokens)
     missing = _missing_shards(target, description)
     indices = [index for shard in missing for index in description.videos_of(shard)]
-    source: Any = videos  # DataLoader asks for a Dataset, and works with any sequence
+    source: Any = videos  # DataLoader is typed for a Dataset, but works with any sequence
     items = iter(DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers))
     for shard in missing:
         encoded = {
@@ -125,11 +125,11 @@ def cache_tokens(
 def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard: int) -> None:
     if not (hasattr(videos, "__len__") and hasattr(videos, "__getitem__")):
         raise TypeError(
-            "videos must be read by index (a list, a map-style data set), so that an interrupted "
-            f"call can go on; got {type(videos).__name__}"
+            "videos must be a list or a map-style data set, so that an interrupted call can "
+            f"resume; got {type(videos).__name__}"
         )
     if len(videos) == 0:
-        raise ValueError("videos must hold at least one video, got none")
+        raise ValueError("videos must contain at least one video, got none")
     types = [getattr(torch, name) for name in TOLERANCE]
     if dtype is not None and dtype not in types:
         raise TypeError(f"dtype must be None or one of {types}, got {dtype!r}")
@@ -139,12 +139,12 @@ def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard
         raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")
 
 
-def _begin(folder: Path, description: Description, tokens: Tensor) -> None:
+def _initialize(folder: Path, description: Description, tokens: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(SHARDS)):
         raise ValueError(
-            f"{str(folder)!r} holds {SHARDS}, but no {DESCRIPTION_NAME} that says what they are: "
-            "give an empty folder"
+            f"{str(folder)!r} contains {SHARDS}, but no {DESCRIPTION_NAME} that describes them: "
+            "pass an empty folder"
         )
     probe = import_safetensors(PURPOSE).torch.save({"tokens": tokens})
     write_whole(
@@ -155,7 +155,7 @@ def _begin(folder: Path, description: Description, tokens: Tensor) -> None:
 def _check_same(folder: Path, description: Description, tokens: Tensor) -> None:
     if differences := read_description(folder).differences(description):
         lines = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(f"{str(folder)!r} holds other tokens than this call makes:{lines}")
+        raise ValueError(f"{str(folder)!r} contains other tokens than this call computes:{lines}")
     check_probe(tokens, read_probe(folder))
 
 
@@ -171,7 +171,7 @@ def _missing_shards(folder: Path, description: Description) -> list[int]:
 
 
 def _as_video(item: Any, index: int) -> tuple[Tensor, Tensor]:
-    """Frames (T, 3, height, width) and mask (T,), bool, of what a data set gives for a video."""
+    """Return frames (T, 3, height, width) and mask (T,), bool, of an item of a data set."""
     frames, mask = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
     try:
         if not isinstance(frames, Tensor):
@@ -185,7 +185,7 @@ def _as_video(item: Any, index: int) -> tuple[Tensor, Tensor]:
 def _encode(
     encoder: VideoEncoder, item: Any, index: int, description: Description
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (n, N, C) of the real frames in the stored type, and mask (T,), on the CPU."""
+    """Return tokens (n, N, C) of the real frames in the stored dtype and mask (T,), on the CPU."""
     frames, mask = _as_video(item, index)
     size = (frames.shape[-2], frames.shape[-1])
     if size != description.frame_size:

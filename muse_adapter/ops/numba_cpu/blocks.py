@@ -19,14 +19,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.elementary import EXPONENT_BOUND, softplus_and_slope
+from muse_adapter.ops.numba_cpu.elementary import softplus_and_slope
 from muse_adapter.ops.numba_cpu.simd import (
     WIDTH,
-    any_above,
     inline,
-    larger,
     load,
-    magnitude,
     prefetch,
     splat,
     store,
@@ -93,35 +90,24 @@ def load_bc(rows: Any, own: bool, t: int, s: int) -> Any:
 
 @inline
 def load_steps(
-    x: Any, delta: Any, shift: Any, softplus: int, a_log2e: Any, sizes: Any, to: Any, slopes: Any
-) -> bool:
+    x: Any, delta: Any, bias: Any, softplus: int, count: int, to: Any, slopes: Any
+) -> None:
     """Write what a chunk of a block needs of step sizes and inputs.
 
     Args:
         x, delta: rows of the inputs and of the step sizes before bias and softplus.
-        shift: the bias.
-        a_log2e: of the block, (S, WIDTH).
-        sizes: states, steps.
+        bias: of the step sizes.
+        count: steps.
         to: room for dt and for dt x of the chunk, each (steps, WIDTH).
         slopes: room for d dt / d delta; None where it is not wanted.
-
-    Returns:
-        Whether all exponents dt A log2(e) are within `EXPONENT_BOUND`.
     """
     dts, dt_x = to
-    states, count = sizes
-    steepest = shift * 0.0
-    for s in range(states):
-        steepest = larger(magnitude(load(a_log2e, s * WIDTH)), steepest)
-    largest = shift * 0.0
     for t in range(count):
-        dt = load_row(delta, t) + shift
+        dt = load_row(delta, t) + bias
         slope = dt * 0.0 + 1.0
         if softplus:
             dt, slope = softplus_and_slope(dt)
-        largest = larger(magnitude(dt), largest)
         store(dts, t * WIDTH, dt)
         if slopes is not None:
             store(slopes, t * WIDTH, slope)
         store(dt_x, t * WIDTH, dt * load_row(x, t))
-    return not any_above(largest * steepest, EXPONENT_BOUND)

@@ -44,7 +44,6 @@ _LOG1P = (
     -0.030065800129780062,
     0.005364826289473413,
 )
-EXPONENT_BOUND = 125.0  # of the exponents of `exp2_product`
 
 
 def _polynomial(builder: ir.IRBuilder, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
@@ -52,15 +51,6 @@ def _polynomial(builder: ir.IRBuilder, coefficients: Sequence[float], x: ir.Valu
     for coefficient in coefficients[-2::-1]:
         value = call_intrinsic(builder, "fmuladd", value, x, constant(x.type, coefficient))
     return value
-
-
-def _scaled_power(builder: ir.IRBuilder, shifted: ir.Value, fraction: ir.Value) -> ir.Value:
-    """Return 2**(n + fraction), where shifted is n + _ROUND."""
-    integers = ir.VectorType(ir.IntType(32), WIDTH)
-    bits = builder.bitcast(shifted, integers)
-    scale = builder.shl(bits, ir.Constant(integers, [23] * WIDTH))
-    power = _polynomial(builder, _EXP2, fraction)
-    return builder.fmul(power, builder.bitcast(scale, fraction.type))
 
 
 @intrinsic
@@ -80,31 +70,14 @@ def exp2(context: Any, value: Any) -> Any:
         x = builder.select(builder.fcmp_ordered(">", low, x), low, x)
         x = builder.select(builder.fcmp_ordered("<", high, x), high, x)
         shifted = builder.fadd(x, constant(vector, _ROUND))
-        whole = builder.fsub(shifted, constant(vector, _ROUND))
-        return _scaled_power(builder, shifted, builder.fsub(x, whole))
+        fraction = builder.fsub(x, builder.fsub(shifted, constant(vector, _ROUND)))
+        power = _polynomial(builder, _EXP2, fraction)
+        integers = ir.VectorType(ir.IntType(32), WIDTH)
+        bits = builder.bitcast(shifted, integers)
+        scale = builder.shl(bits, ir.Constant(integers, [23] * WIDTH))
+        return builder.fmul(power, builder.bitcast(scale, vector))
 
     return value(value), lowered
-
-
-@intrinsic
-def exp2_product(context: Any, left: Any, right: Any) -> Any:
-    """Return 2**(left * right) where |left * right| <= EXPONENT_BOUND, which is not checked.
-
-    Without the bounds of `exp2`, and with the product inside other operations: ten instead of
-    thirteen, in a loop that is limited by them.
-    """
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        vector = arguments[0].type
-        if isinstance(vector.element, ir.DoubleType):
-            return call_intrinsic(builder, "exp2", builder.fmul(*arguments))
-        # In one rounding where the processor can; elsewhere the product is rounded as in `exp2`.
-        shifted = call_intrinsic(builder, "fmuladd", *arguments, constant(vector, _ROUND))
-        whole = builder.fsub(shifted, constant(vector, _ROUND))
-        fraction = call_intrinsic(builder, "fmuladd", *arguments, builder.fneg(whole))
-        return _scaled_power(builder, shifted, fraction)
-
-    return left(left, right), lowered
 
 
 @intrinsic

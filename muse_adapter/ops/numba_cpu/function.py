@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muse_adapter.ops.inputs import ScanInputs, state_dtype
 from muse_adapter.ops.numba_cpu.backward import backward
 from muse_adapter.ops.numba_cpu.backward import work_size as backward_work_size
 from muse_adapter.ops.numba_cpu.denormals import flushed
@@ -17,9 +18,9 @@ from muse_adapter.ops.numba_cpu.forward import work_size as forward_work_size
 from muse_adapter.ops.numba_cpu.kernel import Kernel
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
-CHUNK = (
-    32  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
-)
+# Steps from one saved state to the next, a multiple of WIDTH; the backward kernel holds a chunk in
+# the nearest cache.
+CHUNK = 32
 ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
@@ -96,21 +97,11 @@ class Call:
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
-def prepare(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-) -> Call:
-    """Bring the arguments of `scan` into the shapes of a `Call`."""
+def prepare(inputs: ScanInputs) -> Call:
+    """Bring the inputs of a scan into the shapes of a `Call`."""
+    x, delta, A, B, C, D, delta_bias, _, lengths, softplus, reverse = inputs
     batch, length, channels = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = state_dtype(x)
     spare = -channels % WIDTH
 
     def wide(tensor: Tensor | None) -> Tensor:
@@ -118,21 +109,81 @@ def prepare(
             return torch.zeros(channels + spare, dtype=dtype)
         return padded(tensor.to(dtype), spare)
 
-    def gains(gain: Tensor) -> tuple[Tensor, bool]:
-        group = channels // gain.shape[2]
+    def matrix(given: Tensor) -> tuple[Tensor, bool]:
+        group = channels // given.shape[2]
         if group == channels or group % WIDTH == 0:
-            return last_dim_contiguous(gain.to(dtype)), False
-        return wide(gain.transpose(2, 3).repeat_interleave(group, 3)), True
+            return last_dim_contiguous(given.to(dtype)), False
+        return wide(given.transpose(2, 3).repeat_interleave(group, 3)), True
 
     A_log2e = blocks(wide(A.to(dtype).t() * LOG2E))
-    (B, own_b), (C, own_c) = gains(B), gains(C)
+    (B, own_b), (C, own_c) = matrix(B), matrix(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
-    lengths = lengths.to(torch.int64).clamp(0, length).expand(batch).contiguous()
+    lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
     return Call(
         *(wide(x), wide(delta), A_log2e, B, C, wide(D), wide(delta_bias), lengths),
         *((own_b, own_c), softplus, reverse),
     )
+
+
+def scan_forward(inputs: ScanInputs, saved_states: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute the outputs and the last state, see `OperatorBackend.scan_forward`."""
+    call, channels = prepare(inputs), inputs.x.shape[2]
+    y = call.x.new_empty(call.x.shape)
+    first = _initial_blocks(call, inputs.initial_state)
+    last = from_blocks(run_forward(call, y, saved_states, states=first))
+    return (y, last) if y.shape[2] == channels else (y[..., :channels], last[:, :channels])
+
+
+def scan_into(
+    inputs: ScanInputs, y: Tensor, *, added: bool = False, gate: Tensor | None = None
+) -> Tensor:
+    """Write the outputs of a scan into y and return the last state (batch, E, S).
+
+    Args:
+        inputs: See `ScanInputs`; E is a multiple of WIDTH.
+        y, added, gate: As in `run_forward`.
+    """
+    call = prepare(inputs)
+    first = _initial_blocks(call, inputs.initial_state)
+    return from_blocks(run_forward(call, y, states=first, added=added, gate=gate))
+
+
+def scan_backward(
+    inputs: ScanInputs,
+    saved_states: Tensor,
+    grad_y: Tensor | None,
+    grad_state: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients, see `OperatorBackend.scan_backward`."""
+    call, channels = prepare(inputs), inputs.x.shape[2]
+    spare = call.x.shape[2] - channels
+    grad_y = None if grad_y is None else padded(grad_y, spare)
+    dstates = _initial_blocks(call, grad_state)
+    if dstates is None:
+        dstates = zeros(call.x, len(call.x), *call.A_log2e.shape)
+    gradients = run_backward(call, saved_states, grad_y, dstates)
+    gradients = (*as_given(call, gradients, inputs.B, inputs.C, spare), from_blocks(dstates))
+    gradients = (*gradients[:7], gradients[7][:, :channels])
+    return tuple(
+        None if given is None else gradient
+        for given, gradient in zip(inputs.differentiable(), gradients, strict=True)
+    )
+
+
+def _initial_blocks(call: Call, state: Tensor | None) -> Tensor | None:
+    """Copy states (batch, E, S) into blocks, (batch, E / WIDTH, S, WIDTH): kernels write there."""
+    if state is None:
+        return None
+    channels = call.x.shape[2]
+    state = padded(state.to(call.x.dtype).transpose(1, 2), channels - state.shape[1])
+    in_blocks = state.unflatten(2, (-1, WIDTH)).transpose(1, 2)
+    return in_blocks.clone(memory_format=torch.contiguous_format)
+
+
+def from_blocks(states: Tensor) -> Tensor:
+    """Return states as (batch, E, S), from blocks."""
+    return states.transpose(2, 3).flatten(1, 2)
 
 
 def blocks(values: Tensor) -> Tensor:
@@ -143,7 +194,7 @@ def blocks(values: Tensor) -> Tensor:
 def run_forward(
     call: Call,
     y: Tensor,
-    kept: Tensor | None = None,
+    saved_states: Tensor | None = None,
     *,
     states: Tensor | None = None,
     added: bool = False,
@@ -153,7 +204,8 @@ def run_forward(
 
     Args:
         y: (batch, L, E), contiguous.
-        kept: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk; or None.
+        saved_states: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk;
+            None: they are not wanted.
         states: those that a call on the tokens before (or behind, in reverse) has left, to go on
             from; they become the last ones of this call. None: zeros.
         added: add the outputs to what stands in y.
@@ -165,19 +217,24 @@ def run_forward(
         states = call.x.new_empty(call.x.shape[:1] + call.A_log2e.shape)
     work = call.x.new_empty(threads, forward_work_size(CHUNK))
     gate_view = (0, 0, 0) if gate is None else view(gate)[:3]
-    call.run(forward, addresses(y, states, kept, work), joined, gate_view, threads=threads)
+    call.run(forward, addresses(y, states, saved_states, work), joined, gate_view, threads=threads)
     return states
 
 
 def run_backward(
-    call: Call, kept: Tensor, dy: Tensor | None, dlast: Tensor | None
+    call: Call, saved_states: Tensor, dy: Tensor | None, dstates: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of a call's seven floating tensors, from those of its outputs (None: zero)."""
+    """Gradients of a call's seven floating tensors.
+
+    Args:
+        call: The scan.
+        saved_states: As `run_forward` left them.
+        dy: Gradient of the outputs; None: zero.
+        dstates: (batch, E / WIDTH, S, WIDTH), the gradient of the last states, which becomes that
+            of the initial states.
+    """
     x, batch, threads = call.x, call.x.shape[0], call.threads()
     dy = zeros(x, x.shape[2]).expand(x.shape) if dy is None else last_dim_contiguous(dy)
-    dstate = zeros(x, batch, *call.A_log2e.shape)
-    if dlast is not None:
-        dstate.copy_(dlast)  # the kernel writes over it
     dx, ddelta = x.new_empty(x.shape), x.new_empty(x.shape)
     dA_log2e, dD, dbias = (
         x.new_empty(batch, *tensor.shape) for tensor in (call.A_log2e, call.D, call.bias)
@@ -193,8 +250,8 @@ def run_backward(
     call.run(
         backward,
         view(dy)[:3],
-        addresses(kept, work),
-        addresses(dx, ddelta, dA_log2e, dD, dbias, dstate),
+        addresses(saved_states, work),
+        addresses(dx, ddelta, dA_log2e, dD, dbias, dstates),
         *views,
         threads=threads,
     )
@@ -202,7 +259,7 @@ def run_backward(
         summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
         for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
     )
-    # The kernel differentiates 2**(dt rate) as if it were exp.
+    # The kernel differentiates 2**(dt A log2(e)) as if it were exp.
     dA_log2e = summed(dA_log2e) / LOG2E
     return dx, ddelta, dA_log2e, dB, dC, summed(dD), summed(dbias)
 

@@ -1,4 +1,4 @@
-"""How a kernel is compiled, given its arguments and run by several threads.
+"""Compile kernels, pass them their arguments and run them on several threads.
 
 A kernel is a C function of one address. There stand, as 64-bit integers, the numbers of the next
 job and of the next thread, how many threads may work, then the arguments, one after the other:
@@ -8,6 +8,7 @@ lock; they take jobs from the common counter until none is left.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,24 +19,23 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core.caching import FunctionCache
+from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
-from muse_adapter.ops.numba_cpu.memory import keep_freed
-from muse_adapter.ops.numba_cpu.share import share
+from muse_adapter.ops.numba_cpu.parallel import run_parallel
 from muse_adapter.ops.operator import NEGLIGIBLE
 
 _WORD = ir.IntType(64)
 _NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
 _HEAD = 3  # numbers in front of the arguments
 
-keep_freed()
-
 
 class Kernel:
     """A kernel in float32 and float64, compiled on first use and kept on disk.
 
     Args:
-        function: takes the address as a pointer to its type, and reads the rest by `unpacker`.
+        function: Takes the address as a pointer to its type, and reads the rest by `unpacker`.
     """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
@@ -48,18 +48,18 @@ class Kernel:
         self._compiled: dict[torch.dtype, Any] = {}
 
     def run(self, dtype: torch.dtype, threads: int, *arguments: Any) -> None:
-        """Run it on so many threads, and wait until all have returned.
+        """Run it on several threads, and wait until all have returned.
 
         Args:
             dtype: float32 or float64.
-            threads: at least 1.
-            arguments: integers and tuples of them, as `unpacker` has been told.
+            threads: How many, at least 1.
+            *arguments: Integers and tuples of them, as `unpacker` has been told.
         """
         words = [0, 0, threads]
         for argument in arguments:
             words += argument if isinstance(argument, tuple) else (argument,)
         numbers = np.array(words, dtype=np.int64)
-        share(self._address(dtype), numbers.ctypes.data, threads)
+        run_parallel(self._address(dtype), numbers.ctypes.data, threads)
 
     def _address(self, dtype: torch.dtype) -> int:
         if dtype not in self._compiled:
@@ -69,17 +69,29 @@ class Kernel:
 
     def _compile(self, dtype: torch.dtype) -> Any:
         signature = types.void(types.CPointer(_NUMBERS[dtype]))
+        compile_cached = numba.cfunc(signature, error_model="numpy", cache=True)
         try:
-            return numba.cfunc(signature, error_model="numpy", cache=True)(self.function)
+            return compile_cached(self.function)
+        except NumbaError:
+            raise
         except (OSError, RuntimeError):  # the cache cannot be read or written: compile every time
             return numba.cfunc(signature, error_model="numpy")(self.function)
+        except Exception as error:  # whatever a damaged file makes of itself when it is unpickled
+            cache = FunctionCache(self.function)
+            warnings.warn(
+                f"the cache of the kernel {self.function.__qualname__} in {cache.cache_path} is "
+                f"damaged ({type(error).__name__}: {error}), it is compiled again",
+                stacklevel=2,
+            )
+            cache.flush()
+            return compile_cached(self.function)
 
 
 def unpacker(*counts: int) -> Any:
-    """A function for kernels, from the address to what stands there.
+    """Make a function for kernels, from the address to the arguments that stand there.
 
     Args:
-        counts: how many integers each argument has: a tuple, or for 1 the integer itself.
+        *counts: How many integers each argument has: a tuple, or for 1 the integer itself.
 
     Returns:
         (1 in the kernel's type, address of the two counters, threads that may work, *arguments).
@@ -111,7 +123,7 @@ def unpacker(*counts: int) -> Any:
 
 @intrinsic
 def next_number(context: Any, counter: Any) -> Any:
-    """The number at the address `counter`; every call, from any thread, raises it by 1."""
+    """Return the number at the address `counter` and raise it by 1, atomically."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         place = builder.inttoptr(arguments[0], _WORD.as_pointer())

@@ -1,4 +1,4 @@
-"""A few threads of ours, which sleep while there is no work, and are made anew after a fork."""
+"""A pool of threads for kernels, which sleep while there is no work."""
 
 from __future__ import annotations
 
@@ -8,42 +8,40 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-_lock = threading.Lock()
-_executor: ThreadPoolExecutor | None = None
-_size = 0
+
+class _Pool:
+    """The threads of one process, as many as a call has asked for so far."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.executor: ThreadPoolExecutor | None = None
+        self.size = 0
+
+    def at_least(self, count: int) -> ThreadPoolExecutor:
+        with self.lock:
+            if self.executor is None or self.size < count:
+                # The smaller executor finishes what it holds; its idle threads end when it is
+                # collected.
+                self.executor = ThreadPoolExecutor(count, thread_name_prefix="muse-adapter")
+                self.size = count
+            return self.executor
 
 
-def _forget() -> None:
-    """In a forked child the threads are gone, and the lock may be held by one of them."""
-    global _lock, _executor, _size
-    _lock, _executor, _size = threading.Lock(), None, 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _executor, _size
-    with _lock:
-        if _executor is None or _size < count:
-            # The smaller pool finishes what it holds; its idle threads end when it is collected.
-            _executor = ThreadPoolExecutor(count, thread_name_prefix="muse-adapter-scan")
-            _size = count
-        return _executor
+# By process: a forked child has none of its parent's threads, and the lock may be held by one.
+_pools: dict[int, _Pool] = {}
 
 
 class _Call:
-    """One call of the work on a helper: called off, or waited for, and never late."""
+    """A call of the work by a thread of the pool: cancelled, or waited for, and never late."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
         self.lock, self.ended = threading.Lock(), threading.Event()
-        self.running = self.called_off = False
+        self.running = self.cancelled = False
 
     def __call__(self) -> None:
         with self.lock:
-            if self.called_off:
+            if self.cancelled:
                 return
             self.running = True
         try:
@@ -53,22 +51,27 @@ class _Call:
 
     def end(self) -> None:
         with self.lock:
-            self.called_off = not self.running
+            self.cancelled = not self.running
         if self.running:
             self.ended.wait()
 
 
 def run(work: Callable[[], None], threads: int) -> None:
-    """Call `work`, which raises nothing, on this thread and on others, and wait for all of them.
+    """Call `work` on this thread and on others of the pool, and wait for all of them.
 
-    A helper that would start late, because the machine or the pool is busy, is called off. What the
-    work reads and writes may be gone as soon as this returns or raises.
+    A thread that would start late, because the machine or the pool is busy, is not waited for: its
+    call is cancelled. What the work reads and writes may be freed as soon as this returns or
+    raises.
+
+    Args:
+        work: Must not raise.
+        threads: How many calls are wanted, at least 1.
     """
     calls = [_Call(work) for _ in range(threads - 1)]
     try:
-        with contextlib.suppress(RuntimeError):  # no more threads to be had: fewer do it
+        with contextlib.suppress(RuntimeError):  # no more threads can be started: fewer do it
             for call in calls:
-                _helpers(len(calls)).submit(call)
+                _pools.setdefault(os.getpid(), _Pool()).at_least(len(calls)).submit(call)
         work()
     finally:
         interrupt = None

@@ -261,27 +261,3 @@ def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any
         return builder.select(test, arguments[2], arguments[3])
 
     return value(value, bound, value, value), lowered
-
-
-@intrinsic
-def any_above(context: Any, value: Any, bound: Any) -> Any:
-    """Whether a lane is above `bound` (a number); NaN is not."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
-        test = builder.fcmp_ordered(">", arguments[0], broadcast(builder, number))
-        lanes = builder.bitcast(test, ir.IntType(WIDTH))
-        return builder.icmp_unsigned("!=", lanes, lanes.type(0))
-
-    return types.boolean(value, bound), lowered
-
-
-@intrinsic
-def larger(context: Any, value: Any, other: Any) -> Any:
-    """The larger of the two, lane by lane; `other` where one of them is NaN."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        test = builder.fcmp_ordered(">", *arguments)
-        return builder.select(test, *arguments)
-
-    return value(value, value), lowered

@@ -1,131 +1,151 @@
-"""A Mamba mixer without a gradient, in slices of the sequence that stay in the caches.
+"""A Mamba mixer without a gradient, as tasks on slices of the sequence.
 
-Of what stands between the input projection and the output only x exists as a whole. The convolved
-tokens, step sizes, B, C and the gate exist for one slice at a time: they are read while they are
-near, and memory that is taken anew costs as much as some of the arithmetic.
+The convolved tokens, step sizes, B and C exist for one slice at a time: they are read while they
+are near, and memory that is taken anew costs as much as some of the arithmetic. The state goes on
+from one slice to the next, and the convolution reads across the border. The directions start from
+opposite ends at the same time; whichever comes second to a slice adds its outputs to the other's
+and gates the sum.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from muse_adapter.ops.mamba import MambaDirection
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.mixer_inputs import MixerInputs, select, zero_behind
 from muse_adapter.ops.numba_cpu.convolution import run_forward as convolve
-from muse_adapter.ops.numba_cpu.function import Call, blocks, run_forward
-from muse_adapter.ops.numba_cpu.simd import LOG2E
+from muse_adapter.ops.numba_cpu.function import scan_into
+from muse_adapter.ops.numba_cpu.parallel import run_tasks
+from muse_adapter.ops.numba_cpu.schedule import Task
 
-ROWS = 1024  # tokens of a slice, for each thread
+ROWS = 512  # tokens of a slice
 
 
-def mix(
-    tokens: Tensor,
-    in_proj: Tensor,
-    directions: Sequence[MambaDirection],
-    lengths: Tensor | None,
-    positions: Tensor | None,
-    stop: int,
-) -> Tensor:
-    """`muse_adapter.ops.mamba.mamba_inference`, all tensors in float32 or all in float64."""
+def mix(inputs: MixerInputs) -> Tensor:
+    """Run `muse_adapter.ops.mamba_mixer`, all tensors in float32 or all in float64."""
+    tokens, in_proj, directions, lengths, positions, end = inputs
     batch, length, _ = tokens.shape
-    channels = in_proj.shape[0] // 2
-    if positions is None:
-        y = tokens.new_empty(batch, length, channels)
-    else:
-        y = tokens.new_zeros(batch, positions.shape[1], channels)
-    if lengths is not None:
-        lengths = lengths.to(torch.int64).clamp(0, length).expand(batch)
-    rows = ROWS * torch.get_num_threads()
-    videos = max(1, rows // max(1, length))
-    slices = max(1, -(-length // rows))  # of one video; several of them are one slice
+    places = length if positions is None else positions.shape[1]
+    y = tokens.new_empty(batch, places, in_proj.shape[0] // 2)
+    # Convolutions of all directions, as the kernel reads them.
+    taps = torch.stack([direction.conv.squeeze(1).t() for direction in directions])
+    biases = torch.stack([direction.conv_bias for direction in directions])
+    videos = max(1, ROWS // max(1, length))
+    tasks = []
     for first in range(0, batch, videos):
         group = slice(first, first + videos)
-        _mix(
-            tokens[group],
-            in_proj,
-            directions,
-            None if lengths is None else lengths[group],
-            None if positions is None else positions[group],
-            stop,
-            slices,
-            y[group],
+        part_lengths, part_positions = (
+            None if given is None else given[group] for given in (lengths, positions)
         )
+        part = MixerInputs(tokens[group], in_proj, directions, part_lengths, part_positions, end)
+        tasks += _SlicedMixer(part, taps, biases, y[group]).tasks()
+    run_tasks(tasks, torch.get_num_threads())
+    if positions is not None:
+        y *= F.silu(inputs.gate())
     return y
 
 
-def _mix(
-    tokens: Tensor,
-    in_proj: Tensor,
-    directions: Sequence[MambaDirection],
-    lengths: Tensor | None,
-    positions: Tensor | None,
-    stop: int,
-    slices: int,
-    y: Tensor,
-) -> None:
-    """Write y of the videos that are one slice, or of one video."""
-    batch, length, _ = tokens.shape
-    weight_x, weight_z = in_proj.chunk(2)
-    x = F.linear(tokens, weight_x)
-    if lengths is None:
-        lengths = torch.full((batch,), length)
-    else:
-        behind = torch.arange(length) >= lengths.unsqueeze(1)
-        x.masked_fill_(behind.unsqueeze(-1), 0)  # the taps that look ahead meet it
-    taps = torch.stack([direction.conv.squeeze(1).t() for direction in directions])
-    biases = torch.stack([direction.conv_bias for direction in directions])
-    edges = [length * number // slices for number in range(slices + 1)]
-    parts = list(itertools.pairwise(edges))
-    for index, weights in enumerate(directions):
-        reverse, last = index == 1, index == len(directions) - 1
-        A_log2e = blocks(weights.A.t() * LOG2E)
-        rank, states = weights.dt_proj.shape[1], weights.A.shape[1]
-        state = None
-        for begin, end in reversed(parts) if reverse else parts:
-            if not reverse:
-                end = min(end, stop)
+class _SlicedMixer:
+    """The tasks of one video, or of several that are one slice together.
+
+    Args:
+        inputs: Of these videos.
+        taps, biases: (directions, taps, E) and (directions, E), of the convolutions.
+        y: (batch, L, E), or (batch, P, E) at the positions, to be written; at positions without the
+            gate.
+    """
+
+    def __init__(self, inputs: MixerInputs, taps: Tensor, biases: Tensor, y: Tensor) -> None:
+        self.inputs, self.taps, self.biases, self.y = inputs, taps, biases, y
+        batch, length, _ = inputs.tokens.shape
+        # An even number, so that the directions meet between two slices.
+        count = 1 if length <= ROWS else 2 * -(-length // (2 * ROWS))
+        rows = max(1, -(-length // count))
+        self.slices = [(begin, min(begin + rows, length)) for begin in range(0, length, rows)]
+        if inputs.positions is not None:
+            y.zero_()
+        # x, and behind it z where it is wanted at all positions.
+        self.weight = inputs.in_proj if inputs.positions is None else inputs.in_proj.chunk(2)[0]
+        self.xz = y.new_empty(batch, length, self.weight.shape[0])
+        self.x = self.xz[..., : y.shape[2]]
+        self.scans: dict[tuple[int, int], ScanInputs] = {}
+        self.states: list[Tensor | None] = [None] * len(inputs.directions)
+        self.outputs = [0] * len(self.slices)  # of how many directions stand in a slice of y
+        self.locks = [threading.Lock() for _ in self.slices]  # of the slices of y
+
+    def tasks(self) -> list[Task]:
+        """Make the tasks: of each slice the projection, then of each direction what it scans."""
+        count = len(self.slices)
+        projections = [Task(partial(self._project, number)) for number in range(count)]
+        chains = []
+        for direction in range(len(self.states)):
+            chain: list[Task] = []
+            for number in reversed(range(count)) if direction == 1 else range(count):
+                begin, end = self._span(direction, number)
                 if begin >= end:
-                    break
-            convolved = x.new_empty(batch, end - begin, x.shape[2])
-            one = [(end, convolved) if i == index else (0, None) for i in range(len(directions))]
-            convolve(x, taps, biases, begin, *zip(*one, strict=True))
-            low, B, C = F.linear(convolved, weights.x_proj).split((rank, states, states), -1)
-            call = Call(
-                x=convolved,
-                delta=F.linear(low, weights.dt_proj),
-                A_log2e=A_log2e,
-                B=B.unsqueeze(2),
-                C=C.unsqueeze(2),
-                D=weights.D.contiguous(),
-                bias=weights.dt_bias.contiguous(),
-                lengths=(lengths - begin).clamp(0, end - begin),
-                own=(False, False),
-                softplus=True,
-                reverse=reverse,
-            )
-            if positions is None:
-                gate = F.linear(tokens[:, begin:end], weight_z) if last else None
-                state = run_forward(call, y[:, begin:end], states=state, added=index > 0, gate=gate)
-            else:
-                part = torch.empty_like(convolved)
-                state = run_forward(call, part, states=state)
-                _add_at(positions - begin, part, y)
-    if positions is not None:
-        y *= F.silu(F.linear(_select(tokens, positions), weight_z))
-        y.masked_fill_((positions >= lengths.unsqueeze(1)).unsqueeze(-1), 0)
+                    continue
+                # The taps reach into the slice before; in the direction of time.
+                near = {number, number + 1 if direction == 1 else number - 1} & set(range(count))
+                prepare = Task(
+                    partial(self._prepare, direction, number), [projections[i] for i in near]
+                )
+                scan = Task(partial(self._scan, direction, number), [prepare, *chain[-1:]])
+                chain += [prepare, scan]
+            chains.append(chain)
+        inwards = sorted(range(count), key=lambda number: min(number, count - 1 - number))
+        turns = itertools.zip_longest(*chains)
+        return [projections[i] for i in inwards] + [task for turn in turns for task in turn if task]
+
+    def _span(self, direction: int, number: int) -> tuple[int, int]:
+        """Return the begin of a slice, and its end, as far as the direction is wanted."""
+        begin, end = self.slices[number]
+        return begin, end if direction == 1 else min(end, self.inputs.end)
+
+    def _project(self, number: int) -> None:
+        begin, end = self.slices[number]
+        tokens = self.inputs.tokens[:, begin:end].flatten(0, 1)
+        xz = self.xz[:, begin:end]
+        torch.mm(tokens, self.weight.t(), out=xz.view(len(tokens), -1))
+        if self.inputs.lengths is not None:
+            zero_behind(self.x[:, begin:end], self.inputs.lengths - begin)
+
+    def _prepare(self, direction: int, number: int) -> None:
+        """Make what a direction scans in a slice."""
+        begin, end = self._span(direction, number)
+        x = self.x.new_empty(self.x.shape[0], end - begin, self.x.shape[2])
+        one = [(end, x) if i == direction else (0, None) for i in range(len(self.states))]
+        convolve(self.x, self.taps, self.biases, begin, *zip(*one, strict=True))
+        lengths = None if self.inputs.lengths is None else self.inputs.lengths - begin
+        weights = self.inputs.directions[direction]
+        self.scans[direction, number] = weights.scan_inputs(x, lengths, reverse=direction == 1)
+
+    def _scan(self, direction: int, number: int) -> None:
+        """Go on with the scan of a direction, through a slice."""
+        begin, end = self._span(direction, number)
+        scan = self.scans.pop((direction, number))
+        scan = scan._replace(initial_state=self.states[direction])
+        if self.inputs.positions is None:
+            with self.locks[number]:
+                y, z = self.y[:, begin:end], self.xz[:, begin:end, self.x.shape[2] :]
+                added, last = self.outputs[number] > 0, self.outputs[number] == len(self.states) - 1
+                self.states[direction] = scan_into(scan, y, added=added, gate=z if last else None)
+                self.outputs[number] += 1
+        else:
+            part = torch.empty_like(scan.x)
+            self.states[direction] = scan_into(scan, part)
+            with self.locks[0]:
+                _add_at(self.inputs.positions - begin, part, self.y)
 
 
 def _add_at(positions: Tensor, part: Tensor, y: Tensor) -> None:
     """Add the part's values at the positions to y; positions beyond it have none."""
     count = part.shape[1]
     within = (positions >= 0) & (positions < count)
-    values = _select(part, positions.clamp(0, count - 1))
+    values = select(part, positions.clamp(0, count - 1))
     y += torch.where(within.unsqueeze(-1), values, 0)
-
-
-def _select(tensor: Tensor, positions: Tensor) -> Tensor:
-    return tensor.gather(1, positions.unsqueeze(-1).expand(-1, -1, tensor.shape[2]))

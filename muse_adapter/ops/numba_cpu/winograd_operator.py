@@ -1,4 +1,4 @@
-"""Convolutions of maps as operators of torch, which tracing does not look into.
+"""Convolutions of maps as custom operators, which tracing does not look into.
 
 The gradients are such convolutions themselves, and so are theirs.
 """
@@ -11,49 +11,45 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.dispatch import require
+from muse_adapter.ops.backend import by_name
+from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.library import register
-from muse_adapter.ops.operator import state_dtype
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
-    """As in `muse_adapter.ops`, in float32 and float64, both widths multiples of 16."""
-    outputs, inputs = weight.shape[:2]
-    if (
-        x.dtype not in (torch.float32, torch.float64)
-        or not x.dtype == weight.dtype == bias.dtype
-        or not (x.dim() == 4 and x.shape[1] == inputs and x.shape[2] and x.shape[3])
-        or weight.shape != (outputs, inputs, 3, 3)
-        or bias.shape != (outputs,)
-        or not (inputs and outputs)
-        or inputs % 16  # a register of the kernels, which are not loaded to ask
-        or outputs % 16
-    ):
-        return None
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve maps in float32 or float64, both widths multiples of 16, see `muse_adapter.ops`."""
     y: Tensor = torch.ops.muse_adapter.conv3x3(x.permute(0, 2, 3, 1), weight, bias)
     return y.permute(0, 3, 1, 2)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    require("numba", x.device)  # an exported program may run elsewhere, or under autocast
+    by_name("numba").require(x.device)  # an exported program may run elsewhere, or under autocast
     from muse_adapter.ops.numba_cpu.winograd import convolve
 
-    outputs, inputs = weight.shape[0], x.shape[3]
-    if (
-        weight.shape[1:] != (inputs, 3, 3)
-        or (bias is not None and bias.shape != (outputs,))
-        or inputs % 16
-        or outputs % 16
-    ):  # the kernels read by address
-        shapes = [None if given is None else tuple(given.shape) for given in (x, weight, bias)]
-        raise ValueError(
-            "x, weight and bias must have shapes (n, H, W, C), (O, C, 3, 3) and (O,), with C and O "
-            f"multiples of 16, got {shapes}"
-        )
+    outputs, *_ = check_rank("weight", weight, "O", "C", "3", "3")
+    inputs = _check_maps(x, outputs)
+    like = "x", x
+    check_tensor("weight", weight, (outputs, inputs, 3, 3), like)
+    check_tensor("bias", bias, (outputs,), like)
     wide = state_dtype(x)
     shift = None if bias is None else bias.to(wide)
     with without_autocast(x.device.type):
         return convolve(x.to(wide), weight.to(wide), shift).to(x.dtype)
+
+
+def _check_maps(x: Tensor, outputs: int) -> int:
+    """Refuse maps or widths that the kernels have not; return the inputs' width."""
+    from muse_adapter.ops.numba_cpu.simd import WIDTH
+
+    _, height, width, inputs = check_rank("x", x, "n", "H", "W", "C")
+    check_tensor("x", x, None, ("x", x))
+    if inputs % WIDTH or outputs % WIDTH or 0 in (height, width, inputs, outputs):
+        raise ValueError(
+            f"x must have shape (n, H, W, C) with no size 0, and C and O must be multiples of "
+            f"{WIDTH}, got {tuple(x.shape)} and O = {outputs}"
+        )
+    return inputs
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,9 +79,12 @@ def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight(x: Tensor, grad: Tensor) -> Tensor:
-    require("numba", x.device)
+    by_name("numba").require(x.device)
     from muse_adapter.ops.numba_cpu.winograd import weight_gradient
 
+    *_, outputs = check_rank("grad", grad, "n", "H", "W", "O")
+    _check_maps(x, outputs)
+    check_tensor("grad", grad, (*x.shape[:3], outputs), ("x", x))
     wide = state_dtype(x)
     with without_autocast(x.device.type):
         return weight_gradient(x.to(wide), grad.to(wide)).to(x.dtype)

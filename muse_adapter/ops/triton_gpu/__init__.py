@@ -16,48 +16,80 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.bidirectional import Direction
+from muse_adapter.ops.backend import Backend
+from muse_adapter.ops.inputs import ScanInputs
 from muse_adapter.ops.triton_gpu import operators
 
-NAME = "triton"
-AUTOMATIC = False  # until the kernels have run on a GPU
+
+class TritonBackend(Backend):
+    """Both directions in one launch; convolutions and gate in kernels of their own."""
+
+    name = "triton"
+    self_checked = True
+
+    def unavailable(self, device: torch.device | None = None) -> str | None:
+        """See `Backend.unavailable`."""
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed: pip install 'muse-adapter[triton]'"
+        error = _load_error()
+        if error is not None:
+            return error
+        kind = "cuda" if device is None and torch.cuda.is_available() else "cpu"
+        kind = kind if device is None else device.type
+        if _interpreted():
+            return None if kind in ("cpu", "cuda") else f"Triton's interpreter cannot read {device}"
+        if kind != "cuda":
+            given = "torch finds no GPU" if device is None else f"got {device}"
+            return (
+                f"runs on GPUs, {given}: move the tensors to one, or set TRITON_INTERPRET=1 to run "
+                "the kernels slowly on the CPU"
+            )
+        if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
+            return "Triton needs a GPU of compute capability 7.0 or newer: use the backend 'torch'"
+        return None
+
+    def automatic(self, device: torch.device) -> bool:
+        """Whether the device is a GPU: the interpreter runs on CPUs too, slowly."""
+        return device.type == "cuda"
+
+    def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+        """Scan in one direction, see `Backend.scan`."""
+        (y,), (state,) = operators.scans([inputs])
+        return y, state
+
+    def bidirectional_scan(
+        self,
+        forward: ScanInputs,
+        reverse: ScanInputs | None,
+        z: Tensor,
+        positions: Tensor | None,
+    ) -> Tensor:
+        """Scan both directions in one launch, see `Backend.bidirectional_scan`."""
+        y, _ = operators.scans([forward] if reverse is None else [forward, reverse])
+        return operators.gated(z, positions, y)
+
+    def causal_conv1d_silu(
+        self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
+    ) -> tuple[Tensor, ...]:
+        """Convolve in both directions in one pass, see `Backend.causal_conv1d_silu`."""
+        joined = [tensor for pair in weights for tensor in pair]
+        return tuple(operators.convolutions(x, joined, end))
 
 
-def unavailable(device: torch.device | None = None) -> str | None:
-    """Say why this backend cannot run.
-
-    Args:
-        device: where the tensors are; None asks about the machine.
-
-    Returns:
-        None if it can run, else the reason and what would fix it.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'muse-adapter[triton]'"
-    error = _load_error()
-    if error is not None:
-        return error
-    kind = "cuda" if device is None and torch.cuda.is_available() else "cpu"
-    kind = kind if device is None else device.type
-    if _interpreted():
-        return None if kind in ("cpu", "cuda") else f"Triton's interpreter cannot read {device}"
-    if kind != "cuda":
-        given = "torch finds no GPU" if device is None else f"got {device}"
-        return (
-            f"runs on GPUs, {given}: move the tensors to one, or set TRITON_INTERPRET=1 to run "
-            "the kernels slowly on the CPU"
-        )
-    if torch.version.cuda and torch.cuda.get_device_capability(device) < (7, 0):
-        return "Triton needs a GPU of compute capability 7.0 or newer: use the backend 'torch'"
-    return None
+TRITON = TritonBackend()
 
 
 @functools.cache
 def _load_error() -> str | None:
     try:
+        import triton
+
         import muse_adapter.ops.triton_gpu.function  # noqa: F401
     except Exception as error:  # an old or broken triton raises whatever it likes
         return f"triton does not load ({error}): pip install --upgrade 'muse-adapter[triton]'"
+    # Kernels that hold tuples of tensors load in 3.2 too, and fail when they run.
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        return f"triton {triton.__version__} is older than 3.3, which torch 2.7 and newer work with"
     return None
 
 
@@ -68,51 +100,3 @@ def _interpreted() -> bool:
     from muse_adapter.ops.triton_gpu.forward import outputs
 
     return not isinstance(outputs, JITFunction)
-
-
-def scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Run one direction; args and returns are those of the contract in `dispatch`."""
-    D = A.new_zeros(A.shape[0]) if D is None else D
-    bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
-    fields = [x, delta, A, B, C, D, bias]
-    (y,), (state,) = operators.scans(fields, lengths, int(reverse), delta_softplus)
-    return y, state
-
-
-def bidirectional_scan(
-    forward: Direction,
-    backward: Direction | None,
-    z: Tensor,
-    *,
-    lengths: Tensor | None,
-    positions: Tensor | None,
-) -> Tensor:
-    """Both directions in one launch; see `muse_adapter.ops.dispatch`."""
-    sides = [forward] if backward is None else [forward, backward]
-    fields = [
-        tensor
-        for x, delta, A, B, C, D, delta_bias in sides
-        for tensor in (x, delta, A, B.unsqueeze(2), C.unsqueeze(2), D, delta_bias)
-    ]
-    y, _ = operators.scans(fields, lengths, 0b10, True)
-    return operators.gated(z, positions, y)
-
-
-def causal_conv1d_silu(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
-) -> tuple[Tensor, ...]:
-    """SiLU of both convolutions in one pass; see `muse_adapter.ops.dispatch`."""
-    joined = [tensor for pair in weights for tensor in pair]
-    return tuple(operators.convolutions(x, joined, end))

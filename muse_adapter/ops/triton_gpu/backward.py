@@ -76,13 +76,14 @@ def gradient_summaries(
 def gradients(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     dy0, dy1,
-    rates, D, bias, lengths, entries, kept, work,
+    rates, D, bias, lengths, entries, saved_states, work,
     dx0, dx1, ddelta0, ddelta1, dB0, dB1, dC0, dC1,
-    drates, dD, dbias,
+    drates, dD, dbias, dinitial,
     L0, L1, batch, segment, backwards,
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
-    MASKED: tl.constexpr, ENTERED: tl.constexpr, CHUNK: tl.constexpr, RUN: tl.constexpr,
+    MASKED: tl.constexpr, ENTERED: tl.constexpr, INITIAL: tl.constexpr,
+    CHUNK: tl.constexpr, RUN: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """All gradients, chunk by chunk from the last step to the first.
@@ -93,13 +94,15 @@ def gradients(
     Args:
         entries: (segments, directions, batch, S, E), with ENTERED: the gradients of the states
             that leave the segments; else zero.
-        kept: (chunks, directions, batch, S, E), as `outputs` left it.
+        saved_states: (chunks, directions, batch, S, E), as `outputs` left it.
         work: (segments, directions, batch, CHUNK / RUN, S, E).
         dx0, dx1, ddelta0, ddelta1: (batch, L, E), contiguous.
         dB0, dB1, dC0, dC1: (blocks in a group, batch, L, G, S), or with CONSTANT
             (segments, batch, S, E).
         drates: (segments, directions, batch, S, E).
         dD, dbias: (segments, directions, batch, E).
+        dinitial: (directions, batch, S, E), written with INITIAL: the gradient of the state that
+            enters the first segment.
         segment: a multiple of CHUNK.
     """
     part, side, sides = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -147,7 +150,7 @@ def gradients(
         end = tl.minimum(chunk + CHUNK, stop)
         runs = (end - chunk + RUN - 1) // RUN
         entry = (chunk // CHUNK * sides + side).to(tl.int64)
-        h = tl.load(kept + entry * S * E + tile, mask=in_tile, other=0.0)
+        h = tl.load(saved_states + entry * S * E + tile, mask=in_tile, other=0.0)
         for run in range(runs - 1):
             tl.store(work + run * S * E + tile, h, mask=in_tile)
             for t in range(chunk + run * RUN, chunk + run * RUN + RUN):
@@ -228,6 +231,9 @@ def gradients(
                 tl.store(ddelta + position * E + e, d_raw, mask=here)
         tl.debug_barrier()  # the next chunk writes over `work`
 
+    if INITIAL:  # noqa: SIM102 - a constant of the compiler, unlike `part`
+        if part == 0:
+            tl.store(dinitial + side.to(tl.int64) * S * E + tile, g, mask=in_tile)
     tl.store(drates + row * S * E + tile, d_rate, mask=in_tile)
     tl.store(dD + row * E + e, d_skip, mask=live)
     tl.store(dbias + row * E + e, d_shift, mask=live)

@@ -1,4 +1,4 @@
-"""The short convolutions of both directions with their SiLU: x is read once, nothing else kept.
+"""The short convolutions of both directions with their SiLU: x is read once, and saved alone.
 
 What SiLU was given is computed anew in the backward pass, which gives the gradient of x of both
 directions at once.

@@ -116,20 +116,20 @@ def carries(
 def outputs(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     rates, D, bias, lengths, entries, y0, y1,
-    kept, last,
+    saved_states, last,
     L0, L1, batch, segment, backwards,
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
-    MASKED: tl.constexpr, ENTERED: tl.constexpr, KEPT: tl.constexpr, CHUNK: tl.constexpr,
+    MASKED: tl.constexpr, ENTERED: tl.constexpr, SAVED: tl.constexpr, CHUNK: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Outputs, last states, and with KEPT the state before every chunk of CHUNK steps.
+    """Outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
 
     Args:
         entries: (segments, directions, batch, S, E), with ENTERED: the states that enter; else
             zero.
         y0, y1: (batch, L, E), contiguous.
-        kept: (chunks, directions, batch, S, E).
+        saved_states: (chunks, directions, batch, S, E).
         last: (directions, batch, S, E).
         segment: a multiple of CHUNK.
     """
@@ -159,9 +159,9 @@ def outputs(
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
     for chunk in range(begin, stop, CHUNK):
-        if KEPT:
+        if SAVED:
             row = (chunk // CHUNK * sides + side).to(tl.int64)
-            tl.store(kept + row * S * E + tile, h, mask=in_tile)
+            tl.store(saved_states + row * S * E + tile, h, mask=in_tile)
         for t in range(chunk, tl.minimum(chunk + CHUNK, stop)):
             position = origin + t * step
             inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)

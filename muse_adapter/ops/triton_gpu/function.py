@@ -15,7 +15,7 @@ from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
-CHUNK = 36  # steps from one kept state to the next
+CHUNK = 36  # steps from one saved state to the next
 RUN = 3  # steps whose states the backward pass holds in registers
 # Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit on a
 # scheduler 4 times, the backward kernel twice. With fewer, time is cut into segments. Constants, so
@@ -28,7 +28,7 @@ OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 
 class Side(NamedTuple):
-    """One direction's inputs, as in the contract of `muse_adapter.ops.dispatch`, D and bias given.
+    """The inputs of one direction, as in `ScanInputs`, D and bias given.
 
     Attributes:
         x, delta: (batch, L, E).
@@ -114,7 +114,7 @@ class Plan:
     def _gains(self, gains: list[Tensor]) -> Gains:
         groups, states = gains[0].shape[2:]
         # Constant in time means (1, 1, E, S); one video of one step looks the same where G is E.
-        if gains[0].shape[:2] == (1, 1) and groups == self.E:
+        if all(gain.shape[:2] == (1, 1) for gain in gains) and groups == self.E:
             return Gains([gain[0, 0].t().contiguous() for gain in gains], True, 0, 1)
         times = {gain.stride(1) for gain in gains}
         regular = len(times) == 1 and all(
@@ -165,6 +165,12 @@ class Plan:
         """The constants of kernels that walk through time."""
         return {"SOFTPLUS": self.softplus, "MASKED": self.masked, **self.meta()}
 
+    def states(self, states: Sequence[Tensor]) -> Tensor | None:
+        """States of each side (batch, E, S), as the kernels read them; None of none."""
+        if not states:
+            return None
+        return self._stack([state.transpose(1, 2) for state in states])
+
     def empty(self, *shape: int) -> Tensor:
         """Memory in the type of the state."""
         return self.rates.new_empty(shape)
@@ -180,13 +186,19 @@ def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return tensors[0], tensors[-1]
 
 
-def run_forward(plan: Plan, kept: Tensor | None) -> tuple[list[Tensor], Tensor]:
+def run_forward(
+    plan: Plan, initial: Tensor | None, saved_states: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
     """Outputs of each side (batch, L, E), and last states (directions, batch, S, E).
 
     Args:
-        kept: (chunks, directions, batch, S, E) receives what the backward pass needs; or None.
+        plan: How the scans are cut.
+        initial: (directions, batch, S, E), the states before the first step; None: zeros.
+        saved_states: (chunks, directions, batch, S, E) receives the state before every chunk; None:
+            they are not wanted.
     """
-    entries = last = plan.empty(*plan.shape())
+    last = plan.empty(*plan.shape())
+    entries = initial
     B, C = plan.B, plan.C
     segments, steps = plan.segments(ENOUGH_FORWARD)
     if segments > 1:
@@ -200,20 +212,21 @@ def run_forward(plan: Plan, kept: Tensor | None) -> tuple[list[Tensor], Tensor]:
             **plan.flags(),
         )
         carries[plan.grid()](
-            *(entries, totals, plan.rates, entries, plan.batch, segments, 0),
-            GIVEN=False,
+            *(entries, totals, plan.rates, entries if initial is None else initial),
+            *(plan.batch, segments, 0),
+            GIVEN=initial is not None,
             **plan.meta(),
         )
     y = plan.in_time(plan.x, dtype=plan.dtype)
     outputs[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors)),
-        *(plan.rates, plan.D, plan.bias, plan.valid, entries, *pair(y)),
-        *(last if kept is None else kept, last),
+        *(plan.rates, plan.D, plan.bias, plan.valid, last if entries is None else entries),
+        *(*pair(y), last if saved_states is None else saved_states, last),
         *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
-        ENTERED=segments > 1,
-        KEPT=kept is not None,
+        ENTERED=entries is not None,
+        SAVED=saved_states is not None,
         CHUNK=CHUNK,
         **plan.flags(),
     )
@@ -221,14 +234,21 @@ def run_forward(plan: Plan, kept: Tensor | None) -> tuple[list[Tensor], Tensor]:
 
 
 def run_backward(
-    plan: Plan, kept: Tensor, dy: Sequence[Tensor], dlast: Tensor | None
-) -> list[list[Tensor]]:
-    """Gradients of each side's seven tensors, in the order of `Side`.
+    plan: Plan,
+    saved_states: Tensor,
+    dy: Sequence[Tensor],
+    dlast: Tensor | None,
+    *,
+    initial: bool,
+) -> tuple[list[list[Tensor]], Tensor | None]:
+    """Gradients of each side's seven tensors, in the order of `Side`, and of the initial states.
 
     Args:
-        kept: as `run_forward` left it.
+        plan: How the scans are cut.
+        saved_states: As `run_forward` left them.
         dy: (batch, L, E) of each side.
         dlast: (directions, batch, S, E); None: zero.
+        initial: Whether the gradient of the initial states is wanted, (directions, batch, S, E).
     """
     B, C = plan.B, plan.C
     dy = [grad.contiguous() for grad in dy]
@@ -255,16 +275,19 @@ def run_backward(
     dB, dC = (_gain_gradients(plan, gains, segments) for gains in (B, C))
     drates = plan.empty(*plan.shape(segments))
     dD, dbias = (plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2))
+    dinitial = plan.empty(*plan.shape()) if initial else None
     work = plan.empty(segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
     gradients[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
         *(plan.rates, plan.D, plan.bias, plan.valid),
-        *(kept if entries is None else entries, kept, work),
+        *(saved_states if entries is None else entries, saved_states, work),
         *(*pair(dx), *pair(ddelta), *pair(dB), *pair(dC), drates, dD, dbias),
+        dD if dinitial is None else dinitial,
         *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
         ENTERED=entries is not None,
+        INITIAL=dinitial is not None,
         CHUNK=CHUNK,
         RUN=RUN,
         **plan.flags(),
@@ -279,7 +302,7 @@ def run_backward(
             for gains, part in ((B, dB[side]), (C, dC[side]))
         )
         grads.append([dx[side], ddelta[side], dA[side], dB_side, dC_side, dD[side], dbias[side]])
-    return grads
+    return grads, dinitial
 
 
 def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:

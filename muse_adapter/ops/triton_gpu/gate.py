@@ -19,14 +19,14 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 @triton.jit(**VARYING)
 def gate_forward(
     y0, y1, z, positions, out, total, L0, L1, P,
-    E: tl.constexpr, BOTH: tl.constexpr, PLACED: tl.constexpr, KEPT: tl.constexpr,
+    E: tl.constexpr, BOTH: tl.constexpr, PLACED: tl.constexpr, SAVED: tl.constexpr,
     WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """(y0 + y1) SiLU(z) of one video at one place.
 
     Args:
         y0, y1: (batch, L, E); y1 is read with BOTH only.
-        z, out, total: (batch, P, E); with KEPT `total` receives the sum.
+        z, out, total: (batch, P, E); with SAVED `total` receives the sum.
         positions: (batch, P), read with PLACED only; else place p is position p.
     """
     place, video = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -36,12 +36,15 @@ def gate_forward(
     position = place.to(tl.int64)
     if PLACED:
         position = tl.load(positions + video * P + place)
-    y = tl.load(y0 + (video * L0 + position) * E + e, mask=live, other=0.0).to(TYPE)
+    # A position that no direction has reads nothing: it must not reach another video.
+    inside = live & (e < tl.where((position >= 0) & (position < L0), E, 0))
+    y = tl.load(y0 + (video * L0 + position) * E + e, mask=inside, other=0.0).to(TYPE)
     if BOTH:
-        y += tl.load(y1 + (video * L1 + position) * E + e, mask=live, other=0.0).to(TYPE)
+        inside = live & (e < tl.where((position >= 0) & (position < L1), E, 0))
+        y += tl.load(y1 + (video * L1 + position) * E + e, mask=inside, other=0.0).to(TYPE)
     gate = tl.load(z + row, mask=live, other=0.0).to(TYPE)
     tl.store(out + row, y * gate * sigmoid(gate), mask=live)
-    if KEPT:
+    if SAVED:
         tl.store(total + row, y, mask=live)
 
 
@@ -63,7 +66,7 @@ def gate_backward(
 
 
 def run_forward(
-    z: Tensor, positions: Tensor | None, y: Sequence[Tensor], keep: bool
+    z: Tensor, positions: Tensor | None, y: Sequence[Tensor], save: bool
 ) -> tuple[Tensor, Tensor]:
     """(y0 + y1) SiLU(z) at the wanted positions, and the sum of the directions.
 
@@ -71,20 +74,20 @@ def run_forward(
         z: (batch, P, E).
         positions: (batch, P), or None: all.
         y: (batch, L, E) of each direction.
-        keep: whether the sum is wanted, in the type of z as the gradient reads it; else it is
+        save: whether the sum is wanted, in the type of z as the gradient reads it; else it is
             empty.
     """
-    z = z.contiguous()
+    z, y = z.contiguous(), [tensor.contiguous() for tensor in y]
     out = torch.empty_like(z)
-    total = torch.empty_like(z) if keep else z.new_empty(0)
+    total = torch.empty_like(z) if save else z.new_empty(0)
     with torch.cuda.device_of(z):  # kernels are launched on the current device
         gate_forward[_grid(z)](
             *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out),
-            *(total if keep else out, y[0].shape[1], y[-1].shape[1], z.shape[1]),
+            *(total if save else out, y[0].shape[1], y[-1].shape[1], z.shape[1]),
             E=z.shape[2],
             BOTH=len(y) > 1,
             PLACED=positions is not None,
-            KEPT=keep,
+            SAVED=save,
             **_meta(z, y[0].dtype),
         )
     return out, total
@@ -94,7 +97,7 @@ def run_backward(
     grad: Tensor, z: Tensor, total: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, and of the sum of the directions (batch, P, E) in `dtype`."""
-    z = z.contiguous()
+    z, total = z.contiguous(), total.contiguous()
     dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
     with torch.cuda.device_of(z):
         gate_backward[_grid(z)](

@@ -1,4 +1,4 @@
-"""The kernels as operators of torch, which tracing does not look into: scan, gate, convolutions."""
+"""The kernels as custom operators, which tracing does not look into: scan, gate, convolutions."""
 
 from __future__ import annotations
 
@@ -8,96 +8,161 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muse_adapter.ops.dispatch import require
+from muse_adapter.ops.backend import by_name
+from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.inputs import ScanInputs, gradient_wanted, state_dtype
 from muse_adapter.ops.library import refuse_second, register
-from muse_adapter.ops.operator import state_dtype
 
-FIELDS = 7  # x, delta, A, B, C, D, bias of a direction
+FIELDS = 7  # x, delta, A, B, C, D, delta_bias of a direction
 
 
-def scans(
-    fields: list[Tensor], lengths: Tensor | None, backwards: int, softplus: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One or two scans in one launch, differentiable once: outputs, and last states (batch, E, S).
+def scans(inputs: Sequence[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
+    """Run one or two scans in one launch, differentiable once.
 
     Args:
-        fields: of each direction what `muse_adapter.ops.triton_gpu.function.Side` lists.
-        lengths: (batch,) or None.
-        backwards: bit d: direction d runs backwards.
-        softplus: pass the step sizes through softplus.
+        inputs: One direction or two, over the same videos; two differ in L and `reverse` only.
+
+    Returns:
+        Outputs (batch, L, E) and last states (batch, E, S) of each.
     """
-    count = len(fields) // FIELDS
+    fields, initial_states = [], []
+    for scan in inputs:
+        x, delta, A, B, C, D, delta_bias, initial_state, *_ = scan
+        B, C = (_in_time(matrix, x) for matrix in (B, C))
+        D, delta_bias = (A.new_zeros(A.shape[0]) if row is None else row for row in (D, delta_bias))
+        fields += [x, delta, A, B, C, D, delta_bias]
+        if initial_state is not None:
+            initial_states.append(initial_state)
+    *_, lengths, softplus, _ = inputs[0]
+    backwards = sum(int(scan.reverse) << index for index, scan in enumerate(inputs))
+    save = gradient_wanted([*fields, *initial_states])
     results = torch.ops.muse_adapter.triton_scan(
-        fields, lengths, backwards, softplus, _tracked(fields)
+        fields, initial_states, lengths, backwards, softplus, save
     )
-    return results[:count], results[count : 2 * count]
+    return results[: len(inputs)], results[len(inputs) : 2 * len(inputs)]
+
+
+def _in_time(matrix: Tensor, x: Tensor) -> Tensor:
+    """Expand B or C to (batch, L, G, S); (1, 1, E, S), constant in time, is read as it is."""
+    if matrix.shape[:2] == x.shape[:2] or (
+        matrix.shape[:2] == (1, 1) and matrix.shape[2] == x.shape[2]
+    ):
+        return matrix
+    return matrix.expand(*x.shape[:2], -1, -1)
 
 
 def gated(z: Tensor, positions: Tensor | None, y: list[Tensor]) -> Tensor:
-    """The sum of the directions, times SiLU(z), at the positions; differentiable once."""
-    return torch.ops.muse_adapter.triton_gate(z, positions, y, _tracked([z, *y]))[0]
+    """Sum the directions, times SiLU(z), at the positions; differentiable once."""
+    return torch.ops.muse_adapter.triton_gate(z, positions, y, gradient_wanted([z, *y]))[0]
 
 
 def convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
-    """SiLU of the convolutions, see `muse_adapter.ops.causal_conv1d_silu`; differentiable once."""
+    """Run `muse_adapter.ops.causal_conv1d_silu`, differentiable once."""
     return torch.ops.muse_adapter.triton_convolutions(x, weights, end)
 
 
-def _tracked(tensors: Sequence[Tensor]) -> bool:
-    """Whether a gradient may be asked for: inside of an operator nothing says so."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def _plan(
-    fields: list[Tensor], lengths: Tensor | None, backwards: int, softplus: bool
+    fields: list[Tensor],
+    initial_states: list[Tensor],
+    lengths: Tensor | None,
+    backwards: int,
+    softplus: bool,
 ) -> tuple[Any, Any]:
-    require("triton", fields[0].device)  # an exported program may run elsewhere
+    by_name("triton").require(fields[0].device)  # an exported program may run elsewhere
     from muse_adapter.ops.triton_gpu import function
 
+    _check_scans(fields, initial_states, lengths)
     sides = [function.Side(*fields[i : i + FIELDS]) for i in range(0, len(fields), FIELDS)]
     return function, function.Plan(sides, backwards, softplus, lengths)
 
 
+def _check_scans(
+    fields: list[Tensor], initial_states: list[Tensor], lengths: Tensor | None
+) -> None:
+    """Refuse directions that do not fit, or that differ in more than L."""
+    if len(fields) not in (FIELDS, 2 * FIELDS):
+        raise ValueError(f"fields must have {FIELDS} tensors or twice as many, got {len(fields)}")
+    count = len(fields) // FIELDS
+    if len(initial_states) not in (0, count):
+        raise ValueError(f"initial_states must be none or {count}, got {len(initial_states)}")
+    first = fields[:FIELDS]
+    for index in range(count):
+        side = fields[index * FIELDS : (index + 1) * FIELDS]
+        initial = initial_states[index] if initial_states else None
+        prefix = "" if count == 1 else f"direction {index}: "
+        x, delta, A, B, C, D, bias = side
+        ScanInputs(x, delta, A, B, C, D, bias, initial, lengths).check(prefix)
+        for name, matrix, like in (("B", B, first[3]), ("C", C, first[4])):
+            shape = tuple(matrix.shape)
+            constant = shape[:2] == (1, 1) and shape[2] == x.shape[2]
+            if not constant and shape[:2] != x.shape[:2]:
+                raise ValueError(
+                    f"{prefix}{name} must have shape (batch, L, G, S) or (1, 1, E, S), got {shape}"
+                )
+            if shape[2:] != like.shape[2:]:
+                raise ValueError(f"{prefix}{name} must have the G and S of direction 0")
+        if x.shape[::2] != first[0].shape[::2] or A.shape != first[2].shape:
+            raise ValueError(f"{prefix}x and A must have the batch, E and S of direction 0")
+        if [t.dtype for t in side[:5]] != [t.dtype for t in first[:5]]:
+            raise TypeError(f"{prefix}x, delta, A, B and C must have the types of direction 0")
+
+
 def _scan(
-    fields: list[Tensor], lengths: Tensor | None, backwards: int, softplus: bool, keep: bool
+    fields: list[Tensor],
+    initial_states: list[Tensor],
+    lengths: Tensor | None,
+    backwards: int,
+    softplus: bool,
+    save: bool,
 ) -> list[Tensor]:
     with torch.cuda.device_of(fields[0]):  # kernels are launched on the current device
-        function, plan = _plan(fields, lengths, backwards, softplus)
-        kept = plan.empty(*plan.shape(plan.chunks)) if keep else plan.empty(0)
-        y, last = function.run_forward(plan, kept if keep else None)
-    return [*y, *(state.transpose(1, 2).contiguous() for state in last), kept]
+        function, plan = _plan(fields, initial_states, lengths, backwards, softplus)
+        saved_states = plan.empty(*plan.shape(plan.chunks)) if save else plan.empty(0)
+        initial = plan.states(initial_states)
+        y, last = function.run_forward(plan, initial, saved_states if save else None)
+    return [*y, *(state.transpose(1, 2).contiguous() for state in last), saved_states]
+
+
+def _saved_states_shape(fields: list[Tensor]) -> tuple[int, ...]:
+    from muse_adapter.ops.triton_gpu.function import CHUNK
+
+    longest = max(x.shape[1] for x in fields[::FIELDS])
+    batch, _, channels = fields[0].shape
+    chunks = (longest + CHUNK - 1) // CHUNK
+    return chunks, len(fields) // FIELDS, batch, fields[2].shape[1], channels
 
 
 def _scan_fake(
-    fields: list[Tensor], lengths: Tensor | None, backwards: int, softplus: bool, keep: bool
+    fields: list[Tensor],
+    initial_states: list[Tensor],
+    lengths: Tensor | None,
+    backwards: int,
+    softplus: bool,
+    save: bool,
 ) -> list[Tensor]:
-    from muse_adapter.ops.triton_gpu.function import CHUNK
-
-    sides = [fields[i : i + FIELDS] for i in range(0, len(fields), FIELDS)]
     x, states, dtype = fields[0], fields[2].shape[1], state_dtype(fields[0])
     batch, _, channels = x.shape
-    longest = max(side[0].shape[1] for side in sides)
-    chunks = (longest + CHUNK - 1) // CHUNK
-    kept = (chunks, len(sides), batch, states, channels) if keep else (0,)
+    shape = _saved_states_shape(fields) if save else (0,)
     return [
-        *(x.new_empty(side[0].shape, dtype=dtype) for side in sides),
-        *(x.new_empty((batch, channels, states), dtype=dtype) for _ in sides),
-        x.new_empty(kept, dtype=dtype),
+        *(x.new_empty(side.shape, dtype=dtype) for side in fields[::FIELDS]),
+        *(x.new_empty((batch, channels, states), dtype=dtype) for _ in fields[::FIELDS]),
+        x.new_empty(shape, dtype=dtype),
     ]
 
 
 def _setup_scan(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    fields, lengths, *options, keep = inputs
+    fields, initial_states, lengths, *options, save = inputs
     ctx.mark_non_differentiable(output[-1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(lengths, output[-1], *fields)
-    ctx.options, ctx.keep = options, keep
+    ctx.save_for_backward(lengths, output[-1], *fields, *initial_states)
+    ctx.options, ctx.save, ctx.fields = options, save, len(fields)
 
 
 def _differentiate_scan(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    if not ctx.keep:
-        raise RuntimeError("muse_adapter::triton_scan has a gradient only with keep=True")
-    lengths, kept, *fields = ctx.saved_tensors
+    if not ctx.save:
+        raise RuntimeError("muse_adapter::triton_scan has a gradient only with save=True")
+    lengths, saved_states, *tensors = ctx.saved_tensors
+    fields, initial_states = tensors[: ctx.fields], tensors[ctx.fields :]
     count = len(fields) // FIELDS
     dtype = state_dtype(fields[0])
     dy = [
@@ -107,60 +172,95 @@ def _differentiate_scan(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]
     states = grads[count : 2 * count]
     dlast = []
     if any(grad is not None for grad in states):
-        empty = kept.new_zeros((len(fields[0]), *fields[2].shape))
+        empty = saved_states.new_zeros((len(fields[0]), *fields[2].shape))
         dlast = [empty if grad is None else grad for grad in states]
     gradients = torch.ops.muse_adapter.triton_scan_backward(
-        dy, dlast, kept, fields, lengths, *ctx.options
+        dy, dlast, saved_states, fields, initial_states, lengths, *ctx.options
     )
-    return gradients, None, None, None, None
+    return gradients[: ctx.fields], gradients[ctx.fields :], None, None, None, None
 
 
 def _scan_backward(
     dy: list[Tensor],
     dlast: list[Tensor],
-    kept: Tensor,
+    saved_states: Tensor,
     fields: list[Tensor],
+    initial_states: list[Tensor],
     lengths: Tensor | None,
     backwards: int,
     softplus: bool,
 ) -> list[Tensor]:
-    with torch.cuda.device_of(kept):
-        function, plan = _plan(fields, lengths, backwards, softplus)
-        last = torch.stack(dlast).transpose(2, 3).contiguous() if dlast else None
-        gradients = [grad for side in function.run_backward(plan, kept, dy, last) for grad in side]
-    return [grad.to(like.dtype).contiguous() for grad, like in zip(gradients, fields, strict=True)]
+    with torch.cuda.device_of(saved_states):
+        function, plan = _plan(fields, initial_states, lengths, backwards, softplus)
+        like, count = ("x", fields[0]), plan.count
+        check_tensor("saved_states", saved_states, _saved_states_shape(fields), like)
+        if len(dy) != count or len(dlast) not in (0, count):
+            raise ValueError(f"dy must be {count} and dlast none or {count} tensors")
+        for grad, x in zip(dy, fields[::FIELDS], strict=True):
+            check_tensor("dy", grad, tuple(x.shape), like)
+        for grad in dlast:
+            check_tensor("dlast", grad, (plan.batch, plan.E, plan.S), like)
+        sides, initial = function.run_backward(
+            *(plan, saved_states.to(plan.dtype).contiguous(), dy, plan.states(dlast)),
+            initial=bool(initial_states),
+        )
+    gradients = [grad for side in sides for grad in side]
+    if initial is not None:
+        gradients += initial.transpose(2, 3).unbind(0)
+    return [
+        grad.to(like.dtype).contiguous()
+        for grad, like in zip(gradients, [*fields, *initial_states], strict=True)
+    ]
 
 
 def _scan_backward_fake(
-    dy: list[Tensor], dlast: list[Tensor], kept: Tensor, fields: list[Tensor], *options: Any
+    dy: list[Tensor],
+    dlast: list[Tensor],
+    saved_states: Tensor,
+    fields: list[Tensor],
+    initial_states: list[Tensor],
+    *options: Any,
 ) -> list[Tensor]:
-    return [field.new_empty(field.shape) for field in fields]
+    return [field.new_empty(field.shape) for field in (*fields, *initial_states)]
 
 
 def _gate(
-    z: Tensor, positions: Tensor | None, y: list[Tensor], keep: bool
+    z: Tensor, positions: Tensor | None, y: list[Tensor], save: bool
 ) -> tuple[Tensor, Tensor]:
+    by_name("triton").require(z.device)
     from muse_adapter.ops.triton_gpu import gate
 
-    return gate.run_forward(z, positions, y, keep)
+    batch, places, channels = check_rank("z", z, "batch", "P", "E")
+    like = "z", z
+    check_tensor("z", z, None, like)
+    check_tensor("positions", positions, (batch, places), like, integer=True)
+    if len(y) not in (1, 2):
+        raise ValueError(f"y must be of one direction or two, got {len(y)}")
+    for tensor in y:
+        _, length, _ = check_rank("y", tensor, "batch", "L", "E")
+        length = places if positions is None else length
+        check_tensor("y", tensor, (batch, length, channels), like)
+        if tensor.dtype != y[0].dtype:
+            raise TypeError(f"y must be of one type, got {y[0].dtype} and {tensor.dtype}")
+    return gate.run_forward(z, positions, y, save)
 
 
 def _gate_fake(
-    z: Tensor, positions: Tensor | None, y: list[Tensor], keep: bool
+    z: Tensor, positions: Tensor | None, y: list[Tensor], save: bool
 ) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.shape if keep else (0,))
+    return z.new_empty(z.shape), z.new_empty(z.shape if save else (0,))
 
 
 def _setup_gate(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, positions, y, ctx.keep = inputs
+    z, positions, y, ctx.save = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(z, output[1], positions)
     ctx.lengths, ctx.wide = [tensor.shape[1] for tensor in y], y[0].dtype == torch.float64
 
 
 def _differentiate_gate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    if not ctx.keep:
-        raise RuntimeError("muse_adapter::triton_gate has a gradient only with keep=True")
+    if not ctx.save:
+        raise RuntimeError("muse_adapter::triton_gate has a gradient only with save=True")
     z, total, positions = ctx.saved_tensors
     dz, dy = torch.ops.muse_adapter.triton_gate_backward(grad, z, total, ctx.wide)
     if positions is None:
@@ -175,8 +275,12 @@ def _differentiate_gate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 def _gate_backward(grad: Tensor, z: Tensor, total: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
+    by_name("triton").require(z.device)
     from muse_adapter.ops.triton_gpu import gate
 
+    shape, like = check_rank("z", z, "batch", "P", "E"), ("z", z)
+    for name, tensor in (("z", z), ("grad", grad), ("total", total)):
+        check_tensor(name, tensor, shape, like)
     return gate.run_backward(grad, z, total, torch.float64 if wide else torch.float32)
 
 
@@ -188,10 +292,24 @@ def _gate_backward_fake(
 
 
 def _convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
-    require("triton", x.device)
+    _check_convolutions(x, weights, end)
     from muse_adapter.ops.triton_gpu import convolution
 
     return convolution.run_forward(x, weights, end)
+
+
+def _check_convolutions(x: Tensor, weights: list[Tensor], end: int) -> None:
+    by_name("triton").require(x.device)
+    _, length, channels = check_rank("x", x, "batch", "L", "E")
+    check_tensor("x", x, None, ("x", x))
+    if len(weights) not in (2, 4):
+        raise ValueError(f"weights must be a weight and a bias, or two of each, got {len(weights)}")
+    _, _, taps = check_rank("weights[0]", weights[0], "E", "1", "taps")
+    for index, tensor in enumerate(weights):
+        shape = (channels,) if index % 2 else (channels, 1, taps)
+        check_tensor(f"weights[{index}]", tensor, shape, ("x", x))
+    if taps == 0 or not 0 <= end <= length:
+        raise ValueError(f"end must lie between 0 and L = {length} and taps not be 0, got {end}")
 
 
 def _convolutions_fake(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
@@ -213,6 +331,12 @@ def _differentiate_convolutions(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...
 def _convolutions_backward(
     x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
 ) -> list[Tensor]:
+    _check_convolutions(x, weights, end)
+    batch, length, channels = x.shape
+    if len(grads) != len(weights) // 2:
+        raise ValueError(f"grads must be of {len(weights) // 2} results, got {len(grads)}")
+    for grad, size in zip(grads, (end, length), strict=False):
+        check_tensor("grads", grad, (batch, size, channels), ("x", x))
     from muse_adapter.ops.triton_gpu import convolution
 
     return convolution.run_backward(x, weights, grads, end)
@@ -225,21 +349,21 @@ def _convolutions_backward_fake(
 
 
 REFUSED = refuse_second("the triton backend has")
-OPTIONS = "Tensor? lengths, int backwards, bool softplus"
+OPTIONS = "Tensor[] initial_states, Tensor? lengths, int backwards, bool softplus"
 
 register(
     "triton_scan",
-    f"(Tensor[] fields, {OPTIONS}, bool keep) -> Tensor[]",
+    f"(Tensor[] fields, {OPTIONS}, bool save) -> Tensor[]",
     *(_scan, _scan_fake, _differentiate_scan, _setup_scan),
 )
 register(
     "triton_scan_backward",
-    f"(Tensor[] dy, Tensor[] dlast, Tensor kept, Tensor[] fields, {OPTIONS}) -> Tensor[]",
+    f"(Tensor[] dy, Tensor[] dlast, Tensor saved_states, Tensor[] fields, {OPTIONS}) -> Tensor[]",
     *(_scan_backward, _scan_backward_fake, REFUSED),
 )
 register(
     "triton_gate",
-    "(Tensor z, Tensor? positions, Tensor[] y, bool keep) -> (Tensor, Tensor)",
+    "(Tensor z, Tensor? positions, Tensor[] y, bool save) -> (Tensor, Tensor)",
     *(_gate, _gate_fake, _differentiate_gate, _setup_gate),
 )
 register(

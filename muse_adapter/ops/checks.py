@@ -1,0 +1,60 @@
+"""Shapes, types and devices of what an operator is given: kernels read and write by address."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor | None,
+    shape: tuple[int, ...] | None,
+    like: tuple[str, Tensor],
+    *,
+    integer: bool = False,
+) -> None:
+    """Refuse a tensor that does not fit.
+
+    Args:
+        name: How the caller calls it.
+        tensor: The tensor; None passes.
+        shape: The shape it must have; None: any.
+        like: Name and tensor that say on which device it must be.
+        integer: Whether it holds integers; otherwise a real floating type is expected.
+
+    Raises:
+        ValueError: Another shape or device.
+        TypeError: Another kind of type.
+    """
+    if tensor is None:
+        return
+    if shape is not None and tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if integer:
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
+    elif not tensor.is_floating_point():
+        raise TypeError(f"{name} must be of a real floating type, got {tensor.dtype}")
+    if tensor.device != like[1].device:
+        raise ValueError(
+            f"{name} must be on the device of {like[0]}, {like[1].device}, got {tensor.device}"
+        )
+
+
+def check_rank(name: str, tensor: Tensor, *axes: str) -> tuple[int, ...]:
+    """Refuse a tensor with another number of axes.
+
+    Args:
+        name: How the caller calls it.
+        tensor: The tensor.
+        axes: A name for each axis, for the message.
+
+    Returns:
+        Its sizes.
+
+    Raises:
+        ValueError: Another number of axes.
+    """
+    if tensor.dim() != len(axes):
+        raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(tensor.shape)}")
+    return tuple(tensor.shape)

@@ -1,0 +1,166 @@
+"""The inputs of a Mamba mixer, and its linear maps: what stands around convolution and scan."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.inputs import ScanInputs
+
+
+class MambaDirection(NamedTuple):
+    """The weights of one direction of a mixer with E inner channels.
+
+    Attributes:
+        conv: (E, 1, taps), of the short convolution.
+        conv_bias: (E,).
+        x_proj: (R + 2 S, E), to low-rank step sizes, B and C.
+        dt_proj: (E, R), from there to step sizes.
+        dt_bias: (E,).
+        A: (E, S), negative.
+        D: (E,), skip connection.
+    """
+
+    conv: Tensor
+    conv_bias: Tensor
+    x_proj: Tensor
+    dt_proj: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+
+    def scan_inputs(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        *,
+        reverse: bool,
+        initial_state: Tensor | None = None,
+    ) -> ScanInputs:
+        """Make the inputs of the scan from the convolved tokens, (batch, L, E)."""
+        states = self.A.shape[1]
+        sizes = self.dt_proj.shape[1], states, states
+        low_rank, B, C = F.linear(x, self.x_proj).split(sizes, dim=-1)
+        delta = F.linear(low_rank, self.dt_proj)  # its bias is added in the scan, in float32
+        B, C = B.unsqueeze(2), C.unsqueeze(2)
+        return ScanInputs(
+            *(x, delta, self.A, B, C, self.D, self.dt_bias, initial_state, lengths, True, reverse)
+        )
+
+    def check(self, channels: int, like: tuple[str, Tensor], prefix: str = "") -> None:
+        """Refuse weights that do not fit together; `like` as in `check_tensor`."""
+        _, one, _ = check_rank(f"{prefix}conv", self.conv, "E", "1", "taps")
+        _, states = check_rank(f"{prefix}A", self.A, "E", "S")
+        _, rank = check_rank(f"{prefix}dt_proj", self.dt_proj, "E", "R")
+        if one != 1 or 0 in self.conv.shape or 0 in self.A.shape:
+            raise ValueError(
+                f"{prefix}conv and {prefix}A must have shapes (E, 1, taps) and (E, S) with no "
+                f"size 0, got {tuple(self.conv.shape)} and {tuple(self.A.shape)}"
+            )
+        shapes = (
+            (channels, 1, self.conv.shape[2]),
+            (channels,),
+            (rank + 2 * states, channels),
+            (channels, rank),
+            (channels,),
+            (channels, states),
+            (channels,),
+        )
+        for name, tensor, shape in zip(self._fields, self, shapes, strict=True):
+            check_tensor(prefix + name, tensor, shape, like)
+
+
+class MixerInputs(NamedTuple):
+    """The inputs of a mixer.
+
+    Attributes:
+        tokens: (batch, L, D).
+        in_proj: (2 E, D), whose halves make x and the gate z.
+        directions: The forward direction, then perhaps the one in which time runs backwards.
+        lengths: (batch,) valid tokens of each video, standing in front; None: all of them.
+        positions: (batch, P) integers, the positions wanted; None: all.
+        end: Exclusive upper bound of `positions`, at most L.
+    """
+
+    tokens: Tensor
+    in_proj: Tensor
+    directions: list[MambaDirection]
+    lengths: Tensor | None
+    positions: Tensor | None
+    end: int
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that have a gradient."""
+        weights = [tensor for direction in self.directions for tensor in direction]
+        return [self.tokens, self.in_proj, *weights]
+
+    def to(self, dtype: torch.dtype) -> MixerInputs:
+        """Bring all tensors that have a gradient to one type."""
+        directions = [MambaDirection(*(t.to(dtype) for t in w)) for w in self.directions]
+        tokens, in_proj = self.tokens.to(dtype), self.in_proj.to(dtype)
+        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions)
+
+    def check(self) -> None:
+        """Refuse inputs that do not fit together.
+
+        Raises:
+            ValueError: Shapes or devices that do not fit.
+            TypeError: Tensors of another kind of type.
+        """
+        batch, length, width = check_rank("tokens", self.tokens, "batch", "L", "D")
+        rows, columns = check_rank("in_proj", self.in_proj, "2 E", "D")
+        like = "tokens", self.tokens
+        if rows % 2 or rows == 0 or columns != width:
+            raise ValueError(
+                f"in_proj must have shape (2 E, D) = (2 E, {width}), got {(rows, columns)}"
+            )
+        check_tensor("tokens", self.tokens, None, like)
+        check_tensor("in_proj", self.in_proj, None, like)
+        if len(self.directions) not in (1, 2):
+            raise ValueError(f"a mixer has one direction or two, got {len(self.directions)}")
+        for index, direction in enumerate(self.directions):
+            direction.check(rows // 2, like, f"directions[{index}].")
+        first, last = self.directions[0].conv, self.directions[-1].conv
+        if first.shape != last.shape:
+            raise ValueError(
+                f"both directions must have as many taps, got {first.shape[2]} and {last.shape[2]}"
+            )
+        check_tensor("lengths", self.lengths, (batch,), like, integer=True)
+        if self.positions is not None:
+            _, places = check_rank("positions", self.positions, "batch", "P")
+            check_tensor("positions", self.positions, (batch, places), like, integer=True)
+        if not 0 <= self.end <= length or (self.positions is None and self.end != length):
+            raise ValueError(
+                f"end must lie between 0 and L = {length}, and be L without positions, got "
+                f"{self.end}"
+            )
+
+    def project(self) -> Tensor:
+        """Make x, (batch, L, E), zero behind the lengths: convolutions read there."""
+        x = F.linear(self.tokens, self.in_proj.chunk(2)[0])
+        return x if self.lengths is None else zero_behind(x, self.lengths)
+
+    def gate(self) -> Tensor:
+        """Make z at the wanted positions, (batch, P, E)."""
+        tokens = self.tokens
+        if self.positions is not None:
+            tokens = select(tokens, self.positions)
+        return F.linear(tokens, self.in_proj.chunk(2)[1])
+
+
+def zero_behind(x: Tensor, lengths: Tensor) -> Tensor:
+    """Set x (batch, L, E) to zero behind the lengths (batch,), in place.
+
+    By filling and not by a product, since 0 * NaN is NaN.
+    """
+    behind = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(1)
+    return x.masked_fill_(behind.unsqueeze(-1), 0)
+
+
+def select(tensor: Tensor, positions: Tensor) -> Tensor:
+    """Take the values at positions: (batch, L, E) and (batch, P) -> (batch, P, E)."""
+    return tensor.gather(1, positions.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))

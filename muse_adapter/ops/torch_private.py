@@ -1,0 +1,29 @@
+"""All of torch's private interface that this package uses, one line and one reason each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch.autograd import forward_ad
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives in forward mode are being taken.
+
+    An operator without such a derivative has to refuse the call itself: where no input wants a
+    gradient, torch does not ask the operator, and the tangents would be lost without an error.
+    """
+    return forward_ad._current_level >= 0
+
+
+def constant_when_compiled(function: _Function) -> _Function:
+    """Have torch.compile call the function while it traces, and take its result as a constant.
+
+    `torch.compiler.assume_constant_result` sets no more than this attribute, but importing the
+    compiler to set it takes a second of every process.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,30 @@
+"""Peak memory of a training step."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import peak_memory
+from benchmarks.isolated import isolated
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["m", "--frames", "2", "--grid", "4", "--dim", "16"])
+    peak_memory.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == 2 * (1 + 4 + 16 + 64) and result["peak_gib"] > 0
+
+
+@pytest.mark.slow
+def test_a_long_video_trains_in_little_memory() -> None:
+    """64 frames of 14x14 patches, 65,920 tokens of width 512: forward and backward in 4.5 GiB.
+
+    A whole layer and the last one; with checkpointing each of the two others keeps its input alone.
+    """
+    result = isolated(peak_memory.training_peak, 64, 14, 512, 2)
+    assert result["tokens"] == 65_920
+    inputs = 2 * result["tokens"] * 512 * 4 / 2**30
+    assert result["peak_gib"] + inputs < 4.5

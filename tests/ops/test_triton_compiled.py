@@ -1,0 +1,165 @@
+"""The triton kernels on hardware: compiled for GPUs of two makers, and run where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from muse_adapter import MultiScaleMamba, ops
+from muse_adapter.ops import Direction, bidirectional_scan
+from tests.support.triton_scans import both_directions, compare, normal, on_gpu, outcome
+
+# Without a GPU kernels can still be compiled for one. In a process of its own, since here they are
+# the interpreter's.
+COMPILE = """
+    import json, re, subprocess, sys, tempfile
+    import triton, triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from muse_adapter.ops.triton_gpu import backward, convolution, forward, function, gate
+
+    HALF = set("x x0 x1 delta0 delta1 B0 B1 C0 C1 dx0 dx1 ddelta0 ddelta1 z out dout dz".split())
+    CONVOLVED = {"y0", "y1", "dy0", "dy1", "dx"}
+    SIZES = set("L0 L1 L P end batch segment segments backwards from_last B_time B_channels "
+                "C_time C_channels".split())
+    CONSTANTS = dict(
+        E=512, S=16, STATES=16, BLOCK=function.BLOCK, CHUNK=function.CHUNK, RUN=function.RUN,
+        TYPE=tl.float32, SOFTPLUS=True, MASKED=False, B_CONSTANT=False, C_CONSTANT=False,
+        ENTERED=True, INITIAL=True, SAVED=True, GIVEN=False, BOTH=True, PLACED=False, TAPS=4,
+    )
+
+    def constants(module, name):
+        more = {"WIDTH": gate.WIDTH} if module is gate else {"WIDTH": convolution.WIDTH}
+        if name == "convolve_backward":
+            more = {"WIDTH": convolution.CHANNELS}
+        return {**CONSTANTS, "STEPS": convolution.STEPS, **more}
+
+    def compiled(module, name, target):
+        kernel = getattr(module, name)
+        known, signature, values, aligned = constants(module, name), {}, {}, {}
+        half = HALF | (CONVOLVED if module is convolution else {"total"})
+        for index, parameter in enumerate(kernel.params):
+            key = parameter.name
+            if parameter.is_constexpr:
+                signature[key], values[key] = "constexpr", known[key]
+            elif key in SIZES:
+                signature[key] = "i32"
+            else:
+                signature[key] = {"lengths": "*i32", "positions": "*i64"}.get(
+                    key, "*bf16" if key in half else "*fp32")
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+        options = dict(getattr(module, "OPTIONS", function.OPTIONS))
+        return triton.compile(source, target=target, options=options)
+
+    def usage(kernel):
+        if "amdgcn" in kernel.asm:
+            text = kernel.asm["amdgcn"]
+            numbers = {"REG": "NumVgprs", "STACK": "ScratchSize", "LOCAL": "vgpr_spill_count"}
+            return {k: int(re.search(v + r": *(\\d+)", text)[1]) for k, v in numbers.items()} | {
+                "atomics": "atomic" in text}
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
+            file.flush()
+            tool = triton.knobs.nvidia.cuobjdump.path
+            done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+        found = re.findall(r"(REG|STACK|SHARED|LOCAL):(\\d+)", done.stdout)
+        return {k: int(v) for k, v in found} | {"atomics": "atom" in kernel.asm["ptx"]}
+
+    kernels = [
+        (forward, "summaries"), (forward, "carries"), (forward, "outputs"),
+        (backward, "gradient_summaries"), (backward, "gradients"),
+        (gate, "gate_forward"), (gate, "gate_backward"),
+        (convolution, "convolve_forward"), (convolution, "convolve_backward"),
+    ]
+    platform, arch, lanes = sys.argv[1:]
+    target = GPUTarget(platform, int(arch) if arch.isdigit() else arch, int(lanes))
+    print(json.dumps({name: usage(compiled(module, name, target)) for module, name in kernels}))
+"""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [("cuda", "80", "32"), ("cuda", "90", "32"), ("hip", "gfx942", "64")],
+    ids=lambda target: target[1],
+)
+def test_registers_and_spills(run_python, tmp_path, target):
+    """Compiled for GPUs of two makers: nothing spills, and no sum is left to chance."""
+    pytest.importorskip("triton", "3.9", reason="the compiler's interface of triton 3.9")
+    done = run_python(COMPILE, *target, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)[0])
+    print(json.dumps(found, indent=1))
+    assert len(found) == 9
+    for name, usage in found.items():
+        assert usage["STACK"] == usage["LOCAL"] == 0, f"{name} spills: {usage}"
+        assert 0 < usage["REG"] <= 255 and not usage["atomics"], name
+    # Programs of the forward kernels that are to fit on a scheduler: 4; of the backward kernel: 2.
+    assert all(found[name]["REG"] <= 128 for name in ("summaries", "carries", "outputs"))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("length", [63, 257, 1000, 3060])
+def test_large_on_gpu(length, dtype):
+    """The width of the paper, filled chips and all segments, against `torch` in float64."""
+    directions = both_directions(2, 512, 16, (length, length), torch.float32)
+    given = [
+        Direction(*(
+            v.detach().to(dtype).requires_grad_() if v.dim() == 3 else v for v in direction
+        ))
+        for direction in directions
+    ]  # fmt: skip
+    z = normal(2, length, 512, dtype=dtype).requires_grad_()
+    got = outcome(*given, z, "triton")
+    again = outcome(*given, z, "triton")
+    assert all(torch.equal(got[name], again[name]) for name in got), "not deterministic"
+    wide = [Direction(*(v.detach().double().requires_grad_() for v in d)) for d in given]
+    wide_z = z.detach().double().requires_grad_()
+    y = bidirectional_scan(*wide, wide_z, backend="torch")
+    torch.manual_seed(1)
+    cotangent = normal(*y.shape, dtype=dtype).double()
+    gradients = torch.autograd.grad((y * cotangent).sum(), [*wide[0], *wide[1], wide_z])
+    expected = dict(zip(got, (y.detach(), *gradients), strict=True))
+    bound = 3 * max(torch.finfo(dtype).eps, 1e-5)
+    compare({k: v.double() for k, v in got.items()}, expected, bound)
+
+
+@on_gpu
+def test_head_on_gpu_never_waits_for_the_host_and_replays():
+    """No synchronisation in the forward pass; a CUDA graph gives the same bits."""
+    head = MultiScaleMamba(dim=64, depth=2, init="release").to("cuda").eval()
+    tokens = torch.randn(2, 3, 50, 64, device="cuda")
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]], device="cuda")
+    assert ops.backend_for(torch.device("cuda")) == "triton"
+    with torch.no_grad():
+        expected = head(tokens, mask)  # compiles
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert torch.equal(head(tokens, mask), expected)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = head(tokens, mask)
+        graph.replay()
+    assert torch.equal(captured, expected)
+
+
+@on_gpu
+def test_training_step_under_autocast_and_deterministic_algorithms():
+    head = MultiScaleMamba(dim=64, depth=2, init="release").to("cuda").train()
+    tokens = torch.randn(2, 3, 50, 64, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        head.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = head(tokens).sum()
+        loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in head.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

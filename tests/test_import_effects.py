@@ -1,0 +1,73 @@
+"""Importing the package changes nothing in the process that imports it."""
+
+from __future__ import annotations
+
+import _ctypes
+import sys
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("reads /proc", allow_module_level=True)
+
+WATCH = """
+import sys
+import torch, einops
+from tests.support.process_state import differences, process_state
+
+process_state()  # loads what it needs itself
+before = process_state()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "may_change"),
+    [
+        pytest.param("import muse_adapter", set(), id="package"),
+        pytest.param("from muse_adapter import ops", set(), id="ops"),
+        # Weights are drawn at random.
+        pytest.param(
+            "import muse_adapter; muse_adapter.MultiScaleMamba(dim=64)",
+            {"random numbers"},
+            id="head",
+        ),
+        # Numba is loaded; nothing of ours is there before the first call.
+        pytest.param(
+            "import muse_adapter.ops.numba_cpu.kernel", {"libraries", "exit hooks"}, id="kernels"
+        ),
+    ],
+)
+def test_no_effect(run_python, code, may_change):
+    report = "print(differences(before, process_state()))"
+    names = f"assert set(differences(before, process_state())) <= {may_change}"
+    done = run_python("\n".join([WATCH, code, report, names]))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+EFFECTS = {
+    "fork hooks": "import os; os.register_at_fork(before=print)",
+    "threads": "from threading import *; Thread(target=Event().wait, daemon=True).start()",
+    "torch threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
+    "flushed denormals": "torch.set_flush_denormal(True)",
+    "torch defaults": "torch.set_default_dtype(torch.float64)",
+    "torch deterministic": "torch.use_deterministic_algorithms(True)",
+    "torch grad": "torch.set_grad_enabled(False)",
+    "torch backends": "torch.backends.cudnn.benchmark = True",
+    "environment": "import os; os.environ['MUSE'] = '1'",
+    "signal handlers": "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)",
+    "warnings filters": "import warnings; warnings.simplefilter('ignore')",
+    "logging": "import logging; logging.basicConfig(force=True)",
+    "import system": "sys.meta_path.append(sys.meta_path[-1])",
+    "exit hooks": "import atexit; atexit.register(print)",
+    "allocator": "torch.empty(31 << 20, dtype=torch.uint8)",
+    "libraries": "import ctypes, shutil; ctypes.CDLL(shutil.copy(sys.argv[1], sys.argv[2]))",
+}
+
+
+def test_sees_every_kind_of_effect(run_python, tmp_path):
+    """The comparison above can fail: each planted effect is named by it."""
+    lines = [WATCH]
+    for name, effect in EFFECTS.items():
+        lines += [effect, f"assert {name!r} in differences(before, process_state()), {name!r}"]
+    done = run_python("\n".join(lines), _ctypes.__file__, str(tmp_path))
+    assert done.returncode == 0, done.stderr
