@@ -177,7 +177,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def fetch(context: Any, source: Any, index: Any) -> Any:
+def prefetch(context: Any, source: Any, index: Any) -> Any:
     """Bring the memory at source[index] near; it need not exist.
 
     Rows of a tensor lie too far apart for the processor to see which one comes next.
@@ -228,7 +228,7 @@ def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value)
 
 
 @intrinsic
-def totals(context: Any, source: Any, index: Any) -> Any:
+def lane_sums(context: Any, source: Any, index: Any) -> Any:
     """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
@@ -261,27 +261,3 @@ def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any
         return builder.select(test, arguments[2], arguments[3])
 
     return value(value, bound, value, value), lowered
-
-
-@intrinsic
-def any_above(context: Any, value: Any, bound: Any) -> Any:
-    """Whether a lane is above `bound` (a number); NaN is not."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
-        test = builder.fcmp_ordered(">", arguments[0], broadcast(builder, number))
-        lanes = builder.bitcast(test, ir.IntType(WIDTH))
-        return builder.icmp_unsigned("!=", lanes, lanes.type(0))
-
-    return types.boolean(value, bound), lowered
-
-
-@intrinsic
-def larger(context: Any, value: Any, other: Any) -> Any:
-    """The larger of the two, lane by lane; `other` where one of them is NaN."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        test = builder.fcmp_ordered(">", *arguments)
-        return builder.select(test, *arguments)
-
-    return value(value, value), lowered
