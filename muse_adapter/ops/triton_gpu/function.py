@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
+from muse_adapter.ops.triton_gpu.elementary import check_offsets
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
@@ -88,7 +89,9 @@ class Plan:
         self.rates = self._stack([side.A.t() * math.log2(math.e) for side in sides])
         self.D = self._stack([side.D for side in sides])
         self.bias = self._stack([side.bias for side in sides])
-        self.valid = self.bias if lengths is None else lengths.clamp(min=0).to(torch.int32)
+        self.valid = (
+            self.bias if lengths is None else lengths.clamp(0, max(self.lengths)).to(torch.int32)
+        )
         self.masked = lengths is not None
         self.backwards = backwards
         self.softplus = softplus
@@ -97,8 +100,7 @@ class Plan:
         longest = max(self.lengths)
         self.chunks = triton.cdiv(longest, CHUNK)
         numbers = longest * max(self.E, self.B.time, self.C.time, self.E * self.S // self.block)
-        if numbers >= 1 << 31:  # offsets within a video are 32-bit integers
-            raise ValueError(f"expected fewer than 2**31 numbers a video, got {numbers}")
+        check_offsets(numbers)
 
     def segments(self, enough: int) -> tuple[int, int]:
         """How many segments time is cut into for that many programs, and steps in each."""
@@ -143,8 +145,8 @@ class Plan:
         return [*sizes, self.count, self.batch, self.S, self.E]
 
     def grid(self, *segments: int) -> tuple[int, ...]:
-        """Programs: blocks, segments if there are any, sides."""
-        return (self.blocks, *segments, self.count * self.batch)
+        """Programs: blocks of all sides, then segments if there are any."""
+        return (self.blocks * self.count * self.batch, *segments)
 
     def sizes(self, steps: int) -> tuple[int, ...]:
         """The sizes that all kernels with segments take."""
