@@ -114,6 +114,7 @@ class Subject:
         ]
         self.attention = AttentionLayers(DIM, len(self.head.layers))
         self.training = training
+        torch.set_num_threads(1)  # thousands of small steps, which threads only wait for
         with use_backend("torch"):
             self.expected = self.run()
 
