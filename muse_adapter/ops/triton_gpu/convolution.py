@@ -29,7 +29,7 @@ def row_at(tensor, position, e, length, E: tl.constexpr, TYPE: tl.constexpr):
 
 @triton.jit
 def taps_at(weight, tap, e, E: tl.constexpr, TYPE: tl.constexpr):
-    """A tap of every channel, from (taps, E)."""
+    """Load a tap of every channel, from (taps, E)."""
     return tl.load(weight + tap * E + e, mask=e < E, other=0.0).to(TYPE)[None, :]
 
 
@@ -38,7 +38,7 @@ def convolved(
     x, weight, position, e, length, sign,
     E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The convolution at the positions; sign -1: taps look back, 1: ahead."""
+    """Convolve at the positions; sign -1: taps look back, 1: forward in time."""
     # The last row of the weights is the bias.
     result = taps_at(weight, TAPS, e, E, TYPE) + tl.zeros([position.shape[0], e.shape[0]], TYPE)
     for tap in tl.static_range(TAPS):
@@ -87,7 +87,7 @@ def past_silu(value, grad):
 
 @triton.jit
 def shifted(window, value, COUNT: tl.constexpr):
-    """The window, the last COUNT values of something, one step on."""
+    """Move the window, the last COUNT values of something, one step on."""
     moved = ()
     for i in tl.static_range(COUNT - 1):
         moved = moved + (window[i + 1],)

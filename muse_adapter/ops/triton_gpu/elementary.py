@@ -53,7 +53,7 @@ def sigmoid(value):
 
 @triton.jit
 def either(second, a, b):
-    """`a` in the first direction, `b` in the second."""
+    """Return `a` in the first direction, `b` in the second."""
     return tl.where(second, b, a)
 
 
@@ -71,7 +71,7 @@ def span(lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr):
 
 @triton.jit
 def place(E: tl.constexpr, BLOCK: tl.constexpr):
-    """A program's block of channels, its side, and how many sides there are.
+    """Return a program's block of channels, its side, and how many sides there are.
 
     Both are on the first axis of the grid, which alone may have more than 65,535 programs.
     """
@@ -81,7 +81,7 @@ def place(E: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def tiles(block, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """A block's channels and states: numbers, masks, offsets and mask of the (S, E) tile."""
+    """Return a block's channels and states: numbers, masks, offsets, mask of the (S, E) tile."""
     e = block * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, STATES)
     if E % BLOCK == 0:

@@ -125,7 +125,7 @@ def outputs(
     MASKED: tl.constexpr, ENTERED: tl.constexpr, SAVED: tl.constexpr, CHUNK: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
+    """Write outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
 
     Args:
         entries: (segments, directions, batch, S, E), with ENTERED: the states that enter; else

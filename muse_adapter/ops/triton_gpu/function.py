@@ -141,7 +141,7 @@ class Plan:
         return min(block, triton.next_power_of_2(self.E))
 
     def shape(self, *sizes: int) -> list[int]:
-        """A shape of the kernels: sizes, directions, batch, S, E."""
+        """Return a shape of the kernels: sizes, directions, batch, S, E."""
         return [*sizes, self.count, self.batch, self.S, self.E]
 
     def grid(self, *segments: int) -> tuple[int, ...]:
@@ -149,11 +149,11 @@ class Plan:
         return (self.blocks * self.count * self.batch, *segments)
 
     def sizes(self, steps: int) -> tuple[int, ...]:
-        """The sizes that all kernels with segments take."""
+        """Return the sizes that all kernels with segments take."""
         return (self.lengths[0], self.lengths[-1], self.batch, steps, self.backwards)
 
     def meta(self) -> dict[str, Any]:
-        """The constants that all kernels take."""
+        """Return the constants that all kernels take."""
         return {
             "E": self.E,
             "S": self.S,
@@ -164,7 +164,7 @@ class Plan:
         }
 
     def flags(self) -> dict[str, Any]:
-        """The constants of kernels that walk through time."""
+        """Return the constants of kernels that walk through time."""
         return {"SOFTPLUS": self.softplus, "MASKED": self.masked, **self.meta()}
 
     def states(self, states: Sequence[Tensor]) -> Tensor | None:
@@ -191,7 +191,7 @@ def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def run_forward(
     plan: Plan, initial: Tensor | None, saved_states: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
-    """Outputs of each side (batch, L, E), and last states (directions, batch, S, E).
+    """Compute the outputs of each side (batch, L, E), and last states (directions, batch, S, E).
 
     Args:
         plan: How the scans are cut.
