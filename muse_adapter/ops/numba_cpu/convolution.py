@@ -38,8 +38,8 @@ def filtered(
 ) -> Any:
     """Convolve at position t the channels whose values begin at `to_x` and `to_w`.
 
-    `sizes`: positions, taps, channels, and 1 for the reverse direction: the last tap meets position t,
-    those before it later ones.
+    `sizes`: positions, taps, channels, and 1 for the reverse direction: the last tap meets position
+    t, those before it later ones.
     """
     length, taps, channels, ahead = sizes
     total = bias
