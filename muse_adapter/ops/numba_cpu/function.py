@@ -21,7 +21,7 @@ from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 # Steps from one saved state to the next, a multiple of WIDTH; the backward kernel holds a chunk in
 # the nearest cache.
 CHUNK = 32
-ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
+MIN_STATES = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Call:
         x, delta: (batch, L, E), last dimension contiguous, E a multiple of WIDTH.
         A_log2e: A log2(e) in blocks, (E / WIDTH, S, WIDTH).
         B, C: (batch or 1, L or 1, G, S) where a group is whole blocks, otherwise with a value for
-            every channel, (batch or 1, L or 1, S, E), channels beside each other.
+            every channel, (batch or 1, L or 1, S, E). Last dimension contiguous.
         D, bias: (E,).
         lengths: (batch,), int64, at most L.
-        own: whether every channel has its own values of B, and of C.
-        softplus, reverse: as in `scan`.
+        own: Whether every channel has its own values of B, and of C.
+        softplus, reverse: As in `scan`.
     """
 
     x: Tensor
@@ -56,8 +56,8 @@ class Call:
         """How many blocks share their values of B, and of C."""
         blocks = self.A_log2e.shape[0]
         b, c = (
-            1 if own else blocks // gain.shape[2]
-            for own, gain in zip(self.own, (self.B, self.C), strict=True)
+            1 if own else blocks // matrix.shape[2]
+            for own, matrix in zip(self.own, (self.B, self.C), strict=True)
         )
         return b, c
 
@@ -75,8 +75,8 @@ class Call:
         batch, length, _ = self.x.shape
         blocks, states, _ = self.A_log2e.shape
         views = []
-        for gain, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
-            address, *strides = view(gain)
+        for matrix, own, group in zip((self.B, self.C), self.own, self.group_blocks, strict=True):
+            address, *strides = view(matrix)
             strides[2:] = (WIDTH, strides[2]) if own else strides[2:]
             views.append((address, *strides, group, int(own)))
         kernel.run(
@@ -93,7 +93,7 @@ class Call:
     def threads(self) -> int:
         """How many threads share the work."""
         jobs = self.x.shape[0] * self.A_log2e.shape[0] // self.blocks_per_job
-        enough = self.x.numel() * self.A_log2e.shape[1] >= ENOUGH
+        enough = self.x.numel() * self.A_log2e.shape[1] >= MIN_STATES
         return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 
@@ -109,14 +109,14 @@ def prepare(inputs: ScanInputs) -> Call:
             return torch.zeros(channels + spare, dtype=dtype)
         return padded(tensor.to(dtype), spare)
 
-    def matrix(given: Tensor) -> tuple[Tensor, bool]:
+    def expand_groups(given: Tensor) -> tuple[Tensor, bool]:
         group = channels // given.shape[2]
         if group == channels or group % WIDTH == 0:
             return last_dim_contiguous(given.to(dtype)), False
         return wide(given.transpose(2, 3).repeat_interleave(group, 3)), True
 
     A_log2e = blocks(wide(A.to(dtype).t() * LOG2E))
-    (B, own_b), (C, own_c) = matrix(B), matrix(C)
+    (B, own_b), (C, own_c) = expand_groups(B), expand_groups(C)
     if lengths is None:
         lengths = torch.full((batch,), length)
     lengths = lengths.to(torch.int64).clamp(0, length).contiguous()
@@ -206,10 +206,9 @@ def run_forward(
         y: (batch, L, E), contiguous.
         saved_states: (batch, E / WIDTH, chunks, S, WIDTH) receives the state before every chunk;
             None: they are not wanted.
-        states: those that a call on the tokens before (or behind, in reverse) has left, to go on
-            from; they become the last ones of this call. None: zeros.
-        added: add the outputs to what stands in y.
-        gate: (batch, L, E), channels beside each other: outputs are multiplied by its SiLU.
+        states: The initial states, which become the last ones. None: zeros.
+        added: Add the outputs to what stands in y.
+        gate: (batch, L, E), last dimension contiguous: outputs are multiplied by its SiLU.
     """
     threads = call.threads()
     joined = int(states is not None), int(added)
@@ -239,12 +238,12 @@ def run_backward(
     dA_log2e, dD, dbias = (
         x.new_empty(batch, *tensor.shape) for tensor in (call.A_log2e, call.D, call.bias)
     )
-    dgains, views = [], []
-    for gain, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
-        dgain = x.new_empty(group // call.blocks_per_job, batch, *gain.shape[1:])
-        *strides, by_group, by_state = view(dgain)
+    dmatrices, views = [], []
+    for matrix, own, group in zip((call.B, call.C), call.own, call.group_blocks, strict=True):
+        dmatrix = x.new_empty(group // call.blocks_per_job, batch, *matrix.shape[1:])
+        *strides, by_group, by_state = view(dmatrix)
         strides += (WIDTH, by_group) if own else (by_group, by_state)
-        dgains.append(dgain)
+        dmatrices.append(dmatrix)
         views.append(tuple(strides))
     work = x.new_empty(threads, backward_work_size(call.A_log2e.shape[1], CHUNK))
     call.run(
@@ -256,8 +255,8 @@ def run_backward(
         threads=threads,
     )
     dB, dC = (
-        summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
-        for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
+        summed(dmatrix) if len(matrix) == batch else summed(dmatrix.flatten(0, 1)).unsqueeze(0)
+        for dmatrix, matrix in zip(dmatrices, (call.B, call.C), strict=True)
     )
     # The kernel differentiates 2**(dt A log2(e)) as if it were exp.
     dA_log2e = summed(dA_log2e) / LOG2E
@@ -270,20 +269,20 @@ def as_given(
     """Gradients of a call's tensors, as those of the tensors that `prepare` was given.
 
     Args:
-        B, C: as given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
-        spare: how many channels `prepare` has added.
+        B, C: As given to `prepare`; of A, D and delta_bias only the shapes of `call` matter.
+        spare: How many channels `prepare` has added.
     """
-    dx, ddelta, dA_log2e, *dgains, dD, dbias = gradients
+    dx, ddelta, dA_log2e, *dmatrices, dD, dbias = gradients
     channels = call.x.shape[2] - spare
     dA = dA_log2e.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
         flushed(
-            dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
+            dmatrix[..., :channels].unflatten(3, (matrix.shape[2], -1)).sum(4).transpose(2, 3)
             if own
-            else dgain
+            else dmatrix
         )
-        for dgain, gain, own in zip(dgains, (B, C), call.own, strict=True)
+        for dmatrix, matrix, own in zip(dmatrices, (B, C), call.own, strict=True)
     )
     return (
         dx[..., :channels],

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from muse_adapter.ops.backend import Backend
 from muse_adapter.ops.inputs import ScanInputs
-from muse_adapter.ops.triton_gpu import operators
+from muse_adapter.ops.triton_gpu.convolution_operator import convolutions
+from muse_adapter.ops.triton_gpu.gate_operator import gated
+from muse_adapter.ops.triton_gpu.scan_operator import scans
 
 
 class TritonBackend(Backend):
@@ -54,7 +56,7 @@ class TritonBackend(Backend):
 
     def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         """Scan in one direction, see `Backend.scan`."""
-        (y,), (state,) = operators.scans([inputs])
+        (y,), (state,) = scans([inputs])
         return y, state
 
     def bidirectional_scan(
@@ -65,15 +67,15 @@ class TritonBackend(Backend):
         positions: Tensor | None,
     ) -> Tensor:
         """Scan both directions in one launch, see `Backend.bidirectional_scan`."""
-        y, _ = operators.scans([forward] if reverse is None else [forward, reverse])
-        return operators.gated(z, positions, y)
+        y, _ = scans([forward] if reverse is None else [forward, reverse])
+        return gated(z, positions, y)
 
     def causal_conv1d_silu(
         self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
     ) -> tuple[Tensor, ...]:
         """Convolve in both directions in one pass, see `Backend.causal_conv1d_silu`."""
         joined = [tensor for pair in weights for tensor in pair]
-        return tuple(operators.convolutions(x, joined, end))
+        return tuple(convolutions(x, joined, end))
 
 
 TRITON = TritonBackend()

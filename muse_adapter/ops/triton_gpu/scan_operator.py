@@ -1,4 +1,4 @@
-"""The kernels as custom operators, which tracing does not look into: scan, gate, convolutions."""
+"""The scans as custom operators, which tracing does not look into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.backend import by_name
-from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.inputs import ScanInputs, gradient_wanted, state_dtype
 from muse_adapter.ops.library import refuse_second, register
 
@@ -49,16 +49,6 @@ def _in_time(matrix: Tensor, x: Tensor) -> Tensor:
     ):
         return matrix
     return matrix.expand(*x.shape[:2], -1, -1)
-
-
-def gated(z: Tensor, positions: Tensor | None, y: list[Tensor]) -> Tensor:
-    """Sum the directions, times SiLU(z), at the positions; differentiable once."""
-    return torch.ops.muse_adapter.triton_gate(z, positions, y, gradient_wanted([z, *y]))[0]
-
-
-def convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
-    """Run `muse_adapter.ops.causal_conv1d_silu`, differentiable once."""
-    return torch.ops.muse_adapter.triton_convolutions(x, weights, end)
 
 
 def _plan(
@@ -224,131 +214,6 @@ def _scan_backward_fake(
     return [field.new_empty(field.shape) for field in (*fields, *initial_states)]
 
 
-def _gate(
-    z: Tensor, positions: Tensor | None, y: list[Tensor], save: bool
-) -> tuple[Tensor, Tensor]:
-    by_name("triton").require(z.device)
-    from muse_adapter.ops.triton_gpu import gate
-
-    batch, places, channels = check_rank("z", z, "batch", "P", "E")
-    like = "z", z
-    check_tensor("z", z, None, like)
-    check_tensor("positions", positions, (batch, places), like, integer=True)
-    if len(y) not in (1, 2):
-        raise ValueError(f"y must be of one direction or two, got {len(y)}")
-    for tensor in y:
-        _, length, _ = check_rank("y", tensor, "batch", "L", "E")
-        length = places if positions is None else length
-        check_tensor("y", tensor, (batch, length, channels), like)
-        if tensor.dtype != y[0].dtype:
-            raise TypeError(f"y must be of one type, got {y[0].dtype} and {tensor.dtype}")
-    return gate.run_forward(z, positions, y, save)
-
-
-def _gate_fake(
-    z: Tensor, positions: Tensor | None, y: list[Tensor], save: bool
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.shape if save else (0,))
-
-
-def _setup_gate(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, positions, y, ctx.save = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(z, output[1], positions)
-    ctx.lengths, ctx.wide = [tensor.shape[1] for tensor in y], y[0].dtype == torch.float64
-
-
-def _differentiate_gate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    if not ctx.save:
-        raise RuntimeError("muse_adapter::triton_gate has a gradient only with save=True")
-    z, total, positions = ctx.saved_tensors
-    dz, dy = torch.ops.muse_adapter.triton_gate_backward(grad, z, total, ctx.wide)
-    if positions is None:
-        return dz, None, [dy] * len(ctx.lengths), None
-    videos = torch.arange(len(z), device=z.device).unsqueeze(1)
-    # Adds where a position is wanted twice; in a fixed order, unlike `scatter_add`.
-    placed = [
-        dy.new_zeros(len(z), length, z.shape[2]).index_put((videos, positions), dy, accumulate=True)
-        for length in ctx.lengths
-    ]
-    return dz, None, placed, None
-
-
-def _gate_backward(grad: Tensor, z: Tensor, total: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
-    by_name("triton").require(z.device)
-    from muse_adapter.ops.triton_gpu import gate
-
-    shape, like = check_rank("z", z, "batch", "P", "E"), ("z", z)
-    for name, tensor in (("z", z), ("grad", grad), ("total", total)):
-        check_tensor(name, tensor, shape, like)
-    return gate.run_backward(grad, z, total, torch.float64 if wide else torch.float32)
-
-
-def _gate_backward_fake(
-    grad: Tensor, z: Tensor, total: Tensor, wide: bool
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if wide else torch.float32
-    return z.new_empty(z.shape), z.new_empty(z.shape, dtype=dtype)
-
-
-def _convolutions(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
-    _check_convolutions(x, weights, end)
-    from muse_adapter.ops.triton_gpu import convolution
-
-    return convolution.run_forward(x, weights, end)
-
-
-def _check_convolutions(x: Tensor, weights: list[Tensor], end: int) -> None:
-    by_name("triton").require(x.device)
-    _, length, channels = check_rank("x", x, "batch", "L", "E")
-    check_tensor("x", x, None, ("x", x))
-    if len(weights) not in (2, 4):
-        raise ValueError(f"weights must be a weight and a bias, or two of each, got {len(weights)}")
-    _, _, taps = check_rank("weights[0]", weights[0], "E", "1", "taps")
-    for index, tensor in enumerate(weights):
-        shape = (channels,) if index % 2 else (channels, 1, taps)
-        check_tensor(f"weights[{index}]", tensor, shape, ("x", x))
-    if taps == 0 or not 0 <= end <= length:
-        raise ValueError(f"end must lie between 0 and L = {length} and taps not be 0, got {end}")
-
-
-def _convolutions_fake(x: Tensor, weights: list[Tensor], end: int) -> list[Tensor]:
-    batch, length, channels = x.shape
-    return [x.new_empty(batch, size, channels) for size in (end, length)[: len(weights) // 2]]
-
-
-def _setup_convolutions(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weights, ctx.end = inputs
-    ctx.save_for_backward(x, *weights)
-
-
-def _differentiate_convolutions(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    x, *weights = ctx.saved_tensors
-    dx, *dweights = torch.ops.muse_adapter.triton_convolutions_backward(x, weights, grads, ctx.end)
-    return dx, dweights, None
-
-
-def _convolutions_backward(
-    x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
-) -> list[Tensor]:
-    _check_convolutions(x, weights, end)
-    batch, length, channels = x.shape
-    if len(grads) != len(weights) // 2:
-        raise ValueError(f"grads must be of {len(weights) // 2} results, got {len(grads)}")
-    for grad, size in zip(grads, (end, length), strict=False):
-        check_tensor("grads", grad, (batch, size, channels), ("x", x))
-    from muse_adapter.ops.triton_gpu import convolution
-
-    return convolution.run_backward(x, weights, grads, end)
-
-
-def _convolutions_backward_fake(
-    x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
-) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (x, *weights)]
-
-
-REFUSED = refuse_second("the triton backend has")
 OPTIONS = "Tensor[] initial_states, Tensor? lengths, int backwards, bool softplus"
 
 register(
@@ -359,25 +224,5 @@ register(
 register(
     "triton_scan_backward",
     f"(Tensor[] dy, Tensor[] dlast, Tensor saved_states, Tensor[] fields, {OPTIONS}) -> Tensor[]",
-    *(_scan_backward, _scan_backward_fake, REFUSED),
-)
-register(
-    "triton_gate",
-    "(Tensor z, Tensor? positions, Tensor[] y, bool save) -> (Tensor, Tensor)",
-    *(_gate, _gate_fake, _differentiate_gate, _setup_gate),
-)
-register(
-    "triton_gate_backward",
-    "(Tensor grad, Tensor z, Tensor total, bool wide) -> (Tensor, Tensor)",
-    *(_gate_backward, _gate_backward_fake, REFUSED),
-)
-register(
-    "triton_convolutions",
-    "(Tensor x, Tensor[] weights, SymInt end) -> Tensor[]",
-    *(_convolutions, _convolutions_fake, _differentiate_convolutions, _setup_convolutions),
-)
-register(
-    "triton_convolutions_backward",
-    "(Tensor x, Tensor[] weights, Tensor[] grads, SymInt end) -> Tensor[]",
-    *(_convolutions_backward, _convolutions_backward_fake, REFUSED),
+    *(_scan_backward, _scan_backward_fake, refuse_second("the triton backend has")),
 )
