@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +21,9 @@ def checkpointed(module: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor
     if torch.compiler.is_compiling():
         return checkpoint(module, x, *args, use_reentrant=False)
     name = backend_for(x.device)
-    return checkpoint(
-        module,
-        x,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), use_backend(name)),
-    )
+
+    def on_backend(x: Tensor, *args: Any) -> Tensor:
+        with use_backend(name):  # entered anew by every backward pass
+            return module(x, *args)
+
+    return checkpoint(on_backend, x, *args, use_reentrant=False)

@@ -42,6 +42,15 @@ def test_checkpointing_recomputes_on_the_backend_of_the_forward_pass(backend):
         assert_close(checkpointed, plain, "gradients")
 
 
+def test_checkpointing_lets_a_graph_go_backwards_twice():
+    head, tokens = active(dropout=0.0), torch.randn(2, 3, 5, 8)
+    head.set_grad_checkpointing(True)
+    loss, weights = head(tokens).sum(), list(head.parameters())
+    first = torch.autograd.grad(loss, weights, retain_graph=True)
+    for again, before in zip(torch.autograd.grad(loss, weights), first, strict=True):
+        assert torch.equal(again, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("init", ["identity", "release"])

@@ -204,3 +204,25 @@ def test_it_is_one_operator(both, some):
     (graph,) = calls.graphs
     operators = [str(n.target) for n in graph.graph.nodes if "muse_adapter" in str(n.target)]
     assert operators == ["muse_adapter.mamba_inference"]
+
+
+def test_bits_do_not_depend_on_which_direction_comes_first(monkeypatch, threads):
+    threads(1)
+    monkeypatch.setattr(slices, "ROWS", 16)
+    of, tokens = mixer(dtype=torch.float32), torch.randn(1, 90, 32)
+    results = []
+    for last in (False, True):
+
+        def run(tasks, threads, last=last):
+            ready = [task for task in tasks if not task.missing]
+            while ready:
+                task = ready.pop(-1 if last else 0)
+                task.run()
+                for dependent in task.dependents:
+                    dependent.missing -= 1
+                    if not dependent.missing:
+                        ready.append(dependent)
+
+        monkeypatch.setattr(slices, "run_tasks", run)
+        results.append(answers(of, tokens)[0])
+    assert torch.equal(*results)

@@ -19,7 +19,7 @@ if backends()["numba"].reason is not None:
 
 from muse_adapter.ops.numba_cpu import team
 from muse_adapter.ops.numba_cpu.parallel import run_parallel, run_tasks
-from muse_adapter.ops.numba_cpu.schedule import Task
+from muse_adapter.ops.numba_cpu.schedule import Schedule, Task, current
 
 needs_team = pytest.mark.skipif(
     team.parallel_region() is None, reason="torch has no GNU OpenMP here"
@@ -173,3 +173,30 @@ def test_in_a_forked_child(threads):
         os._exit(0 if len(ended) == 24 else 1)
     assert os.waitpid(child, 0)[1] == 0
     run_tasks(chains(lambda name, needs: None), 2)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_while_helping_a_kernel_keeps_nobody_waiting(error):
+    """As Ctrl-C gives it to a main thread that helps the kernel of another one."""
+    started, owner_names = threading.Event(), []
+
+    def kernel():
+        if threading.current_thread().name in owner_names:
+            assert started.wait(10)
+        else:
+            started.set()
+            raise error
+
+    def task():
+        owner_names.append(threading.current_thread().name)
+        current().run_kernel(kernel)
+
+    schedule = Schedule([Task(task)])
+    others = [threading.Thread(target=schedule.work, daemon=True) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in others)
+    with pytest.raises(error):
+        schedule.raise_error()

@@ -157,8 +157,7 @@ def forward(memory: Any) -> None:
                         store(saved, s * WIDTH, load(h, s * WIDTH))
                 load_steps(x, delta, bias, softplus, count, (dts, dt_x), None)
                 for t in range(count):
-                    result = D * load_row(x, t)
-                    store(results, t * WIDTH, result + load_row(y, t) if added else result)
+                    store(results, t * WIDTH, D * load_row(x, t))
                 following = (WIDTH, 0) if block < last else ((first - last) * WIDTH, chunk)
                 rows, work = (x, delta, y, z, following), (dts, dt_x, results)
                 spans = states, count, chunk
@@ -170,6 +169,8 @@ def forward(memory: Any) -> None:
                     scan_chunk(work, a_log2e, h, b, c, own, spans, rows, gate_view[0])
                 for t in range(count):
                     result = load(results, t * WIDTH)
+                    if added:  # last: the sum of two scans does not depend on which came first
+                        result = result + load_row(y, t)
                     if gate_view[0]:
                         gate = load_row(z, t)
                         result = result * gate / (exp2(gate * -LOG2E) + 1.0)

@@ -104,12 +104,14 @@ class Schedule:
                 self._changed.notify_all()
 
     def _help(self, kernel: _Kernel) -> None:
-        kernel.call()
-        with self._changed:
-            kernel.helpers -= 1
-            if kernel in self._kernels:  # nothing is left of it to do
-                self._kernels.remove(kernel)
-            self._changed.notify_all()
+        try:
+            kernel.call()
+        finally:  # also if Ctrl-C came meanwhile: the kernel's own thread waits for its helpers
+            with self._changed:
+                kernel.helpers -= 1
+                if kernel in self._kernels:  # nothing is left of it to do
+                    self._kernels.remove(kernel)
+                self._changed.notify_all()
 
     def run_kernel(self, call: Callable[[], None]) -> None:
         """Run a kernel inside a task, with the help of threads that have none."""
