@@ -62,7 +62,6 @@ CASES = {
     "C constant": (2, 40, 64, 4, {"c": "constant", "lengths": [40, 7]}),
     "B and C constant": (2, 40, 16, 4, {"b": "constant", "c": "constant"}),
     "B constant in each video": (3, 40, 37, 4, {"b": "video", "c": "video"}),
-    # Sixteen states stay in registers, in float32.
     "sixteen states": (3, 97, 48, 16, {"lengths": [97, 0, 33]}),
     "sixteen states, chunk borders": (4, 65, 16, 16, {"lengths": [31, 32, 33, 64]}),
     "sixteen states, several blocks in a job": (1, 70, 512, 16, {}),
@@ -202,10 +201,10 @@ def test_no_tokens(dtype, kind):
         assert (gradient == 0).all()
 
 
-in_memory_and_registers = pytest.mark.parametrize("states", [4, 16])
+few_and_many_states = pytest.mark.parametrize("states", [4, 16])
 
 
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_float32_over_sixteen_thousand_steps(reverse, states):
     """States that live for thousands of steps add up their rounding."""
@@ -259,10 +258,10 @@ def test_exponential_at_its_ends(dtype):
     assert got.tolist() == [0, 0, 0, 0, 1, 1, *[float("inf")] * 4]
 
 
-@in_memory_and_registers
+@few_and_many_states
 @directions
-def test_steep_steps_among_calm_ones(reverse, states):
-    """Exponents near 0 are computed in another way than those that may leave the range."""
+def test_steep_steps_among_others(reverse, states):
+    """Decays that vanish in one step stand next to others in a chunk."""
     shape = (2, 200, 48, states)
     arguments = draw(torch.float32, *shape)
     delta = arguments[1].detach()
@@ -308,7 +307,7 @@ def test_softplus_is_torchs(dtype):
 
 
 @dtypes
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
     shape = (3, 70, 37, states)
@@ -335,7 +334,7 @@ def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
 
 
 @dtypes
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_padding_is_never_read(reverse, states, dtype):
     shape = (3, 40, 37, states)
@@ -377,7 +376,7 @@ def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
 
 
 @pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_gradients_below_the_normal_range_are_zero(reverse, states):
     """Also where a large number would lift them above it again."""

@@ -44,12 +44,12 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def constant(vector: ir.VectorType, value: float) -> ir.Constant:
-    """The number in every lane."""
+    """Return the number in every lane."""
     return ir.Constant(vector, [float(value)] * WIDTH)
 
 
 def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The number in every lane."""
+    """Return the number in every lane."""
     vector = ir.VectorType(value.type, WIDTH)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(
@@ -60,7 +60,7 @@ def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def call_intrinsic(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
-    """LLVM's own function of that name, from vectors to a vector."""
+    """Call LLVM's own function of that name, from vectors to a vector."""
     vector = arguments[0].type
     element = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
     kind = ir.FunctionType(vector, [vector] * len(arguments))
@@ -102,7 +102,7 @@ _define(operator.truediv, "fdiv")
 
 @intrinsic
 def pointer(context: Any, address: Any, like: Any) -> Any:
-    """The memory at `address` (an integer) as numbers of the type of the scalar `like`."""
+    """Return the memory at `address` (an integer) as numbers of the type of the scalar `like`."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         kind = context.get_value_type(signature.return_type)
@@ -113,7 +113,7 @@ def pointer(context: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def advance(context: Any, source: Any, count: Any) -> Any:
-    """The pointer to source[count]."""
+    """Return the pointer to source[count]."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         element = context.get_value_type(source.dtype)
@@ -135,7 +135,7 @@ def _vector_place(
 def load_vector(
     context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, index: ir.Value
 ) -> ir.Value:
-    """The WIDTH numbers from place[index] on; `source` is the type of the pointer."""
+    """Load WIDTH numbers from place[index] on; `source` is the type of the pointer."""
     place, vector, align = _vector_place(context, builder, source, place, index)
     return builder.load(place, align=align, typ=vector)
 
@@ -155,7 +155,7 @@ def store_vector(
 
 @intrinsic
 def load(context: Any, source: Any, index: Any) -> Any:
-    """The WIDTH numbers from source[index] on."""
+    """Load WIDTH numbers from source[index] on."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return load_vector(context, builder, source, *arguments)
@@ -178,7 +178,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(context: Any, source: Any, index: Any) -> Any:
-    """Bring the memory at source[index] near; it need not exist.
+    """Bring the memory at source[index] into the nearest cache; it need not exist.
 
     Rows of a tensor lie too far apart for the processor to see which one comes next.
     """
@@ -198,7 +198,7 @@ def prefetch(context: Any, source: Any, index: Any) -> Any:
 
 @intrinsic
 def splat(context: Any, value: Any) -> Any:
-    """The scalar `value` in every lane."""
+    """Return the scalar `value` in every lane."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return broadcast(builder, arguments[0])
@@ -229,7 +229,7 @@ def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value)
 
 @intrinsic
 def lane_sums(context: Any, source: Any, index: Any) -> Any:
-    """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector."""
+    """Sum each of the WIDTH vectors from source[index] on over its lanes, into one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         merged: list[ir.Value | None] = []
@@ -243,7 +243,7 @@ def lane_sums(context: Any, source: Any, index: Any) -> Any:
 
 @intrinsic
 def magnitude(context: Any, value: Any) -> Any:
-    """Absolute value."""
+    """Return absolute values."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return call_intrinsic(builder, "fabs", *arguments)
@@ -253,7 +253,7 @@ def magnitude(context: Any, value: Any) -> Any:
 
 @intrinsic
 def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any) -> Any:
-    """`above` in the lanes where value > bound (a number), else `otherwise`; so for NaN."""
+    """Return `above` in lanes where value > bound (a number), else `otherwise`, also for NaN."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
