@@ -112,7 +112,7 @@ def test_operations_of_the_transformer_by_hand() -> None:
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_operations_are_counted_for_every_head(mode: str) -> None:
-    case = Case(mode, 2, (2, 2), 1)
+    case = Case(mode, 1, (2, 2), 1)
     counts = {name: count(countable(name, head), case, 32) for name, head in HERE.items()}
     assert counts["meanP"] == 0 and all(counts[name] > 0 for name in counts if name != "meanP")
     assert counts["conv"] < counts["mamba"] < counts["muse-torch"]

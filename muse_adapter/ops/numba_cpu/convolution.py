@@ -36,15 +36,10 @@ PARTS = 16  # jobs there are at least, if the sequence is long enough
 def convolve_at(
     x: Any, to_x: int, stride: int, w: Any, to_w: int, bias: Any, t: int, sizes: Any
 ) -> Any:
-    """Return the convolution at position t.
+    """Convolve at position t the channels whose values begin at `to_x` and `to_w`.
 
-    Args:
-        x: the tokens; row t of the block begins at to_x + t * stride.
-        w: the taps; those of the block begin at `to_w`.
-        bias: of the block.
-        t: the position.
-        sizes: positions, taps, channels, and 1 in the reverse direction, where the last tap meets
-            position t and those before it later ones.
+    `sizes`: positions, taps, channels, and 1 for the reverse direction: the last tap meets position
+    t, those before it later ones.
     """
     length, taps, channels, reverse = sizes
     total = bias

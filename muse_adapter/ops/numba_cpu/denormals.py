@@ -50,7 +50,7 @@ def restore_mode(context: Any, mode: Any) -> Any:
 
 @intrinsic
 def flush_small(context: Any, value: Any) -> Any:
-    """Set to 0 what is negligible as a gradient; NaN stays."""
+    """Return the vector with 0 for what is negligible as a gradient; NaN stays."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         (x,) = arguments

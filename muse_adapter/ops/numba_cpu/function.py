@@ -187,7 +187,7 @@ def from_blocks(states: Tensor) -> Tensor:
 
 
 def blocks(values: Tensor) -> Tensor:
-    """What belongs to channels and states, (S, E), by blocks: (E / WIDTH, S, WIDTH)."""
+    """Arrange values of channels and states by blocks: (S, E) -> (E / WIDTH, S, WIDTH)."""
     return values.unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
 
 

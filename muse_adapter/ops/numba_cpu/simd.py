@@ -44,12 +44,12 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def constant(vector: ir.VectorType, value: float) -> ir.Constant:
-    """Return the number in every lane."""
+    """Return a vector with the number in every lane."""
     return ir.Constant(vector, [float(value)] * WIDTH)
 
 
 def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """Return the number in every lane."""
+    """Return a vector with the number in every lane."""
     vector = ir.VectorType(value.type, WIDTH)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(
@@ -102,7 +102,7 @@ _define(operator.truediv, "fdiv")
 
 @intrinsic
 def pointer(context: Any, address: Any, like: Any) -> Any:
-    """Return the memory at `address` (an integer) as numbers of the type of the scalar `like`."""
+    """Return a pointer to `address` (an integer), to numbers of the type of the scalar `like`."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         kind = context.get_value_type(signature.return_type)
@@ -198,7 +198,7 @@ def prefetch(context: Any, source: Any, index: Any) -> Any:
 
 @intrinsic
 def splat(context: Any, value: Any) -> Any:
-    """Return the scalar `value` in every lane."""
+    """Return a vector with the scalar `value` in every lane."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return broadcast(builder, arguments[0])
@@ -229,7 +229,7 @@ def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value)
 
 @intrinsic
 def lane_sums(context: Any, source: Any, index: Any) -> Any:
-    """Sum each of the WIDTH vectors from source[index] on over its lanes, into one vector."""
+    """Sum WIDTH vectors from source[index] on, each over its lanes, into one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         merged: list[ir.Value | None] = []
