@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 PACKAGE = Path(__file__).resolve().parent.parent / "muse_adapter"
 
@@ -220,7 +221,9 @@ def test_import_loads_torch_einops_and_nothing_else(run_python) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     print(f"import muse_adapter: {result['seconds']:.3f} s beyond torch and einops")
-    assert set(result["loaded"]) <= {"muse_adapter", "torch", "einops"}
+    # Requirements of torch, which torch 2.6 does not load with itself.
+    late = {"sympy", "mpmath"} if torch.__version__.startswith("2.6.") else set()
+    assert set(result["loaded"]) <= {"muse_adapter", "torch", "einops"} | late
     # Measured: 0.1 s against 2.
     assert result["seconds"] < result["others"] / 2
 

@@ -43,7 +43,11 @@ class ScanInputs(NamedTuple):
 
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Return the tensors that have a gradient: all but the lengths."""
-        return self[:8]
+        # One by one: torch.compile of torch 2.6 cannot slice a named tuple.
+        return (
+            *(self.x, self.delta, self.A, self.B, self.C),
+            *(self.D, self.delta_bias, self.initial_state),
+        )
 
     def check(self, prefix: str = "") -> None:
         """Refuse inputs that do not fit together.

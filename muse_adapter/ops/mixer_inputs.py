@@ -61,16 +61,15 @@ class MambaDirection(NamedTuple):
                 f"{prefix}conv and {prefix}A must have shapes (E, 1, taps) and (E, S) with no "
                 f"size 0, got {tuple(self.conv.shape)} and {tuple(self.A.shape)}"
             )
-        shapes = (
-            (channels, 1, self.conv.shape[2]),
-            (channels,),
-            (rank + 2 * states, channels),
-            (channels, rank),
-            (channels,),
-            (channels, states),
-            (channels,),
-        )
-        for name, tensor, shape in zip(self._fields, self, shapes, strict=True):
+        for name, tensor, shape in (
+            ("conv", self.conv, (channels, 1, self.conv.shape[2])),
+            ("conv_bias", self.conv_bias, (channels,)),
+            ("x_proj", self.x_proj, (rank + 2 * states, channels)),
+            ("dt_proj", self.dt_proj, (channels, rank)),
+            ("dt_bias", self.dt_bias, (channels,)),
+            ("A", self.A, (channels, states)),
+            ("D", self.D, (channels,)),
+        ):
             check_tensor(prefix + name, tensor, shape, like)
 
 
