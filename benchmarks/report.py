@@ -24,6 +24,9 @@ from benchmarks.workload import MODES
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/**/*.md", "examples/README.md")
 COSTS = {"time": "seconds", "memory": "peak_bytes"}
+# What README shows: the head, what it is compared with, and CLIP4Clip's heads.
+HARDWARE_HEADS = ("muse-numba", "attention-flash", "seqTransf", "meanP")
+HARDWARE_FRAMES = (16, 64)
 
 Figures = Mapping[str, Any]
 
@@ -108,7 +111,7 @@ def heads_section(figures: Figures, folder: str) -> str:
             f"![{what} of a run over the tokens of a video, a line for each head]({folder}/{file})"
             for what, file in (("Time", "time.png"), ("Peak memory", "memory.png"))
         ),
-        f"Growth with length, and all backends and kernels: [`heads.md`]({folder}/heads.md).",
+        "Growth with length, and all backends and kernels: `benchmarks/results/heads.md`.",
     ]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
 
@@ -118,6 +121,30 @@ def pairs_section(figures: Figures, folder: str) -> str:
     if not (table := _pairs(figures)):
         return ""
     return f"\n{table}\n\nMeasured by {where(figures['machine'])}.\n\n"
+
+
+def hardware_section(figures: Figures, folder: str) -> str:
+    """Write time and memory of few heads at a short and a long video; see `heads_section`."""
+    table = [
+        "| head | frames | inference, ms | MiB | training, ms | MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for frames, head_name in itertools.product(HARDWARE_FRAMES, HARDWARE_HEADS):
+        wanted = head_name, frames, [7, 7]
+        rows = {
+            mode: row
+            for mode in MODES
+            for found in curves(figures, mode).values()
+            for row in found
+            if (row["head"], row["frames"], row["grid"]) == wanted
+        }
+        if rows:
+            what = next(iter(rows.values()))["what"]
+            cells = [_cells(rows[mode]) if mode in rows else ["", "", ""] for mode in MODES]
+            costs = " | ".join(f"{time} | {memory}" for time, _, memory in cells)
+            table.append(f"| {what} | {frames} | {costs} |")
+    about = f"One video of 7x7 patches a frame. {_heading(figures)}"
+    return "\n" + "\n".join([*table, "", about]) + "\n\n"
 
 
 def markdown(figures: Figures) -> str:
@@ -297,6 +324,7 @@ SECTIONS = {
     "scan.json": Section("scan.json", lambda figures, _: f"\n{scan.markdown_table(figures)}\n"),
     "heads.json": Section("heads.json", heads_section),
     "heads.json, evaluation": Section("heads.json", pairs_section),
+    "heads.json, hardware": Section("heads.json", hardware_section),
 }
 
 

@@ -102,7 +102,7 @@ def collect() -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report of `collect` for people."""
+    """Format the report of `collect` as text."""
     threads = report["threads"]
     lines = [
         f"muse-adapter  {report['muse_adapter']}",
@@ -128,14 +128,14 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Prints the report."""
+    """Print the report."""
     report = collect()
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     return 0
 
 
 def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `info` to the commands."""
+    """Add `info` to the commands."""
     summary = "show versions, devices and backends, for a bug report"
     parser = commands.add_parser(
         "info",
@@ -151,7 +151,7 @@ COMMANDS = (add_info, add_patch)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Build the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="muse-adapter",
         description="A multi-scale, linear-time video head for text-video retrieval.",
@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line.
+    """Run a command line.
 
     Args:
         arguments: What stands behind the program's name; None: the process's own.

@@ -220,7 +220,9 @@ def test_import_loads_torch_einops_and_nothing_else(run_python) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     print(f"import muse_adapter: {result['seconds']:.3f} s beyond torch and einops")
-    assert set(result["loaded"]) <= {"muse_adapter", "torch", "einops"}
+    # Requirements of torch, which its old versions (2.6) load later.
+    late = {"sympy", "mpmath"}
+    assert set(result["loaded"]) <= {"muse_adapter", "torch", "einops"} | late
     # Measured: 0.1 s against 2.
     assert result["seconds"] < result["others"] / 2
 

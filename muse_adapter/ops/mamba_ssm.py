@@ -45,7 +45,7 @@ class MambaSsmBackend(Backend):
         return _scan_error()
 
     def automatic(self, device: torch.device) -> bool:
-        """It runs by name only."""
+        """Return False: it runs by name only."""
         return False
 
     def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:

@@ -65,8 +65,8 @@ class OperatorBackend(Backend):
         Args:
             inputs: Those of the forward pass.
             saved_states: As the forward pass left it.
-            grad_y, grad_state: Of its results, in the type of the state, any strides; None stands
-                for zeros.
+            grad_y: Gradient of y, in the type of the state, any strides; None stands for zeros.
+            grad_state: Gradient of the last state, likewise.
 
         Returns:
             A gradient for each of `inputs.differentiable()`, in its shape and any floating type,

@@ -31,7 +31,7 @@ class RecurrentBackend(OperatorBackend):
     def saved_states_shape(
         self, batch: int, length: int, channels: int, states: int
     ) -> tuple[int, ...]:
-        """The state before every chunk of time."""
+        """Return the shape of the states before every chunk of time."""
         size = _chunk_size(length, batch * channels * states)
         return (length + size - 1) // size, batch, channels, states
 
@@ -170,7 +170,7 @@ def _channel_sum(weights: Tensor, states: Tensor) -> Tensor:
 
 
 def _part(tensor: Tensor, part: slice) -> Tensor:
-    """The chunk's part of B or C: all of it where it is constant in time."""
+    """Return the chunk's part of B or C: all of it where it is constant in time."""
     return tensor if tensor.shape[1] == 1 else tensor[:, part]
 
 
@@ -181,7 +181,7 @@ def _add_part(grad: Tensor, part: slice, value: Tensor) -> None:
 
 
 def _chunk_size(length: int, state_elements: int) -> int:
-    """Steps in a chunk, such that the states stored are never more than a chunk's own."""
+    """Return the steps in a chunk: the states stored are never more than a chunk's own."""
     root = torch.sym_int(length**0.5) + 1
     size: int = torch.sym_max(root, CHUNK_ELEMENTS // torch.sym_max(1, state_elements))
     return size

@@ -34,9 +34,11 @@ def selective_scan(
     State, step sizes and sums are float32 whatever the inputs' type; float64 stays float64.
 
     Args:
-        u, delta: (batch, E, L).
+        u: (batch, E, L), the input.
+        delta: (batch, E, L), step sizes.
         A: (E, S), real.
-        B, C: (E, S) constant in time, (batch, S, L), or (batch, G, S, L) where G divides E.
+        B: (E, S) constant in time, (batch, S, L), or (batch, G, S, L) where G divides E.
+        C: As B.
         D: (E,) or None.
         z: (batch, E, L) or None (no gate).
         delta_bias: (E,) or None.
@@ -91,7 +93,8 @@ def bidirectional_scan(
     direction may then end behind the last of them, since nothing later reaches it.
 
     Args:
-        forward, backward: The inputs of the directions; None: forward only.
+        forward: The inputs of the direction of time.
+        backward: Those of the reverse direction; None: forward only.
         z: (batch, P, E), the gate at the wanted positions (P = L without `positions`).
         lengths: (batch,) valid tokens of each video, standing in front; or (1,), the same for all;
             None: all of them.
@@ -124,8 +127,9 @@ def check_gate(z: Tensor, scans: list[ScanInputs], positions: Tensor | None) -> 
     """Refuse a gate, positions or two directions that do not fit together.
 
     Args:
-        z, positions: As in `bidirectional_scan`.
+        z: As in `bidirectional_scan`.
         scans: The inputs of each direction, checked alone.
+        positions: As in `bidirectional_scan`.
     """
     x = scans[-1].x
     batch, length, channels = x.shape

@@ -175,7 +175,7 @@ def _name(device: torch.device) -> str:
 
 
 def _key(candidate: Backend, device: torch.device) -> str:
-    """What a result depends on, as JSON."""
+    """Describe what a result depends on, as JSON."""
     try:
         version = metadata.version(candidate.name)
     except metadata.PackageNotFoundError:

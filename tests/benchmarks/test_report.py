@@ -94,6 +94,14 @@ def test_sections_are_made_where_there_are_figures(
     assert (tmp_path / "README.md").read_text() == "no marks\n"
 
 
+def test_readme_shows_heads_of_the_kept_figures() -> None:
+    figures = json.loads((report.RESULTS / "heads.json").read_text(encoding="utf-8"))
+    section = report.hardware_section(figures, "results")
+    assert section in (report.ROOT / "README.md").read_text(encoding="utf-8")
+    short, long = (section.count(f"| {frames} |") for frames in report.HARDWARE_FRAMES)
+    assert short == len(report.HARDWARE_HEADS) and 0 < long <= short
+
+
 def test_figures_that_no_document_shows(results: Path) -> None:
     (results / "scan.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no document has the mark <!-- scan\.json -->"):

@@ -23,7 +23,7 @@ COMPILE = """
 
     HALF = set("x x0 x1 delta0 delta1 B0 B1 C0 C1 dx0 dx1 ddelta0 ddelta1 z out dout dz".split())
     CONVOLVED = {"y0", "y1", "dy0", "dy1", "dx"}
-    SIZES = set("L0 L1 L P end batch segment segments backwards from_last B_time B_channels "
+    SIZES = set("L0 L1 L P stop batch segment segments backwards from_last B_time B_channels "
                 "C_time C_channels".split())
     CONSTANTS = dict(
         E=512, S=16, STATES=16, BLOCK=function.BLOCK, CHUNK=function.CHUNK, RUN=function.RUN,

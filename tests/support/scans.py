@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from muse_adapter.ops import selective_scan
-from muse_adapter.ops.choice import BACKENDS
+from tests.support.backends import cpu_backends
 
-FAST = [name for name in BACKENDS if name != "reference"]
+FAST = [name for name in cpu_backends() if name != "reference"]
 fast_backends = pytest.mark.parametrize("backend", FAST, indirect=True)
 
 # Against the reference in float64 only the order of sums differs; in float32 each sum of S * L

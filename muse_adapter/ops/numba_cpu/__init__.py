@@ -42,7 +42,7 @@ class NumbaBackend(OperatorBackend):
     def saved_states_shape(
         self, batch: int, length: int, channels: int, states: int
     ) -> tuple[int, ...]:
-        """The state before every chunk of time, for each block of channels."""
+        """Return the shape of the states before every chunk of time, for each block of channels."""
         from muse_adapter.ops.numba_cpu.function import CHUNK, WIDTH
 
         return batch, -(-channels // WIDTH), -(-length // CHUNK), states, WIDTH

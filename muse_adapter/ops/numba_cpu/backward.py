@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from muse_adapter.ops.numba_cpu.blocks import add_gains, clear_gains, gain, gain_row
-from muse_adapter.ops.numba_cpu.denormals import flush_denormals, restore_mode, settle
-from muse_adapter.ops.numba_cpu.elementary import CALM, exp2, exp2_product, softplus_and_slope
-from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
-from muse_adapter.ops.numba_cpu.registers import (
-    in_registers,
-    load_states,
-    retake_in_registers,
-    step_back_in_registers,
-    store_states,
+from muse_adapter.ops.numba_cpu.bc_gradients import (
+    add_lanes,
+    add_sums,
+    clear_gradient,
+    gradient_rows,
+    sum_lanes,
 )
+from muse_adapter.ops.numba_cpu.blocks import (
+    bc_rows,
+    load_bc,
+    load_row,
+    load_steps,
+    prefetch_rows,
+    rows_of,
+    store_row,
+)
+from muse_adapter.ops.numba_cpu.denormals import flush_denormals, flush_small, restore_mode
+from muse_adapter.ops.numba_cpu.elementary import exp2
+from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
     advance,
-    any_above,
-    fetch,
     inline,
-    larger,
     load,
-    magnitude,
     pointer,
     splat,
     store,
@@ -35,29 +39,84 @@ LN2 = 1.0 / LOG2E
 
 @inline
 def work_size(states: int, chunk: int) -> int:
-    """How many numbers of working memory `backward` needs for each thread."""
-    return ((4 * chunk + 1) * states + 2 * chunk + 2 * WIDTH) * WIDTH
+    """Return how many numbers of working memory `backward` needs for each thread.
+
+    Args:
+        states: S.
+        chunk: steps in a chunk, a multiple of WIDTH.
+    """
+    return (10 * chunk + 1) * WIDTH + 2 * states * chunk
 
 
 @inline
-def retake_step(
-    calm: bool, dt: Any, driven: Any, states: int, rates: Any, work: Any, gains: Any
-) -> None:
-    """Bring all states of a block one step further, and keep the decays.
+def differentiate_chunk(
+    steps: Any, work: Any, a_log2e: Any, saved: Any, gradients: Any, bc: Any,
+    own: Any, sizes: Any, rows: Any,
+) -> None:  # fmt: skip
+    """Take the gradients a chunk of a block back in time, state after state.
 
     Args:
-        calm: whether no exponent is beyond `CALM`.
-        work: the states before the step, before those after it; the decays.
-        gains: B, where its row begins, its view.
+        steps: dt, dt x and dy of every step, and the gradients of dt x and of dt through the
+            exponents, which are added to.
+        work: room for the states before and after each step, the decays, and the products whose
+            sums over the lanes are the gradients of B and C; then those sums, and whether they
+            are added to.
+        a_log2e: A log2(e), (S, WIDTH).
+        saved: the states before the chunk.
+        gradients: of the states after the chunk, which become those of the states before it, and of
+            A log2(e), which is added to; both (S, WIDTH).
+        bc: rows of B, of C, and of their gradients where every channel has its own.
+        own: whether every channel has its own values of B, and of C.
+        sizes: states, steps, steps of a whole chunk.
+        rows: what to prefetch meanwhile: rows of x, delta, dy, dx, ddelta, and where the next ones
+            are.
     """
-    h, decays = work
-    b, row_b, b_view = gains
+    dts, dt_x, dys, d_dt_x, d_dt = steps
+    h, decays, products_b, products_c, sums_b, sums_c, more = work
+    b, c, db, dc = bc
+    states, count, chunk = sizes
     for s in range(states):
-        rate = load(rates, s * WIDTH)
-        decay = exp2_product(dt, rate) if calm else exp2(dt * rate)
-        store(decays, s * WIDTH, decay)
-        state = decay * load(h, s * WIDTH) + driven * gain(b, row_b, b_view, s)
-        store(h, (states + s) * WIDTH, state)
+        # All at once they would wait for each other.
+        first, last = chunk * s // states, chunk * (s + 1) // states
+        prefetch_rows(rows[0], rows[5], first, last)
+        prefetch_rows(rows[1], rows[5], first, last)
+        prefetch_rows(rows[2], rows[5], first, last)
+        prefetch_rows(rows[3], rows[5], first, last)
+        prefetch_rows(rows[4], rows[5], first, last)
+
+        a, state = load(a_log2e, s * WIDTH), load(saved, s * WIDTH)
+        store(h, 0, state)
+        for t in range(count):
+            decay = exp2(load(dts, t * WIDTH) * a)
+            state = decay * state + load(dt_x, t * WIDTH) * load_bc(b, own[0], t, s)
+            store(decays, t * WIDTH, decay)
+            store(h, (t + 1) * WIDTH, state)
+
+        d_state, d_a = load(gradients[0], s * WIDTH), a * 0.0
+        for t in range(count - 1, -1, -1):
+            at = t * WIDTH
+            dy = load(dys, at)
+            d_state = d_state + dy * load_bc(c, own[1], t, s)
+            store(d_dt_x, at, load(d_dt_x, at) + d_state * load_bc(b, own[0], t, s))
+            d_b, d_c = d_state * load(dt_x, at), dy * load(h, at + WIDTH)
+            if own[0]:
+                add_lanes(db, t, s, d_b)
+            else:
+                store(products_b, at, d_b)
+            if own[1]:
+                add_lanes(dc, t, s, d_c)
+            else:
+                store(products_c, at, d_c)
+            d_state = d_state * load(decays, at)
+            d_exponent = d_state * load(h, at)
+            store(d_dt, at, load(d_dt, at) + d_exponent * a)
+            d_a = d_a + d_exponent * load(dts, at)
+        store(gradients[0], s * WIDTH, d_state)
+        store(gradients[1], s * WIDTH, load(gradients[1], s * WIDTH) + d_a)
+        if not own[0]:
+            sum_lanes(products_b, advance(sums_b, s * chunk), count, more)
+        if not own[1]:
+            sum_lanes(products_c, advance(sums_c, s * chunk), count, more)
 
 
 _unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 3, 2, 6, 6, 6)
@@ -67,15 +126,15 @@ _unpack = unpacker(6, 2, 3, 3, 7, 7, 4, 3, 2, 6, 6, 6)
 def backward(memory: Any) -> None:
     """Run the jobs that are left: all gradients, chunk by chunk, from the last step to the first.
 
-    The states inside a chunk are computed anew from the one before it.
+    The states inside a chunk are computed again from the one before it.
 
     Arguments in the memory:
         dy_view: the gradient of y (batch, L, E), like x_view.
         given: addresses of the states before each chunk, and of `work_size` numbers for each
             thread.
-        outputs: addresses of dx and ddelta (batch, L, E), drates (batch, blocks, S, WIDTH), dD and
-            dbias (batch, E), and dstate (batch, blocks, S, WIDTH), which holds the gradient of the
-            last state.
+        outputs: addresses of dx and ddelta (batch, L, E), of the gradient of A log2(e) (batch,
+            blocks, S, WIDTH), as if its power were of e, of dD and dbias (batch, E), and of dstate
+            (batch, blocks, S, WIDTH), which holds the gradient of the last state.
         db_view, dc_view: the gradients of B and C, with a part for each job of a group: address,
             strides of part, batch, time, group and state.
         sizes, flags, x_view, delta_view, b_view, c_view, weights: as in `forward`.
@@ -87,165 +146,118 @@ def backward(memory: Any) -> None:
     place = next_number(counters + 8)
     if place >= threads:
         return
-    batch, length, blocks, states, chunk, longest = sizes
+    batch, length, blocks, states, chunk, blocks_per_job = sizes
     softplus, reverse = flags
-    x, delta = pointer(x_view[0], unit), pointer(delta_view[0], unit)
-    b, c = pointer(b_view[0], unit), pointer(c_view[0], unit)
-    D, bias = pointer(weights[1], unit), pointer(weights[2], unit)
+    shared = not (b_view[6] or c_view[6])
     lengths = pointer(weights[3], 1)
-    dy, dx, ddelta = pointer(dy_view[0], unit), pointer(outputs[0], unit), pointer(outputs[1], unit)
+    dx_view = outputs[0], length * blocks * WIDTH, blocks * WIDTH
+    dA, dstate = pointer(outputs[2], unit), pointer(outputs[5], unit)
     dD, dbias = pointer(outputs[3], unit), pointer(outputs[4], unit)
     db, dc = pointer(db_view[0], unit), pointer(dc_view[0], unit)
-    shared = not (b_view[6] or c_view[6])
-    channels, chunks, size = blocks * WIDTH, (length + chunk - 1) // chunk, states * WIDTH
+    chunks, size = (length + chunk - 1) // chunk, states * WIDTH
     zero = splat(unit) * 0.0
-    # What a thread holds of a chunk; h[0] is the state before it.
     h = advance(pointer(given[1], unit), place * work_size(states, chunk))
-    decays = advance(h, (chunk + 1) * size)
-    lanes_db = advance(decays, chunk * size)
-    lanes_dc = advance(lanes_db, chunk * size + WIDTH * WIDTH)
-    steps = advance(lanes_dc, chunk * size + WIDTH * WIDTH)
-    slopes = advance(steps, chunk * WIDTH)
+    decays = advance(h, (chunk + 1) * WIDTH)
+    products_b = advance(decays, chunk * WIDTH)
+    products_c = advance(products_b, chunk * WIDTH)
+    dts = advance(products_c, chunk * WIDTH)
+    slopes = advance(dts, chunk * WIDTH)
+    dt_x = advance(slopes, chunk * WIDTH)
+    dys = advance(dt_x, chunk * WIDTH)
+    d_dt_x = advance(dys, chunk * WIDTH)
+    d_dt = advance(d_dt_x, chunk * WIDTH)
+    sums_b = advance(d_dt, chunk * WIDTH)
+    sums_c = advance(sums_b, states * chunk)
 
     mode = flush_denormals()
     while True:
-        number = next_number(counters)
-        video, first = number // (blocks // longest), number % (blocks // longest) * longest
+        job = next_number(counters) * blocks_per_job
+        video, first = job // blocks, job % blocks
         if video >= batch:
             restore_mode(mode)
             return
         valid = lengths[video]
         start, step = (valid - 1, -1) if reverse else (0, 1)
-        to_db = gain_row(db_view, b_view, video, first, longest)
-        to_dc = gain_row(dc_view, c_view, video, first, longest)
-        clear_gains(db, to_db, db_view, b_view[6], length, states, zero)
-        clear_gains(dc, to_dc, dc_view, c_view[6], length, states, zero)
-        for block in range(first, first + longest):
-            at = video * blocks + block
+        last = first + blocks_per_job - 1
+        job_place = video, first, blocks_per_job
+        clear_gradient(
+            gradient_rows(db, db_view, b_view, *job_place, 0, 1), b_view[6], length, states, zero
+        )
+        clear_gradient(
+            gradient_rows(dc, dc_view, c_view, *job_place, 0, 1), c_view[6], length, states, zero
+        )
+        for at in range(job, job + blocks_per_job):
             store(dD, at * WIDTH, zero)
             store(dbias, at * WIDTH, zero)
             for s in range(states):
-                store(pointer(outputs[2], unit), at * size + s * WIDTH, zero)
+                store(dA, at * size + s * WIDTH, zero)
         for part in range((valid + chunk - 1) // chunk - 1, -1, -1):
             begin = part * chunk
-            count = min(chunk, valid - begin)
-            for block in range(first, first + longest):
+            count, position = min(chunk, valid - begin), start + begin * step
+            db_rows = gradient_rows(db, db_view, b_view, *job_place, position, step)
+            dc_rows = gradient_rows(dc, dc_view, c_view, *job_place, position, step)
+            for block in range(first, last + 1):
                 at = video * blocks + block
-                channel = block * WIDTH
-                rates = advance(pointer(weights[0], unit), block * size)
-                kept = advance(pointer(given[0], unit), (at * chunks + part) * size)
-                drates = advance(pointer(outputs[2], unit), at * size)
-                dstate = advance(pointer(outputs[5], unit), at * size)
-                skip, shift = load(D, channel), load(bias, channel)
-                to_x = video * x_view[1] + channel
-                to_delta = video * delta_view[1] + channel
-                to_dy = video * dy_view[1] + channel
-                to_dx = video * length * channels + channel
-                to_b = video * b_view[1] + block // b_view[5] * b_view[3]
-                to_c = video * c_view[1] + block // c_view[5] * c_view[3]
+                where = video, block, position, step
+                a_log2e = advance(pointer(weights[0], unit), block * size)
+                D = load(pointer(weights[1], unit), block * WIDTH)
+                bias = load(pointer(weights[2], unit), block * WIDTH)
+                saved = advance(pointer(given[0], unit), (at * chunks + part) * size)
+                x = rows_of(pointer(x_view[0], unit), x_view, *where)
+                delta = rows_of(pointer(delta_view[0], unit), delta_view, *where)
+                dy = rows_of(pointer(dy_view[0], unit), dy_view, *where)
+                dx = rows_of(pointer(outputs[0], unit), dx_view, *where)
+                ddelta = rows_of(pointer(outputs[1], unit), dx_view, *where)
+                bc = (
+                    bc_rows(pointer(b_view[0], unit), b_view, *where),
+                    bc_rows(pointer(c_view[0], unit), c_view, *where),
+                    db_rows,
+                    dc_rows,
+                )
 
-                steepest, largest = zero, zero
-                for s in range(states):
-                    store(h, s * WIDTH, load(kept, s * WIDTH))
-                    steepest = larger(magnitude(load(rates, s * WIDTH)), steepest)
+                load_steps(x, delta, bias, softplus, count, (dts, dt_x), slopes)
                 for t in range(count):
-                    position = start + (begin + t) * step
-                    dt = load(delta, to_delta + position * delta_view[2]) + shift
-                    slope = splat(unit)
-                    if softplus:
-                        dt, slope = softplus_and_slope(dt)
-                    largest = larger(magnitude(dt), largest)
-                    store(steps, t * WIDTH, dt)
-                    store(slopes, t * WIDTH, slope)
-                calm = not any_above(largest * steepest, CALM)
-                held = calm and shared and in_registers(states, unit)
-
-                if held:
-                    values = load_states(h)
-                    for t in range(count):
-                        position = start + (begin + t) * step
-                        dt = load(steps, t * WIDTH)
-                        driven = dt * load(x, to_x + position * x_view[2])
-                        values = retake_in_registers(
-                            *(dt, driven, values, rates),
-                            advance(b, to_b + position * b_view[2]),
-                            advance(h, (t + 1) * size),
-                            advance(decays, t * size),
-                        )
-                        fetch(dy, to_dy + position * dy_view[2])
-                        fetch(dx, to_dx + position * channels)
-                        fetch(ddelta, to_dx + position * channels)
+                    store(dys, t * WIDTH, load_row(dy, t))
+                    store(d_dt_x, t * WIDTH, zero)
+                    store(d_dt, t * WIDTH, zero)
+                steps = dts, dt_x, dys, d_dt_x, d_dt
+                work = h, decays, products_b, products_c, sums_b, sums_c, block > first
+                gradients = advance(dstate, at * size), advance(dA, at * size)
+                following = (WIDTH, 0) if block < last else ((first - last) * WIDTH, -chunk)
+                rows, spans = (x, delta, dy, dx, ddelta, following), (states, count, chunk)
+                # Constants in the usual case: a tenth of the scan's time.
+                if shared:
+                    differentiate_chunk(
+                        *(steps, work, a_log2e, saved, gradients, bc, (False, False), spans, rows)
+                    )
                 else:
-                    for t in range(count):
-                        position = start + (begin + t) * step
-                        dt = load(steps, t * WIDTH)
-                        driven = dt * load(x, to_x + position * x_view[2])
-                        work = advance(h, t * size), advance(decays, t * size)
-                        gains = b, to_b + position * b_view[2], b_view
-                        fetch(dy, to_dy + position * dy_view[2])
-                        fetch(dx, to_dx + position * channels)
-                        fetch(ddelta, to_dx + position * channels)
-                        if calm:
-                            retake_step(True, dt, driven, states, rates, work, gains)
-                        else:
-                            retake_step(False, dt, driven, states, rates, work, gains)
+                    own = b_view[6] != 0, c_view[6] != 0
+                    differentiate_chunk(
+                        *(steps, work, a_log2e, saved, gradients, bc, own, spans, rows)
+                    )
 
-                # The rows to send for are the next block's, or those of the chunk before this one.
-                aside, back = (WIDTH, 0) if block - first < longest - 1 else (0, -chunk * step)
-                sum_d, sum_bias = load(dD, at * WIDTH), load(dbias, at * WIDTH)
-                if held:
-                    values = load_states(dstate)
+                # Of a chunk first: in one long sum the rounding of every step would add up.
+                sum_D, sum_bias = zero, zero
                 for t in range(count - 1, -1, -1):
-                    position = start + (begin + t) * step
-                    inputs = load(x, to_x + position * x_view[2])
-                    above = load(dy, to_dy + position * dy_view[2])
-                    row_b = to_b + position * b_view[2]
-                    row_c = to_c + position * c_view[2]
-                    dt = load(steps, t * WIDTH)
-                    driven = dt * inputs
-                    if held:
-                        d_driven, d_exponent, d_b, d_c, values = step_back_in_registers(
-                            *(above, dt, driven, values, rates, drates),
-                            *(advance(b, row_b), advance(c, row_c)),
-                            *(advance(h, t * size), advance(decays, t * size)),
-                        )
-                        to = to_db + position * db_view[3]
-                        store(db, to, load(db, to) + d_b)
-                        to = to_dc + position * dc_view[3]
-                        store(dc, to, load(dc, to) + d_c)
-                    else:
-                        d_driven, d_exponent = zero, zero
-                        for s in range(states):
-                            now = t * size + s * WIDTH
-                            d_state = load(dstate, s * WIDTH) + above * gain(c, row_c, c_view, s)
-                            d_driven = d_driven + d_state * gain(b, row_b, b_view, s)
-                            store(lanes_db, now, d_state * driven)
-                            store(lanes_dc, now, above * load(h, now + size))
-                            d_state = d_state * load(decays, now)
-                            store(dstate, s * WIDTH, d_state)
-                            d_decay = d_state * load(h, now)
-                            d_exponent = d_exponent + d_decay * load(rates, s * WIDTH)
-                            store(drates, s * WIDTH, load(drates, s * WIDTH) + d_decay * dt)
-                    d_step = d_driven * inputs + d_exponent * LN2
-                    d_step = d_step * load(slopes, t * WIDTH)
-                    sum_d = sum_d + above * inputs
+                    inputs, gradient = load_row(x, t), load(dys, t * WIDTH)
+                    d_inputs = load(d_dt_x, t * WIDTH)
+                    d_step = (d_inputs * inputs + load(d_dt, t * WIDTH) * LN2) * load(
+                        slopes, t * WIDTH
+                    )
+                    sum_D = sum_D + gradient * inputs
                     sum_bias = sum_bias + d_step
-                    store(ddelta, to_dx + position * channels, settle(d_step))
-                    d_inputs = d_driven * dt + skip * above
-                    store(dx, to_dx + position * channels, settle(d_inputs))
-                    later = position + back
-                    fetch(x, to_x + aside + later * x_view[2])
-                    fetch(delta, to_delta + aside + later * delta_view[2])
-                if held:
-                    store_states(dstate, values)
-                else:
-                    span = (start + begin * step, step, count)
-                    add_gains(lanes_db, db, to_db, db_view, b_view[6], span, states)
-                    add_gains(lanes_dc, dc, to_dc, dc_view, c_view[6], span, states)
-                store(dD, at * WIDTH, sum_d)
-                store(dbias, at * WIDTH, sum_bias)
-        for block in range(first, first + longest):
-            at = video * length * channels + block * WIDTH
+                    store_row(ddelta, t, flush_small(d_step))
+                    d_inputs = d_inputs * load(dts, t * WIDTH) + D * gradient
+                    store_row(dx, t, flush_small(d_inputs))
+                store(dD, at * WIDTH, load(dD, at * WIDTH) + sum_D)
+                store(dbias, at * WIDTH, load(dbias, at * WIDTH) + sum_bias)
+            if not b_view[6]:
+                add_sums(sums_b, chunk, db_rows, count, states)
+            if not c_view[6]:
+                add_sums(sums_c, chunk, dc_rows, count, states)
+        for block in range(first, last + 1):
+            dx = rows_of(pointer(outputs[0], unit), dx_view, video, block, 0, 1)
+            ddelta = rows_of(pointer(outputs[1], unit), dx_view, video, block, 0, 1)
             for position in range(valid, length):
-                store(dx, at + position * channels, zero)
-                store(ddelta, at + position * channels, zero)
+                store_row(dx, position, zero)
+                store_row(ddelta, position, zero)

@@ -36,10 +36,10 @@ PARTS = 16  # jobs there are at least, if the sequence is long enough
 def filtered(
     x: Any, to_x: int, stride: int, w: Any, to_w: int, bias: Any, t: int, sizes: Any
 ) -> Any:
-    """The convolution at position t of the channels whose values begin at `to_x` and `to_w`.
+    """Convolve at position t the channels whose values begin at `to_x` and `to_w`.
 
-    `sizes`: positions, taps, channels, and 1 if the taps look ahead: the last one meets position t,
-    those before it later ones.
+    `sizes`: positions, taps, channels, and 1 for the reverse direction: the last tap meets position
+    t, those before it later ones.
     """
     length, taps, channels, ahead = sizes
     total = bias

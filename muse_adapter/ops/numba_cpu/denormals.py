@@ -49,8 +49,8 @@ def restore_mode(context: Any, mode: Any) -> Any:
 
 
 @intrinsic
-def settle(context: Any, value: Any) -> Any:
-    """The vector, with 0 for what is negligible as a gradient; NaN stays."""
+def flush_small(context: Any, value: Any) -> Any:
+    """Return the vector with 0 for what is negligible as a gradient; NaN stays."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         (x,) = arguments
@@ -62,8 +62,8 @@ def settle(context: Any, value: Any) -> Any:
     return value(value), lowered
 
 
-def settled(tensor: Tensor) -> Tensor:
-    """`settle` for a tensor, in place. By numpy: for so little, torch's threads are not woken."""
+def flushed(tensor: Tensor) -> Tensor:
+    """Flush a tensor in place. By numpy: for so little, torch's threads are not woken."""
     numbers = tensor.numpy()
     numbers[abs(numbers) < NEGLIGIBLE[tensor.dtype]] = 0
     return tensor

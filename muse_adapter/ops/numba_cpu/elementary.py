@@ -44,7 +44,6 @@ _LOG1P = (
     -0.030065800129780062,
     0.005364826289473413,
 )
-CALM = 125.0  # a bound for the exponents of `power_of_product`
 
 
 def _polynomial(builder: ir.IRBuilder, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
@@ -54,18 +53,9 @@ def _polynomial(builder: ir.IRBuilder, coefficients: Sequence[float], x: ir.Valu
     return value
 
 
-def _scaled_power(builder: ir.IRBuilder, shifted: ir.Value, fraction: ir.Value) -> ir.Value:
-    """2**(n + fraction), where shifted is n + _ROUND."""
-    integers = ir.VectorType(ir.IntType(32), WIDTH)
-    bits = builder.bitcast(shifted, integers)
-    scale = builder.shl(bits, ir.Constant(integers, [23] * WIDTH))
-    power = _polynomial(builder, _EXP2, fraction)
-    return builder.fmul(power, builder.bitcast(scale, fraction.type))
-
-
 @intrinsic
 def exp2(context: Any, value: Any) -> Any:
-    """2**value: the C library's for float64, a polynomial with an error of about 1 ulp for float32.
+    """Return 2**value, in float32 with an error of about 1 ulp, in float64 that of the C library.
 
     In float32 results below 2**-126.5 are 0, results from 2**127.5 on infinite.
     """
@@ -80,41 +70,19 @@ def exp2(context: Any, value: Any) -> Any:
         x = builder.select(builder.fcmp_ordered(">", low, x), low, x)
         x = builder.select(builder.fcmp_ordered("<", high, x), high, x)
         shifted = builder.fadd(x, constant(vector, _ROUND))
-        whole = builder.fsub(shifted, constant(vector, _ROUND))
-        return _scaled_power(builder, shifted, builder.fsub(x, whole))
+        fraction = builder.fsub(x, builder.fsub(shifted, constant(vector, _ROUND)))
+        power = _polynomial(builder, _EXP2, fraction)
+        integers = ir.VectorType(ir.IntType(32), WIDTH)
+        bits = builder.bitcast(shifted, integers)
+        scale = builder.shl(bits, ir.Constant(integers, [23] * WIDTH))
+        return builder.fmul(power, builder.bitcast(scale, vector))
 
     return value(value), lowered
 
 
-def power_of_product(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
-    """2**(left * right) where |left * right| <= CALM, which is not checked.
-
-    Without the bounds of `exp2`, and with the product inside other operations: ten instead of
-    thirteen, in a loop that is limited by them.
-    """
-    vector = left.type
-    if isinstance(vector.element, ir.DoubleType):
-        return call_intrinsic(builder, "exp2", builder.fmul(left, right))
-    # In one rounding where the processor can; elsewhere the product is rounded as in `exp2`.
-    shifted = call_intrinsic(builder, "fmuladd", left, right, constant(vector, _ROUND))
-    whole = builder.fsub(shifted, constant(vector, _ROUND))
-    fraction = call_intrinsic(builder, "fmuladd", left, right, builder.fneg(whole))
-    return _scaled_power(builder, shifted, fraction)
-
-
-@intrinsic
-def exp2_product(context: Any, left: Any, right: Any) -> Any:
-    """`power_of_product` for kernels."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        return power_of_product(builder, *arguments)
-
-    return left(left, right), lowered
-
-
 @intrinsic
 def log1p(context: Any, value: Any) -> Any:
-    """log(1 + value) for 0 <= value <= 1, with a relative error at the level of rounding.
+    """Return log(1 + value) for 0 <= value <= 1, with a relative error at the level of rounding.
 
     A polynomial in float32. In float64 2 artanh(s) with s = value / (2 + value) <= 1/3: a power
     series in s * s <= 1/9.
@@ -134,7 +102,7 @@ def log1p(context: Any, value: Any) -> Any:
 
 @inline
 def softplus_and_slope(v: Any) -> Any:
-    """log(1 + exp(v)) and its derivative; above 20 they are v and 1, as in torch."""
+    """Return log(1 + exp(v)) and its derivative; above 20 they are v and 1, as in torch."""
     u = exp2(magnitude(v) * -LOG2E)
     one = u * 0.0 + 1.0
     value = where_above(v, 0.0, v, u * 0.0) + log1p(u)

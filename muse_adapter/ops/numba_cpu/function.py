@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.inputs import ScanInputs, state_dtype
-from muse_adapter.ops.numba_cpu.backward import backward, work_size
-from muse_adapter.ops.numba_cpu.denormals import settled
+from muse_adapter.ops.numba_cpu.backward import backward
+from muse_adapter.ops.numba_cpu.backward import work_size as backward_work_size
+from muse_adapter.ops.numba_cpu.denormals import flushed
 from muse_adapter.ops.numba_cpu.forward import forward
+from muse_adapter.ops.numba_cpu.forward import work_size as forward_work_size
 from muse_adapter.ops.numba_cpu.kernel import Kernel
 from muse_adapter.ops.numba_cpu.simd import LOG2E, WIDTH
 
-CHUNK = (
-    32  # steps from one kept state to the next; the way back holds a chunk in the nearest caches
-)
+# Steps from one saved state to the next, a multiple of WIDTH; the backward kernel holds a chunk in
+# the nearest cache.
+CHUNK = 32
 ENOUGH = 1 << 18  # below so many states in all a second thread is not worth its start
 
 
@@ -185,7 +187,7 @@ def from_blocks(states: Tensor) -> Tensor:
 
 
 def blocks(values: Tensor) -> Tensor:
-    """What belongs to channels and states, (S, E), by blocks: (E / WIDTH, S, WIDTH)."""
+    """Arrange values of channels and states by blocks: (S, E) -> (E / WIDTH, S, WIDTH)."""
     return values.unflatten(1, (-1, WIDTH)).transpose(0, 1).contiguous()
 
 
@@ -213,9 +215,9 @@ def run_forward(
     joined = int(states is not None), int(added)
     if states is None:
         states = call.x.new_empty(call.x.shape[:1] + call.A_log2e.shape)
-    steps = call.x.new_empty(threads, CHUNK, WIDTH)
+    work = call.x.new_empty(threads, forward_work_size(CHUNK))
     gate_view = (0, 0, 0) if gate is None else view(gate)[:3]
-    call.run(forward, addresses(y, states, saved_states, steps), joined, gate_view, threads=threads)
+    call.run(forward, addresses(y, states, saved_states, work), joined, gate_view, threads=threads)
     return states
 
 
@@ -244,7 +246,7 @@ def run_backward(
         strides += (WIDTH, by_group) if own else (by_group, by_state)
         dgains.append(dgain)
         views.append(tuple(strides))
-    work = x.new_empty(threads, work_size(call.A_log2e.shape[1], CHUNK))
+    work = x.new_empty(threads, backward_work_size(call.A_log2e.shape[1], CHUNK))
     call.run(
         backward,
         view(dy)[:3],
@@ -257,7 +259,7 @@ def run_backward(
         summed(dgain) if len(gain) == batch else summed(dgain.flatten(0, 1)).unsqueeze(0)
         for dgain, gain in zip(dgains, (call.B, call.C), strict=True)
     )
-    # The kernel differentiates 2**(dt rate) as if it were exp.
+    # The kernel differentiates 2**(dt A log2(e)) as if it were exp.
     dA_log2e = summed(dA_log2e) / LOG2E
     return dx, ddelta, dA_log2e, dB, dC, summed(dD), summed(dbias)
 
@@ -276,7 +278,7 @@ def as_given(
     dA = dA_log2e.transpose(0, 1).flatten(1).t() * LOG2E
     # A value for every channel came from its group's.
     dB, dC = (
-        settled(
+        flushed(
             dgain[..., :channels].unflatten(3, (gain.shape[2], -1)).sum(4).transpose(2, 3)
             if own
             else dgain

@@ -11,13 +11,11 @@ is helped by the threads that have no task.
 from __future__ import annotations
 
 import collections
-import ctypes
 import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
-_Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _local = threading.local()
 
 
@@ -67,7 +65,7 @@ class Schedule:
             with torch.inference_mode(self._inference), torch.no_grad():
                 while (run := self._next()) is not None:
                     run()
-        except BaseException as error:
+        except BaseException as error:  # its traceback keeps what helpers of a kernel still read
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()

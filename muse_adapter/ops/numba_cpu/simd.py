@@ -44,12 +44,12 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def constant(vector: ir.VectorType, value: float) -> ir.Constant:
-    """The number in every lane."""
+    """Return a vector with the number in every lane."""
     return ir.Constant(vector, [float(value)] * WIDTH)
 
 
 def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The number in every lane."""
+    """Return a vector with the number in every lane."""
     vector = ir.VectorType(value.type, WIDTH)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(
@@ -102,7 +102,7 @@ _define(operator.truediv, "fdiv")
 
 @intrinsic
 def pointer(context: Any, address: Any, like: Any) -> Any:
-    """The memory at `address` (an integer) as numbers of the type of the scalar `like`."""
+    """Return a pointer to `address` (an integer), to numbers of the type of the scalar `like`."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         kind = context.get_value_type(signature.return_type)
@@ -113,7 +113,7 @@ def pointer(context: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def advance(context: Any, source: Any, count: Any) -> Any:
-    """The pointer to source[count]."""
+    """Return the pointer to source[count]."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         element = context.get_value_type(source.dtype)
@@ -135,7 +135,7 @@ def _vector_place(
 def load_vector(
     context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, index: ir.Value
 ) -> ir.Value:
-    """The WIDTH numbers from place[index] on; `source` is the type of the pointer."""
+    """Load WIDTH numbers from place[index] on; `source` is the type of the pointer."""
     place, vector, align = _vector_place(context, builder, source, place, index)
     return builder.load(place, align=align, typ=vector)
 
@@ -155,7 +155,7 @@ def store_vector(
 
 @intrinsic
 def load(context: Any, source: Any, index: Any) -> Any:
-    """The WIDTH numbers from source[index] on."""
+    """Load WIDTH numbers from source[index] on."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return load_vector(context, builder, source, *arguments)
@@ -177,7 +177,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def fetch(context: Any, source: Any, index: Any) -> Any:
+def prefetch(context: Any, source: Any, index: Any) -> Any:
     """Bring the memory at source[index] near; it need not exist.
 
     Rows of a tensor lie too far apart for the processor to see which one comes next.
@@ -198,7 +198,7 @@ def fetch(context: Any, source: Any, index: Any) -> Any:
 
 @intrinsic
 def splat(context: Any, value: Any) -> Any:
-    """The scalar `value` in every lane."""
+    """Return a vector with the scalar `value` in every lane."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return broadcast(builder, arguments[0])
@@ -228,8 +228,8 @@ def merge(builder: ir.IRBuilder, merged: list[ir.Value | None], value: ir.Value)
 
 
 @intrinsic
-def totals(context: Any, source: Any, index: Any) -> Any:
-    """The sums of the WIDTH vectors from source[index] on, each over its lanes, as one vector."""
+def lane_sums(context: Any, source: Any, index: Any) -> Any:
+    """Sum WIDTH vectors from source[index] on, each over its lanes, into one vector."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         merged: list[ir.Value | None] = []
@@ -261,27 +261,3 @@ def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any
         return builder.select(test, arguments[2], arguments[3])
 
     return value(value, bound, value, value), lowered
-
-
-@intrinsic
-def any_above(context: Any, value: Any, bound: Any) -> Any:
-    """Whether a lane is above `bound` (a number); NaN is not."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)
-        test = builder.fcmp_ordered(">", arguments[0], broadcast(builder, number))
-        lanes = builder.bitcast(test, ir.IntType(WIDTH))
-        return builder.icmp_unsigned("!=", lanes, lanes.type(0))
-
-    return types.boolean(value, bound), lowered
-
-
-@intrinsic
-def larger(context: Any, value: Any, other: Any) -> Any:
-    """The larger of the two, lane by lane; `other` where one of them is NaN."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        test = builder.fcmp_ordered(">", *arguments)
-        return builder.select(test, *arguments)
-
-    return value(value, value), lowered

@@ -72,7 +72,7 @@ def _differentiate_forward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _transposed(grad: Tensor, weight: Tensor) -> Tensor:
-    """What the convolution by `weight` takes back to its input."""
+    """Take a gradient back through the convolution by `weight`, to its input."""
     mirrored = weight.flip(2, 3).transpose(0, 1)
     result: Tensor = torch.ops.muse_adapter.conv3x3(grad, mirrored, None)
     return result

@@ -15,6 +15,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
     either,
     gain_rows,
     part_rows,
+    place,
     sigmoid,
     softplus,
     span,
@@ -38,17 +39,18 @@ def gradient_summaries(
             program.
         totals: (segments, directions, batch, E), the sums of the step sizes; likewise.
     """
-    part, side = tl.program_id(1) + 1, tl.program_id(2)
+    part = tl.program_id(1) + 1
+    block, side, sides = place(E, BLOCK)
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
     direction = side // batch
     rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
     shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
     delta = either(second, delta0, delta1) + video * length * E
     dy = either(second, dy0, dy1) + video * length * E
     C = either(second, C0, C1)
-    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
+    C = gain_rows(C, block, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     if C_CONSTANT:
         gain_out = tl.load(C + tile, mask=in_tile, other=0.0).to(TYPE)
 
@@ -67,7 +69,7 @@ def gradient_summaries(
             gain_out = tl.load(C + position * C_time + s, mask=stated, other=0.0).to(TYPE)[:, None]
         g = tl.exp2(dt[None, :] * rate) * (g + above[None, :] * gain_out)
         total += dt
-    row = (part * tl.num_programs(2) + side).to(tl.int64)
+    row = (part * sides + side).to(tl.int64)
     tl.store(ends + row * S * E + tile, g, mask=in_tile)
     tl.store(totals + row * E + e, total, mask=live)
 
@@ -105,10 +107,11 @@ def gradients(
             enters the first segment.
         segment: a multiple of CHUNK.
     """
-    part, side, sides = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    part = tl.program_id(1)
+    block, side, sides = place(E, BLOCK)
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
     direction = side // batch
     rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
     skip = tl.load(D + direction * E + e, mask=live, other=0.0)
@@ -118,8 +121,8 @@ def gradients(
     dx, ddelta = either(second, dx0, dx1) + first, either(second, ddelta0, ddelta1) + first
     dy = either(second, dy0, dy1) + first
     B, C = either(second, B0, B1), either(second, C0, C1)
-    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
-    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
+    B = gain_rows(B, block, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
+    C = gain_rows(C, block, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     dB, dC = either(second, dB0, dB1), either(second, dC0, dC1)
     row = (part * sides + side).to(tl.int64)
     if B_CONSTANT:
@@ -127,13 +130,13 @@ def gradients(
         d_in = tl.zeros([STATES, BLOCK], TYPE)
         dB += (part * batch + video) * S * E
     else:
-        dB, dB_time = part_rows(dB, video, batch, length, B_channels, E, S, BLOCK)
+        dB, dB_time = part_rows(dB, block, video, batch, length, B_channels, E, S, BLOCK)
     if C_CONSTANT:
         gain_out = tl.load(C + tile, mask=in_tile, other=0.0).to(TYPE)
         d_out = tl.zeros([STATES, BLOCK], TYPE)
         dC += (part * batch + video) * S * E
     else:
-        dC, dC_time = part_rows(dC, video, batch, length, C_channels, E, S, BLOCK)
+        dC, dC_time = part_rows(dC, block, video, batch, length, C_channels, E, S, BLOCK)
 
     g = tl.zeros([STATES, BLOCK], TYPE)
     if ENTERED:

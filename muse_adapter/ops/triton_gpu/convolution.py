@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muse_adapter.ops.triton_gpu.elementary import VARYING, sigmoid
+from muse_adapter.ops.triton_gpu.elementary import VARYING, check_offsets, place, sigmoid
 
 STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
 CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
@@ -29,7 +29,7 @@ def row_at(tensor, position, e, length, E: tl.constexpr, TYPE: tl.constexpr):
 
 @triton.jit
 def taps_at(weight, tap, e, E: tl.constexpr, TYPE: tl.constexpr):
-    """A tap of every channel, from (taps, E)."""
+    """Load a tap of every channel, from (taps, E)."""
     return tl.load(weight + tap * E + e, mask=e < E, other=0.0).to(TYPE)[None, :]
 
 
@@ -38,7 +38,7 @@ def convolved(
     x, weight, position, e, length, sign,
     E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The convolution at the positions; sign -1: taps look back, 1: ahead."""
+    """Convolve at the positions; sign -1: taps look back, 1: forward in time."""
     # The last row of the weights is the bias.
     result = taps_at(weight, TAPS, e, E, TYPE) + tl.zeros([position.shape[0], e.shape[0]], TYPE)
     for tap in tl.static_range(TAPS):
@@ -61,13 +61,14 @@ def convolve_forward(
         y0: (batch, stop, E), the first positions of the direction whose taps look back.
         y1: (batch, L, E), of the other one, with BOTH.
     """
-    position = tl.program_id(0) * STEPS + tl.arange(0, STEPS)
+    rows = (L + STEPS - 1) // STEPS
+    first, video = tl.program_id(0) % rows * STEPS, (tl.program_id(0) // rows).to(tl.int64)
+    position = first + tl.arange(0, STEPS)
     e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    video = tl.program_id(2).to(tl.int64)
     x += video * L * E
     offset = position[:, None] * E + e[None, :]
     live = (e < E)[None, :]
-    if tl.program_id(0) * STEPS < stop:
+    if first < stop:
         value = convolved(x, weight0, position, e, L, -1, E, TAPS, TYPE)
         inside = (position < stop)[:, None] & live
         tl.store(y0 + video * stop * E + offset, value * sigmoid(value), mask=inside)
@@ -86,7 +87,7 @@ def past_silu(value, grad):
 
 @triton.jit
 def shifted(window, value, COUNT: tl.constexpr):
-    """The window, the last COUNT values of something, one step on."""
+    """Move the window, the last COUNT values of something, one step on."""
     moved = ()
     for i in tl.static_range(COUNT - 1):
         moved = moved + (window[i + 1],)
@@ -113,9 +114,10 @@ def convolve_backward(
     """
     W: tl.constexpr = TAPS - 1
     part, parts = tl.program_id(1), tl.num_programs(1)
-    e = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    block, video, batch = place(E, WIDTH)
+    video = video.to(tl.int64)
+    e = block * WIDTH + tl.arange(0, WIDTH)
     live = e < E
-    video, batch = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     x += video * L * E + e
     dx += video * L * E + e
     dy0 += video * stop * E + e
@@ -197,11 +199,12 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
     """
     x = x.contiguous()
     batch, length, channels = x.shape
+    check_offsets(length * channels)
     joined = _joined(weights)
     y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
     width = min(WIDTH, triton.next_power_of_2(channels))
     with torch.cuda.device_of(x):  # kernels are launched on the current device
-        convolve_forward[(triton.cdiv(length, STEPS), triton.cdiv(channels, width), batch)](
+        convolve_forward[(triton.cdiv(length, STEPS) * batch, triton.cdiv(channels, width))](
             *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
             E=channels,
             BOTH=len(y) > 1,
@@ -224,11 +227,12 @@ def run_backward(
     joined = _joined(weights)
     taps = weights[0].shape[-1]
     dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
-    parts = triton.cdiv(length, SEGMENT)
+    segment = max(SEGMENT, triton.cdiv(length, 65535))  # the second axis has no more programs
+    parts = triton.cdiv(length, segment)
     dweight = joined[0].new_empty(len(dy), batch, parts, taps + 1, channels)
     with torch.cuda.device_of(x):
-        convolve_backward[(triton.cdiv(channels, width), parts, batch)](
-            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, SEGMENT),
+        convolve_backward[(triton.cdiv(channels, width) * batch, parts)](
+            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, segment),
             E=channels,
             BOTH=len(dy) > 1,
             TAPS=taps,

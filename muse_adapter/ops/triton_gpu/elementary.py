@@ -18,6 +18,12 @@ VARYING = {
 }
 
 
+def check_offsets(numbers: int) -> None:
+    """Refuse a video of so many numbers: offsets within one are 32-bit integers in the kernels."""
+    if numbers >= 1 << 31:
+        raise ValueError(f"a video must have fewer than 2**31 numbers, got {numbers}")
+
+
 @triton.jit
 def softplus(value):
     """log(1 + exp(value)), exact to rounding in float32 and float64 (Triton has no log1p)."""
@@ -47,7 +53,7 @@ def sigmoid(value):
 
 @triton.jit
 def either(second, a, b):
-    """`a` in the first direction, `b` in the second."""
+    """Return `a` in the first direction, `b` in the second."""
     return tl.where(second, b, a)
 
 
@@ -64,9 +70,19 @@ def span(lengths, L0, L1, side, batch, backwards, MASKED: tl.constexpr):
 
 
 @triton.jit
-def tiles(E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
-    """A program's channels and states: numbers, masks, offsets and mask of the (S, E) tile."""
-    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+def place(E: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a program's block of channels, its side, and how many sides there are.
+
+    Both are on the first axis of the grid, which alone may have more than 65,535 programs.
+    """
+    blocks: tl.constexpr = (E + BLOCK - 1) // BLOCK
+    return tl.program_id(0) % blocks, tl.program_id(0) // blocks, tl.num_programs(0) // blocks
+
+
+@triton.jit
+def tiles(block, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a block's channels and states: numbers, masks, offsets, mask of the (S, E) tile."""
+    e = block * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, STATES)
     if E % BLOCK == 0:
         live = tl.full([BLOCK], True, tl.int1)  # the compiler drops such a mask
@@ -78,22 +94,22 @@ def tiles(E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def gain_rows(
-    gain, video, length, time, channels,
+    gain, block, video, length, time, channels,
     CONSTANT: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Address of B or C of the program's video and group at position 0; (S, E) as it is."""
     if CONSTANT:
         return gain
-    return gain + video * length * time + tl.program_id(0) * BLOCK // channels * S
+    return gain + video * length * time + block * BLOCK // channels * S
 
 
 @triton.jit
 def part_rows(
-    gradient, video, batch, length, channels,
+    gradient, block, video, batch, length, channels,
     E: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Address of the program's part of the gradient of B or C, and elements between positions."""
-    group = tl.program_id(0) * BLOCK // channels
-    block = tl.program_id(0) - group * (channels // BLOCK)  # within the group
+    group = block * BLOCK // channels
+    within = block - group * (channels // BLOCK)
     time = E // channels * S
-    return gradient + (block * batch + video) * length * time + group * S, time
+    return gradient + (within * batch + video) * length * time + group * S, time

@@ -26,6 +26,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
     VARYING,
     either,
     gain_rows,
+    place,
     softplus,
     span,
     tiles,
@@ -48,17 +49,18 @@ def summaries(
             program.
         totals: (segments, directions, batch, E), likewise.
     """
-    part, side = tl.program_id(1), tl.program_id(2)
+    part = tl.program_id(1)
+    block, side, sides = place(E, BLOCK)
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
     direction = side // batch
     rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
     shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
     x = either(second, x0, x1) + video * length * E
     delta = either(second, delta0, delta1) + video * length * E
     B = either(second, B0, B1)
-    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
+    B = gain_rows(B, block, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
     if B_CONSTANT:
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
 
@@ -75,7 +77,7 @@ def summaries(
             gain_in = tl.load(B + position * B_time + s, mask=stated, other=0.0).to(TYPE)[:, None]
         h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
         total += dt
-    row = (part * tl.num_programs(2) + side).to(tl.int64)
+    row = (part * sides + side).to(tl.int64)
     tl.store(ends + row * S * E + tile, h, mask=in_tile)
     tl.store(totals + row * E + e, total, mask=live)
 
@@ -94,8 +96,8 @@ def carries(
         first: (directions, batch, S, E), with GIVEN: what enters the first segment; else zero.
         from_last: 1: the last segment comes first (gradients run against time).
     """
-    side, sides = tl.program_id(1), tl.num_programs(1)
-    e, _, live, _, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    block, side, sides = place(E, BLOCK)
+    e, _, live, _, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
     rate = tl.load(rates + side // batch * S * E + tile, mask=in_tile, other=0.0)
     h = tl.zeros([STATES, BLOCK], TYPE)
     if GIVEN:
@@ -123,7 +125,7 @@ def outputs(
     MASKED: tl.constexpr, ENTERED: tl.constexpr, SAVED: tl.constexpr, CHUNK: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
+    """Write outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
 
     Args:
         entries: (segments, directions, batch, S, E), with ENTERED: the states that enter; else
@@ -133,10 +135,11 @@ def outputs(
         last: (directions, batch, S, E).
         segment: a multiple of CHUNK.
     """
-    part, side, sides = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    part = tl.program_id(1)
+    block, side, sides = place(E, BLOCK)
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
-    e, s, live, stated, tile, in_tile = tiles(E, S, STATES, BLOCK)
+    e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
     direction = side // batch
     rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
     skip = tl.load(D + direction * E + e, mask=live, other=0.0)
@@ -145,8 +148,8 @@ def outputs(
     delta = either(second, delta0, delta1) + video * length * E
     y = either(second, y0, y1) + video * length * E
     B, C = either(second, B0, B1), either(second, C0, C1)
-    B = gain_rows(B, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
-    C = gain_rows(C, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
+    B = gain_rows(B, block, video, length, B_time, B_channels, B_CONSTANT, S, BLOCK)
+    C = gain_rows(C, block, video, length, C_time, C_channels, C_CONSTANT, S, BLOCK)
     if B_CONSTANT:
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
     if C_CONSTANT:

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
+from muse_adapter.ops.triton_gpu.elementary import check_offsets
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
@@ -88,7 +89,9 @@ class Plan:
         self.rates = self._stack([side.A.t() * math.log2(math.e) for side in sides])
         self.D = self._stack([side.D for side in sides])
         self.bias = self._stack([side.bias for side in sides])
-        self.valid = self.bias if lengths is None else lengths.clamp(min=0).to(torch.int32)
+        self.valid = (
+            self.bias if lengths is None else lengths.clamp(0, max(self.lengths)).to(torch.int32)
+        )
         self.masked = lengths is not None
         self.backwards = backwards
         self.softplus = softplus
@@ -97,8 +100,7 @@ class Plan:
         longest = max(self.lengths)
         self.chunks = triton.cdiv(longest, CHUNK)
         numbers = longest * max(self.E, self.B.time, self.C.time, self.E * self.S // self.block)
-        if numbers >= 1 << 31:  # offsets within a video are 32-bit integers
-            raise ValueError(f"expected fewer than 2**31 numbers a video, got {numbers}")
+        check_offsets(numbers)
 
     def segments(self, enough: int) -> tuple[int, int]:
         """How many segments time is cut into for that many programs, and steps in each."""
@@ -139,19 +141,19 @@ class Plan:
         return min(block, triton.next_power_of_2(self.E))
 
     def shape(self, *sizes: int) -> list[int]:
-        """A shape of the kernels: sizes, directions, batch, S, E."""
+        """Return a shape of the kernels: sizes, directions, batch, S, E."""
         return [*sizes, self.count, self.batch, self.S, self.E]
 
     def grid(self, *segments: int) -> tuple[int, ...]:
-        """Programs: blocks, segments if there are any, sides."""
-        return (self.blocks, *segments, self.count * self.batch)
+        """Programs: blocks of all sides, then segments if there are any."""
+        return (self.blocks * self.count * self.batch, *segments)
 
     def sizes(self, steps: int) -> tuple[int, ...]:
-        """The sizes that all kernels with segments take."""
+        """Return the sizes that all kernels with segments take."""
         return (self.lengths[0], self.lengths[-1], self.batch, steps, self.backwards)
 
     def meta(self) -> dict[str, Any]:
-        """The constants that all kernels take."""
+        """Return the constants that all kernels take."""
         return {
             "E": self.E,
             "S": self.S,
@@ -162,7 +164,7 @@ class Plan:
         }
 
     def flags(self) -> dict[str, Any]:
-        """The constants of kernels that walk through time."""
+        """Return the constants of kernels that walk through time."""
         return {"SOFTPLUS": self.softplus, "MASKED": self.masked, **self.meta()}
 
     def states(self, states: Sequence[Tensor]) -> Tensor | None:
@@ -189,7 +191,7 @@ def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def run_forward(
     plan: Plan, initial: Tensor | None, saved_states: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
-    """Outputs of each side (batch, L, E), and last states (directions, batch, S, E).
+    """Compute the outputs of each side (batch, L, E), and last states (directions, batch, S, E).
 
     Args:
         plan: How the scans are cut.

@@ -29,8 +29,8 @@ def gate_forward(
         z, out, total: (batch, P, E); with SAVED `total` receives the sum.
         positions: (batch, P), read with PLACED only; else place p is position p.
     """
-    place, video = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    e = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    place, video = tl.program_id(0) % P, (tl.program_id(0) // P).to(tl.int64)
+    e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     live = e < E
     row = (video * P + place) * E + e
     position = place.to(tl.int64)
@@ -53,8 +53,8 @@ def gate_backward(
     dout, z, total, dy, dz, P, E: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr
 ):
     """Gradients of the sum of the directions and of z, all (batch, P, E)."""
-    place, video = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    e = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    place, video = tl.program_id(0) % P, (tl.program_id(0) // P).to(tl.int64)
+    e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     live = e < E
     row = (video * P + place) * E + e
     above = tl.load(dout + row, mask=live, other=0.0).to(TYPE)
@@ -106,9 +106,10 @@ def run_backward(
     return dz, dy
 
 
-def _grid(z: Tensor) -> tuple[int, int, int]:
+def _grid(z: Tensor) -> tuple[int, int]:
+    """Programs: places of all videos, of which only the first axis holds enough; channels."""
     batch, places, channels = z.shape
-    return places, batch, triton.cdiv(channels, _width(channels))
+    return places * batch, triton.cdiv(channels, _width(channels))
 
 
 def _width(channels: int) -> int:
