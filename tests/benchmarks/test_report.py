@@ -63,12 +63,14 @@ def test_sections_are_made_where_there_are_figures(
     fake: FakeMeasure, results: Path, tmp_path: Path
 ) -> None:
     page, of_patches = tmp_path / "docs" / "costs.md", tmp_path / "examples" / "README.md"
+    readme, other = tmp_path / "README.md", tmp_path / "docs" / "other.md"
     empty = {
+        readme: write_marks(readme, "heads.json, hardware"),
         page: write_marks(page, "head.json", "heads.json"),
         of_patches: write_marks(of_patches, "heads.json, evaluation"),
     }
-    (tmp_path / "README.md").write_text("no marks\n")
-    assert report.documents() == [page, of_patches]
+    other.write_text("no marks\n")
+    assert report.documents() == [readme, page, of_patches]
     report.main()
     assert {path: path.read_text() for path in empty} == empty
 
@@ -91,7 +93,8 @@ def test_sections_are_made_where_there_are_figures(
     for text in (once, shown):
         assert "| 1,000 x 1,000 | 111,556 | 334 |" in text and "| measured |" in text
     assert "![Time of a run" in once and "(../benchmarks/results/time.png)" in once
-    assert (tmp_path / "README.md").read_text() == "no marks\n"
+    assert "One video of 7x7 patches a frame. `python -m benchmarks" in readme.read_text()
+    assert other.read_text() == "no marks\n"
 
 
 def test_readme_shows_heads_of_the_kept_figures() -> None:

@@ -36,7 +36,7 @@ def test_agrees_with_the_reference(backend, length, reverse, dtype):
 @directions
 @pytest.mark.parametrize("channels", [16, 37])
 def test_sixteen_states(backend, channels, reverse):
-    """Which stay in registers on a CPU."""
+    """The usual state size, over a few chunks."""
     arguments = draw_with_state(2, channels, 70, 16, torch.float32)
     check(arguments, backend, delta_softplus=True, reverse=reverse)
 

@@ -58,7 +58,6 @@ CASES = {
     "C constant": (2, 40, 64, 4, {"c": "constant", "lengths": [40, 7]}),
     "B and C constant": (2, 40, 16, 4, {"b": "constant", "c": "constant"}),
     "B constant in each video": (3, 40, 37, 4, {"b": "video", "c": "video"}),
-    # Sixteen states stay in registers, in float32.
     "sixteen states": (3, 97, 48, 16, {"lengths": [97, 0, 33]}),
     "sixteen states, chunk borders": (4, 65, 16, 16, {"lengths": [31, 32, 33, 64]}),
     "sixteen states, several blocks in a job": (1, 70, 512, 16, {}),
@@ -198,10 +197,10 @@ def test_no_tokens(dtype, kind):
         assert (gradient == 0).all()
 
 
-in_memory_and_registers = pytest.mark.parametrize("states", [4, 16])
+few_and_many_states = pytest.mark.parametrize("states", [4, 16])
 
 
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_float32_over_sixteen_thousand_steps(reverse, states):
     """States that live for thousands of steps add up their rounding."""
@@ -216,7 +215,7 @@ def test_float32_over_sixteen_thousand_steps(reverse, states):
 
 
 @dtypes
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
     shape = (3, 70, 37, states)
@@ -243,7 +242,7 @@ def test_nan_stays_in_its_video_and_channel(reverse, states, dtype):
 
 
 @dtypes
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_padding_is_never_read(reverse, states, dtype):
     shape = (3, 40, 37, states)

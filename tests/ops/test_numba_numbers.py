@@ -32,7 +32,7 @@ dtypes = pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
-in_memory_and_registers = pytest.mark.parametrize("states", [4, 16])
+few_and_many_states = pytest.mark.parametrize("states", [4, 16])
 
 
 def two_steps(x, delta, A):
@@ -75,10 +75,10 @@ def test_exponential_at_its_ends(dtype):
     assert got.tolist() == [0, 0, 0, 0, 1, 1, *[float("inf")] * 4]
 
 
-@in_memory_and_registers
+@few_and_many_states
 @directions
-def test_steep_steps_among_calm_ones(reverse, states):
-    """Exponents near 0 are computed in another way than those that may leave the range."""
+def test_steep_steps_among_others(reverse, states):
+    """Decays that vanish in one step stand next to others in a chunk."""
     shape = (2, 200, 48, states)
     arguments = draw(torch.float32, *shape)
     delta = arguments[1].detach()
@@ -144,7 +144,7 @@ def test_what_decays_below_the_normal_range_is_zero(reverse, threads):
 
 
 @pytest.mark.skipif(not denormals.FLUSH, reason="this processor's mode is left as it is")
-@in_memory_and_registers
+@few_and_many_states
 @directions
 def test_gradients_below_the_normal_range_are_zero(reverse, states):
     """Also where a large number would lift them above it again."""

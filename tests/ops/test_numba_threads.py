@@ -27,7 +27,7 @@ from tests.support.numba_scans import (
 if backend.unavailable() is not None:
     pytest.skip(f"backend numba: {backend.unavailable()}", allow_module_level=True)
 
-from muse_adapter.ops.numba_cpu import parallel, pool, team
+from muse_adapter.ops.numba_cpu import pool, team
 from muse_adapter.ops.numba_cpu.parallel import run_parallel
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -97,7 +97,6 @@ def helpers(request, monkeypatch):
         monkeypatch.setattr(team, "parallel_region", lambda: None)
     elif team.parallel_region() is None:
         pytest.skip("torch has no GNU OpenMP here")
-    monkeypatch.setattr(parallel, "oversubscribed", lambda: False)
     return request.param == "a pool"
 
 
@@ -239,8 +238,7 @@ def test_a_pool_that_cannot_have_all_its_threads(monkeypatch):
 @pytest.mark.skipif(
     team.parallel_region() is None, reason="torch has no OpenMP of the GNU kind here"
 )
-def test_work_is_done_by_threads_that_torch_has(threads, monkeypatch):
-    monkeypatch.setattr(parallel, "oversubscribed", lambda: False)
+def test_work_is_done_by_threads_that_torch_has(threads):
     threads(3)
     torch.randn(1 << 20).exp()
     before = set(os.listdir("/proc/self/task"))
@@ -266,24 +264,6 @@ def test_beside_a_thread_that_computes_in_python(helpers, threads):
     finally:
         stop.set()
         busy.join()
-
-
-@pytest.mark.parametrize("running", [0, 1])
-def test_an_oversubscribed_machine(running, monkeypatch, tmp_path, threads):
-    """With one thread more than processors that wants to run, nobody waits for OpenMP's threads."""
-    load = tmp_path / "loadavg"
-    load.write_text(f"0.50 0.40 0.30 {os.cpu_count() + running}/345 6789\n")
-    monkeypatch.setattr(parallel, "_LOAD", load)
-    monkeypatch.setattr(parallel, "_last_read", (0.0, not running))
-    entered = []
-    monkeypatch.setattr(team, "parallel_region", lambda: entered.append("OpenMP"))
-    threads(2)
-    called = Called(2)
-    run_parallel(called.address, 0, 2)
-    assert len(called.threads) == 2 and entered == ([] if running else ["OpenMP"])
-    load.unlink()
-    monkeypatch.setattr(parallel, "_last_read", (0.0, True))
-    assert not parallel.oversubscribed()
 
 
 def test_beside_a_busy_process(threads, run_beside, monkeypatch):

@@ -1,7 +1,7 @@
-"""The kernels of the short convolutions with their SiLU, both directions in one pass.
+"""The kernels of the causal convolutions with their SiLU, both directions in one pass.
 
-By themselves these are a dozen operations that each read and write the whole sequence; here it is
-read once. The backward pass computes what stood before the SiLU anew.
+By torch these are a dozen operations that each read and write the whole sequence; here it is read
+once. The backward pass computes what stood before the SiLU again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = 16  # jobs there are at least, if the sequence is long enough
 
 
 @inline
-def filtered(
+def convolve_at(
     x: Any, to_x: int, stride: int, w: Any, to_w: int, bias: Any, t: int, sizes: Any
 ) -> Any:
     """Convolve at position t the channels whose values begin at `to_x` and `to_w`.
@@ -41,10 +41,10 @@ def filtered(
     `sizes`: positions, taps, channels, and 1 for the reverse direction: the last tap meets position
     t, those before it later ones.
     """
-    length, taps, channels, ahead = sizes
+    length, taps, channels, reverse = sizes
     total = bias
     for k in range(taps):
-        lag = taps - 1 - k if ahead else k - taps + 1
+        lag = taps - 1 - k if reverse else k - taps + 1
         if 0 <= t + lag < length:
             total = total + load(w, to_w + k * channels) * load(x, to_x + (t + lag) * stride)
     return total
@@ -61,11 +61,11 @@ def forward(memory: Any) -> None:
         sizes: batch, L, blocks, taps, parts, directions.
         x_view: address and strides of batch and time.
         weights: addresses of the taps (directions, taps, E) and biases (directions, E).
-        begin, count, stops: the positions wanted: `count` from `begin` on, of each direction those
-            in front of its stop.
-        outputs: for each direction the address of (batch, stop - begin, E).
+        begin, count, ends: the positions wanted: `count` from `begin` on, of each direction those
+            before its end.
+        outputs: for each direction the address of (batch, end - begin, E).
     """
-    unit, counters, threads, sizes, x_view, weights, begin, count, stops, outputs = _unpack_forward(
+    unit, counters, threads, sizes, x_view, weights, begin, count, ends, outputs = _unpack_forward(
         memory
     )
     if next_number(counters + 8) >= threads:
@@ -81,14 +81,14 @@ def forward(memory: Any) -> None:
             return
         for t in range(begin + count * part // parts, begin + count * (part + 1) // parts):
             for direction in range(directions):
-                stop = stops[direction]
-                if t >= stop:
+                end = ends[direction]
+                if t >= end:
                     continue
                 y = pointer(outputs[direction], unit)
-                row = (video * (stop - begin) + t - begin) * channels
+                row = (video * (end - begin) + t - begin) * channels
                 for block in range(blocks):
                     channel = block * WIDTH
-                    v = filtered(
+                    v = convolve_at(
                         x, video * x_view[1] + channel, x_view[2],
                         w, direction * taps * channels + channel,
                         load(bias, direction * channels + channel),
@@ -105,16 +105,27 @@ def backward(memory: Any) -> None:
     """Run the jobs that are left: gradients of x, and each job's own of taps and biases.
 
     Arguments in the memory:
-        stop: positions of which the first direction has gradients.
-        ahead_view, back_view: of each direction's gradient address and strides of batch and time.
+        end_forward: positions of which the forward direction has gradients.
+        forward_view, reverse_view: of the gradient of each direction's result: address, strides of
+            batch and time.
         work: address of (ROWS + taps) WIDTH numbers for each thread.
-        outputs: addresses of dx (batch, L, E), and of zeros: (batch parts, directions, taps, E) and
-            (batch parts, directions, E).
+        outputs: addresses of dx (batch, L, E), and of zeros, of the gradients of taps (batch
+            parts, directions, taps, E) and biases (batch parts, directions, E).
         sizes, x_view, weights: as in `forward`.
     """
-    unit, counters, threads, sizes, x_view, weights, stop, ahead_view, back_view, work, outputs = (
-        _unpack_backward(memory)
-    )
+    (
+        unit,
+        counters,
+        threads,
+        sizes,
+        x_view,
+        weights,
+        end_forward,
+        forward_view,
+        reverse_view,
+        work,
+        outputs,
+    ) = _unpack_backward(memory)
     place = next_number(counters + 8)
     if place >= threads:
         return
@@ -151,14 +162,14 @@ def backward(memory: Any) -> None:
                     own = direction * channels + channel  # of the bias
                     shift = load(bias, own)
                     taps_at = direction * taps * channels + channel
-                    grad_view = back_view if direction else ahead_view
+                    grad_view = reverse_view if direction else forward_view
                     grad = pointer(grad_view[0], unit)
                     to_grad = video * grad_view[1] + channel
-                    limit = length if direction else stop
+                    limit = length if direction else end_forward
                     first = max(0, begin - taps + 1) if direction else begin
                     behind = min(limit, end if direction else end + taps - 1)
                     for t in range(first, behind):
-                        v = filtered(
+                        v = convolve_at(
                             x,
                             to_x,
                             x_view[2],
@@ -196,7 +207,7 @@ def backward(memory: Any) -> None:
 
 
 def parts_of(batch: int, length: int) -> int:
-    """Jobs for each video; by shapes alone, and with it the order of all sums."""
+    """Return the jobs of each video, by shapes alone, which fixes the order of all sums."""
     return max(1, min(-(-PARTS // max(1, batch)), length // ROWS))
 
 
@@ -205,19 +216,19 @@ def run_forward(
     w: Tensor,
     bias: Tensor,
     begin: int,
-    stops: tuple[int, ...],
+    ends: tuple[int, ...],
     results: Sequence[Tensor | None],
 ) -> None:
-    """Write SiLU of the convolutions at the positions from `begin` up to each direction's stop.
+    """Write SiLU of the convolutions at the positions from `begin` up to each direction's end.
 
     Args:
-        x: (batch, L, E), float32 or float64, E a multiple of WIDTH, channels beside each other.
+        x: (batch, L, E), float32 or float64, E a multiple of WIDTH, last dimension contiguous.
         w: (directions, taps, E), contiguous, like bias (directions, E).
-        begin, stops: a direction that is not wanted has the stop 0.
-        results: for each direction (batch, stop - begin, E), contiguous; None where not wanted.
+        begin, ends: a direction that is not wanted has the end 0.
+        results: for each direction (batch, end - begin, E), contiguous; None where not wanted.
     """
-    jobs = x.shape[0], max(stops) - begin
-    both = [*stops, 0][:2], [*results, None][:2]  # a kernel always reads of two directions
+    jobs = x.shape[0], max(ends) - begin
+    both = [*ends, 0][:2], [*results, None][:2]  # a kernel always reads of two directions
     rest = begin, jobs[1], tuple(both[0]), addresses(*both[1])
     _run(forward, x, w, bias, jobs, threads_for(*jobs, x), *rest)
 
@@ -225,7 +236,12 @@ def run_forward(
 def run_backward(
     x: Tensor, w: Tensor, bias: Tensor, grads: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, w and bias from those of both results, from the first position on."""
+    """Return the gradients of x, w and bias from those of both results.
+
+    Args:
+        x, w, bias: as in `run_forward`.
+        grads: of each direction (batch, end, E), from the first position on.
+    """
     batch, length, channels = x.shape
     parts = batch * parts_of(batch, length)
     x, grads = last_dim_contiguous(x), [last_dim_contiguous(grad) for grad in grads]
@@ -240,7 +256,7 @@ def run_backward(
 
 
 def threads_for(batch: int, length: int, x: Tensor) -> int:
-    """How many threads share the work."""
+    """Return how many threads share the work."""
     jobs = batch * parts_of(batch, length)
     enough = batch * length * x.shape[2] >= ENOUGH
     return max(1, min(torch.get_num_threads(), jobs)) if enough else 1

@@ -27,7 +27,7 @@ _ARM_FLUSH = 1 << 24
 
 @intrinsic
 def flush_denormals(context: Any) -> Any:
-    """Flush denormal numbers in this thread; returns the mode before, for `restore_mode`."""
+    """Flush denormal numbers in this thread and return the mode before, for `restore_mode`."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         mode = _read(builder)
@@ -39,7 +39,7 @@ def flush_denormals(context: Any) -> Any:
 
 @intrinsic
 def restore_mode(context: Any, mode: Any) -> Any:
-    """Set what `flush_denormals` has returned."""
+    """Restore the mode that `flush_denormals` returned."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         _write(builder, arguments[0])

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from muse_adapter.ops.numba_cpu import pool, team
 from muse_adapter.ops.numba_cpu.schedule import Schedule, Task, current
 
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_LOAD = Path("/proc/loadavg")
-_INTERVAL = 0.01  # seconds after which the load is read again
-_last_read = 0.0, False  # when that was, and what was found
 
 
 def run_parallel(function: int, memory: int, threads: int) -> None:
@@ -37,8 +31,7 @@ def run_parallel(function: int, memory: int, threads: int) -> None:
     if schedule is not None and threads > 1:
         schedule.run_kernel(call)
         return
-    # OpenMP waits for all of its threads, also for one that waits for a processor.
-    enter = team.parallel_region() if threads > 1 and not oversubscribed() else None
+    enter = team.parallel_region() if threads > 1 else None
     if enter is not None:
         team.run(enter, function, memory, threads)
     else:
@@ -61,16 +54,3 @@ def run_tasks(tasks: Sequence[Task], threads: int) -> None:
     work = _Function(lambda _: schedule.work())
     team.run(enter, ctypes.cast(work, ctypes.c_void_p).value or 0, 0, threads)
     schedule.raise_error()
-
-
-def oversubscribed() -> bool:
-    """Whether more threads of this machine can run than it has processors; False if unknown."""
-    global _last_read
-    now = time.monotonic()
-    if now - _last_read[0] > _INTERVAL:
-        try:
-            running = int(_LOAD.read_text().split()[3].partition("/")[0])
-        except OSError:
-            running = 0
-        _last_read = now, running > (os.cpu_count() or 1)
-    return _last_read[1]

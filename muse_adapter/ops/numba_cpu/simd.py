@@ -60,7 +60,7 @@ def broadcast(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def call_intrinsic(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
-    """LLVM's own function of that name, from vectors to a vector."""
+    """Call LLVM's own function of that name, from vectors to a vector."""
     vector = arguments[0].type
     element = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
     kind = ir.FunctionType(vector, [vector] * len(arguments))
@@ -178,7 +178,7 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def prefetch(context: Any, source: Any, index: Any) -> Any:
-    """Bring the memory at source[index] near; it need not exist.
+    """Bring the memory at source[index] into the nearest cache; it need not exist.
 
     Rows of a tensor lie too far apart for the processor to see which one comes next.
     """
@@ -243,7 +243,7 @@ def lane_sums(context: Any, source: Any, index: Any) -> Any:
 
 @intrinsic
 def magnitude(context: Any, value: Any) -> Any:
-    """Absolute value."""
+    """Return absolute values."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return call_intrinsic(builder, "fabs", *arguments)
@@ -253,7 +253,7 @@ def magnitude(context: Any, value: Any) -> Any:
 
 @intrinsic
 def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any) -> Any:
-    """`above` in the lanes where value > bound (a number), else `otherwise`; so for NaN."""
+    """Return `above` in lanes where value > bound (a number), else `otherwise`, also for NaN."""
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         number = context.cast(builder, arguments[1], signature.args[1], signature.args[0].dtype)

@@ -24,7 +24,7 @@ from muse_adapter.ops.numba_cpu.function import scan_into
 from muse_adapter.ops.numba_cpu.parallel import run_tasks
 from muse_adapter.ops.numba_cpu.schedule import Task
 
-ROWS = 512  # tokens of a slice
+ROWS = 1024  # tokens of a slice
 
 
 def mix(inputs: MixerInputs) -> Tensor:
