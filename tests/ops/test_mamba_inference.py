@@ -184,13 +184,13 @@ def test_where_it_does_not_serve(monkeypatch):
 @pytest.mark.parametrize("some", [False, True], ids=["all positions", "some positions"])
 def test_it_is_one_operator(both, some):
     of, tokens = mixer(both, torch.float32), torch.randn(2, 9, 32)
-    ahead, *back = (list(direction) for direction in weights(of.requires_grad_(False)))
+    forward, *reverse = (list(direction) for direction in weights(of.requires_grad_(False)))
     lengths = torch.tensor([9, 4])
     readout = Readout(torch.tensor([[0, 3], [2, 1]]), 4) if some else None
     positions, end = readout or (None, 9)
     torch.library.opcheck(
         torch.ops.muse_adapter.mamba_inference.default,
-        (tokens, of.in_proj.weight, ahead, back[0] if both else [], lengths, positions, end),
+        (tokens, of.in_proj.weight, forward, reverse[0] if both else [], lengths, positions, end),
     )
 
     def hidden(tokens):
