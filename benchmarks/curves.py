@@ -130,6 +130,8 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[Path]:
             for what, rows in by_mode[mode].items():
                 index = order.index(what)  # a head looks the same in all panels
                 rows = [row for row in rows if row[cost] > 0]
+                if not rows:
+                    continue
                 tokens = [row["tokens"] for row in rows]
                 colour = COLOURS[index % len(COLOURS)]
                 (handles[what],) = axis.plot(

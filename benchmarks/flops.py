@@ -32,6 +32,7 @@ def scan_flops(
     C: Shape,
     D: Shape | None,
     delta_bias: Shape | None,
+    initial_state: Shape | None,
     lengths: Shape | None,
     delta_softplus: bool,
     *_: Any,
@@ -50,8 +51,8 @@ def scan_flops(
 
 def scan_backward_flops(
     grad_y: Shape | None, grad_state: Shape | None, kept: Shape, x: Shape, delta: Shape, A: Shape,
-    B: Shape, C: Shape, D: Shape | None, delta_bias: Shape | None, lengths: Shape | None,
-    delta_softplus: bool, *_: Any, **__: Any,
+    B: Shape, C: Shape, D: Shape | None, delta_bias: Shape | None, initial_state: Shape | None,
+    lengths: Shape | None, delta_softplus: bool, *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Count `muse_adapter::scan_backward`.
 

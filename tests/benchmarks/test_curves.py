@@ -1,12 +1,13 @@
-"""Exponents and crossing lengths of the curves of `python -m benchmarks`."""
+"""Exponents, crossing lengths and plots of the curves of `python -m benchmarks`."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import compare, fit
+from benchmarks.curves import compare, draw, fit
 
 
 def test_exponents_and_their_errors() -> None:
@@ -45,3 +46,15 @@ def test_crossing_lengths(other: dict[int, float], crossings: tuple[float, ...],
 def test_no_crossing_is_given_where_nothing_can_be_compared() -> None:
     assert compare({10: 1.0, 20: 2.0}, {20: 1.0, 40: 2.0}) is None
     assert compare(LINEAR, LINEAR) is None
+
+
+@pytest.mark.parametrize("without", [("inference",), ("training",), ("inference", "training")])
+def test_plots_leave_out_what_cost_nothing(without: tuple[str, ...], tmp_path: Path) -> None:
+    common = {"what": "a", "batch": 1, "seconds": 1.0, "quartiles_s": [0.9, 1.1]}
+    rows = [
+        common | {"mode": mode, "tokens": tokens, "peak_bytes": 0 if mode in without else tokens}
+        for mode in ("inference", "training")
+        for tokens in (10, 20)
+    ]
+    assert draw({"rows": rows}, tmp_path) == [tmp_path / "time.png", tmp_path / "memory.png"]
+    assert all(file.stat().st_size > 5000 for file in tmp_path.iterdir())

@@ -12,7 +12,8 @@ from benchmarks.flops import count, scan_backward_flops, scan_flops
 from benchmarks.variants import Variant, countable
 from benchmarks.workload import Case
 from muse_adapter.layers.mixers import BiMamba
-from muse_adapter.ops import reference
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.reference import ReferenceBackend
 from tests.support.small_benchmarks import HERE
 
 
@@ -54,27 +55,29 @@ def test_operations_of_the_scan_by_hand() -> None:
     """Two tokens, three channels, five states: 30 states, 6 channels."""
     x, A, row = torch.Size((1, 2, 3)), torch.Size((3, 5)), torch.Size((3,))
     gain = torch.Size((1, 2, 1, 5))
-    assert scan_flops(x, x, A, gain, gain, None, None, None, False) == 7 * 30
-    assert scan_flops(x, x, A, gain, gain, row, row, None, True) == 7 * 30 + 4 * 6
+    assert scan_flops(x, x, A, gain, gain, None, None, None, None, False) == 7 * 30
+    assert scan_flops(x, x, A, gain, gain, row, row, None, None, True) == 7 * 30 + 4 * 6
     given = (x, None, torch.Size((1, 3, 5)), x, x, A, gain, gain)
-    assert scan_backward_flops(*given, None, None, None, False) == 20 * 30 + 4 * 6
-    assert scan_backward_flops(*given, row, row, None, True) == 20 * 30 + 11 * 6
+    assert scan_backward_flops(*given, None, None, None, None, False) == 20 * 30 + 4 * 6
+    assert scan_backward_flops(*given, row, row, None, None, True) == 20 * 30 + 11 * 6
 
 
 def test_operations_of_the_scan_are_those_that_the_definition_runs() -> None:
     inputs = scan_inputs(2, 40, 32, 16)
     shapes = [tensor.shape for tensor in inputs.values()]
+    given = ScanInputs(**inputs, delta_softplus=True)
     with torch.no_grad(), ElementCount() as counter:
-        reference.scan(**inputs, delta_softplus=True, reverse=False, lengths=None)
-    assert counter.operations == scan_flops(*shapes, None, True)
+        ReferenceBackend().scan(given)
+    assert counter.operations == scan_flops(*shapes, None, None, True)
 
-    y, _ = reference.scan(**inputs, delta_softplus=True, reverse=False, lengths=None)
+    y, _ = ReferenceBackend().scan(given)
     with ElementCount() as counter:
         y.backward(torch.randn_like(y))
     states = inputs["x"].numel() * 16
     # Autograd keeps the states (5 operations each) instead of computing them anew; at the ends of
     # time there is nothing to carry.
-    got, formula = counter.operations, scan_backward_flops(y.shape, None, None, *shapes, None, True)
+    got = counter.operations
+    formula = scan_backward_flops(y.shape, None, None, *shapes, None, None, True)
     assert got == pytest.approx(formula - 5 * states, rel=0.03)
 
 
