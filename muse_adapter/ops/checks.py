@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -31,8 +32,9 @@ def check_tensor(
     if shape is not None and tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if integer:
-        if tensor.is_floating_point() or tensor.is_complex():
-            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
+        # Others overflow in sums of lengths, or have no kernels in torch.
+        if tensor.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must hold int32 or int64, got {tensor.dtype}")
     elif not tensor.is_floating_point():
         raise TypeError(f"{name} must be of a real floating type, got {tensor.dtype}")
     if tensor.device != like[1].device:

@@ -144,11 +144,14 @@ class MixerInputs(NamedTuple):
         return x if self.lengths is None else zero_behind(x, self.lengths)
 
     def gate(self) -> Tensor:
-        """Make z at the wanted positions, (batch, P, E)."""
-        tokens = self.tokens
-        if self.positions is not None:
-            tokens = select(tokens, self.positions)
-        return F.linear(tokens, self.in_proj.chunk(2)[1])
+        """Make z at the wanted positions, (batch, P, E), zero behind the lengths."""
+        if self.positions is None:
+            z = F.linear(self.tokens, self.in_proj.chunk(2)[1])
+            return z if self.lengths is None else zero_behind(z, self.lengths)
+        z = F.linear(select(self.tokens, self.positions), self.in_proj.chunk(2)[1])
+        if self.lengths is None:
+            return z
+        return z.masked_fill_((self.positions >= self.lengths.unsqueeze(1)).unsqueeze(-1), 0)
 
 
 def zero_behind(x: Tensor, lengths: Tensor) -> Tensor:

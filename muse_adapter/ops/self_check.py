@@ -33,7 +33,7 @@ BATCH, LENGTH, CHANNELS, STATES, TAPS = 3, 150, 40, 16, 4
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 3 * 2.0**-7}
 
 _lock = threading.Lock()
-_results: dict[str, bool] = {}
+_results: dict[tuple[str, str], bool] = {}  # by backend and GPU
 
 
 def passed(candidate: Backend, trusted: Backend, device: torch.device) -> bool:
@@ -44,13 +44,14 @@ def passed(candidate: Backend, trusted: Backend, device: torch.device) -> bool:
         trusted: The backend that is right.
         device: A GPU.
     """
-    key = _key(candidate, device)
-    if key in _results:
-        return _results[key]
+    known = candidate.name, _name(device)
+    if known in _results:  # asked before every scan, so without looking up versions
+        return _results[known]
     with _lock:
-        if key not in _results:
+        if known not in _results:
+            key = _key(candidate, device)
             if _read(key):
-                _results[key] = True
+                _results[known] = True
             elif torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 # Nothing may wait for the GPU now. The next call outside of a capture checks.
                 warnings.warn(
@@ -62,8 +63,8 @@ def passed(candidate: Backend, trusted: Backend, device: torch.device) -> bool:
                 )
                 return False
             else:
-                _results[key] = _check(candidate, trusted, device, key)
-    return _results[key]
+                _results[known] = _check(candidate, trusted, device, key)
+    return _results[known]
 
 
 def _check(candidate: Backend, trusted: Backend, device: torch.device, key: str) -> bool:
@@ -91,7 +92,7 @@ def _in_thread(function: Callable[[], str | None]) -> str | None:
     def run() -> None:
         try:
             results.append(function())
-        except Exception as error:  # a compiler raises whatever it likes
+        except BaseException as error:  # a compiler raises whatever it likes, SystemExit too
             results.append(f"{type(error).__name__}: {error}")
 
     thread = threading.Thread(target=run, name="muse-adapter-self-check")

@@ -10,6 +10,7 @@ from muse_adapter.layers.mixers import BiMamba, GatedConvolution
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import backends, mamba_mixer, use_backend
 from muse_adapter.ops.backend import Backend
+from muse_adapter.ops.mixer_inputs import MixerInputs
 
 if backends("cpu")["numba"].reason is not None:
     pytest.skip(backends("cpu")["numba"].reason, allow_module_level=True)
@@ -66,10 +67,36 @@ def test_what_stands_behind_the_lengths_is_never_read(rows, both):
     behind = torch.arange(20) >= lengths.unsqueeze(1)
     tokens = torch.randn(4, 20, 32, dtype=torch.float64)
     spoilt = tokens.masked_fill(behind.unsqueeze(-1), float("nan"))
-    got, _ = answers(mixer(both), spoilt, lengths)
     _, expected = answers(mixer(both), tokens, lengths)
-    assert close(got, expected)
-    assert (got[behind] == 0).all()
+    for got in answers(mixer(both), spoilt, lengths):
+        assert close(got, expected)
+        assert (got[behind] == 0).all()
+
+
+@both_ways
+def test_positions_behind_the_lengths_are_zero(rows, both):
+    lengths, positions = torch.tensor([9, 0]), torch.tensor([[0, 9, 19], [0, 1, 2]])
+    behind = torch.arange(20) >= lengths.unsqueeze(1)
+    tokens = torch.randn(2, 20, 32, dtype=torch.float64).masked_fill(
+        behind.unsqueeze(-1), torch.nan
+    )
+    for got in answers(mixer(both), tokens, lengths, Readout(positions, 20)):
+        assert got[0, 0].isfinite().all() and (got[0, 1:] == 0).all() and (got[1] == 0).all()
+
+
+@both_ways
+def test_more_taps_than_a_slice_has_tokens(both, monkeypatch, threads):
+    threads(2)
+    monkeypatch.setattr(slices, "ROWS", 3)
+    of = mixer(both, d_conv=9)
+    assert close(*answers(of, torch.randn(2, 40, 32, dtype=torch.float64)))
+    sliced = slices._SlicedMixer(
+        MixerInputs(torch.randn(1, 40, 32), torch.randn(64, 32), weights(of), None, None, 40),
+        torch.empty(2, 9, 32), torch.empty(2, 32), torch.empty(1, 40, 32),
+    )  # fmt: skip
+    reads = [sliced.slices[i] for i in sliced._read_by(0, 5)]
+    begin, end = sliced.slices[5]
+    assert reads[0][0] <= begin - 8 < reads[0][1] and reads[-1][1] == end
 
 
 @both_ways

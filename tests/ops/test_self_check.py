@@ -95,6 +95,12 @@ def test_what_passes_is_taken_and_remembered(monkeypatch, tmp_path, fake_gpu):
     assert backend_for(GPU) == "triton" and fake_gpu == [GPU], "the cache was not read"
 
 
+def test_a_known_result_needs_no_look_at_versions(monkeypatch, fake_gpu):
+    assert backend_for(GPU) == "triton"
+    monkeypatch.setattr(self_check, "metadata", None)
+    assert backend_for(GPU) == "triton"
+
+
 @pytest.mark.parametrize("what", ["device", "torch", "triton", "muse_adapter"])
 def test_another_device_or_version_is_checked_anew(monkeypatch, fake_gpu, what):
     assert backend_for(GPU) == "triton"

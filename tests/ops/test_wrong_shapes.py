@@ -49,6 +49,8 @@ def wrong_forms(tensor: Tensor) -> list[Wrong]:
         forms.append(Wrong("an axis less", tensor.detach()[0].clone()))
     other = torch.float32 if not tensor.is_floating_point() else torch.int64
     forms.append(Wrong("another type", tensor.detach().to(other)))
+    if not tensor.is_floating_point():
+        forms.append(Wrong("another type of integers", tensor.to(torch.uint8)))
     forms.append(Wrong("another device", tensor.detach().to("meta")))
     return forms
 

@@ -90,10 +90,9 @@ class _SlicedMixer:
                 begin, end = self._span(direction, number)
                 if begin >= end:
                     continue
-                # The taps reach into the slice before; in the direction of time.
-                near = {number, number + 1 if direction == 1 else number - 1} & set(range(count))
                 prepare = Task(
-                    partial(self._prepare, direction, number), [projections[i] for i in near]
+                    partial(self._prepare, direction, number),
+                    [projections[i] for i in self._read_by(direction, number)],
                 )
                 scan = Task(partial(self._scan, direction, number), [prepare, *chain[-1:]])
                 chain += [prepare, scan]
@@ -106,6 +105,16 @@ class _SlicedMixer:
         """Return the begin of a slice, and its end, as far as the direction is wanted."""
         begin, end = self.slices[number]
         return begin, end if direction == 1 else min(end, self.inputs.end)
+
+    def _read_by(self, direction: int, number: int) -> list[int]:
+        """List the slices that the taps of a direction read for a slice: it, and those before it.
+
+        Before it in the order of the direction's time; more than one if the taps are many.
+        """
+        begin, end = self._span(direction, number)
+        reach = self.taps.shape[1] - 1
+        first, last = (begin, end + reach) if direction == 1 else (begin - reach, end)
+        return [i for i, (start, stop) in enumerate(self.slices) if start < last and stop > first]
 
     def _project(self, number: int) -> None:
         begin, end = self.slices[number]
