@@ -42,8 +42,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     printf '%s\n' "$wanted" >"$stamp"
 fi
 
-# glibc gives every large buffer back to the system and asks for it again in the next step; keeping them
-# saves about a tenth of a training step.
+# glibc gives every large buffer back to the system and asks for it again in the next step; keep them.
 export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
 
 export QUICKSTART_COMMAND=${BASH_SOURCE[0]}
