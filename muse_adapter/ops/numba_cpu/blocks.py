@@ -4,9 +4,7 @@ A block is WIDTH neighbouring channels; a job is one video and a run of blocks o
 goes through time in chunks: a chunk of the first block, then of the next one, and so on. Within a
 chunk of a block the kernels take one state after the other, which stays in a register from the
 first step of the chunk to the last; what belongs to all states of a step (step size, input, output)
-stands in working memory that fits into the nearest cache. Meanwhile the rows of the next block are
-prefetched; without that the head takes 1.09 times as long at inference with one thread, 1.02 times
-with two (3,060 tokens; `python -m benchmarks.ablation --tokens 3060` on an AMD EPYC, 2026-11-28).
+stands in working memory that fits into the nearest cache.
 
 What several jobs add to (the gradients of B and C) has a part for each of them, so that no sum
 depends on who came first.

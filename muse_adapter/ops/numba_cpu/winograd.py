@@ -8,9 +8,6 @@ the 16 of
 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1), which
 are 16 matrix products over all tiles and channels. A and B hold only 0, 1 and -1: the kernels below
 just add, and rounding stays near that of the direct way, which larger tiles would not.
-
-Without it the head takes 1.16 times as long at inference with one thread, 1.08 times with two
-(3,060 tokens; `python -m benchmarks.ablation --tokens 3060` on an AMD EPYC, 2026-11-28).
 """
 
 from __future__ import annotations
