@@ -44,7 +44,7 @@ def small_parts(monkeypatch):
         (15, torch.float64),
         (15, torch.float32),
         (63, torch.float32),
-        (257, torch.float32),
+        pytest.param(257, torch.float32, marks=pytest.mark.slow),
     ],
     ids=str,
 )
