@@ -4,9 +4,9 @@ A whole mixer is one such schedule, so its threads meet once. Beside a busy proc
 them runs at half the speed of the others, it does fewer tasks, and nobody waits for it in between:
 an equal share of every operation, as torch gives it, takes as long as on one thread.
 
-Without it, each operation on all threads in turn, the head at 3,060 tokens takes 1.63 times as long
-with 2 threads beside a busy process, and 1.05 times as long on a quiet machine (AMD EPYC, 2 cores,
-torch 2.13, 2026-11-28).
+Without it, each operation on all threads in turn, inference over 3,060 tokens with 2 threads takes
+1.38 times as long beside a busy process, and as long on a quiet machine (`python -m
+benchmarks.ablation`, 2 cores of an AMD EPYC, torch 2.13.0, 2026-11-28).
 
 Inside a task torch computes on one thread, as always inside a parallel region of OpenMP. A kernel
 is helped by the threads that have no task.

@@ -5,6 +5,10 @@ are near, and memory that is taken anew costs as much as some of the arithmetic.
 from one slice to the next, and the convolution reads across the border. The directions start from
 opposite ends at the same time; whichever comes second to a slice adds its outputs to the other's
 and gates the sum.
+
+With the plain composition instead, inference over 3,060 tokens with 2 threads takes 1.15 times as
+long beside a busy process and 1.02 times on a quiet machine (`python -m benchmarks.ablation`, 2
+cores of an AMD EPYC, torch 2.13.0, 2026-11-28).
 """
 
 from __future__ import annotations

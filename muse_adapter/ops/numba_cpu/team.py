@@ -2,8 +2,9 @@
 
 For some milliseconds after an operation of torch its threads spin, waiting for the next one. A
 thread of the pool would get half of such a core; work that is given to them gets all of it. With
-the pool alone, the head at 3,060 tokens takes 1.21 times as long with 2 threads on a quiet machine
-and 1.63 times beside a busy process (AMD EPYC, 2 cores, torch 2.13, 2026-11-28).
+the pool alone, inference over 3,060 tokens with 2 threads takes 1.16 times as long on a quiet
+machine and 1.39 times beside a busy process (`python -m benchmarks.ablation`, 2 cores of an AMD
+EPYC, torch 2.13.0, 2026-11-28).
 
 From the first use on, a fork ends the threads of OpenMP in the parent too, which starts others when
 it next needs them: a forked child would deadlock on the parent's OpenMP threads.
