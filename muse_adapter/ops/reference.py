@@ -61,7 +61,9 @@ def discretise(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
         x, dt: (batch, L, G, E/G); A: (G, E/G, S); B, C: (batch or 1, L or 1, G, S).
     """
     dtype = state_dtype(inputs.x)
-    x, delta, A, B, C = (tensor.to(dtype) for tensor in inputs[:5])
+    x, delta, A, B, C = (
+        tensor.to(dtype) for tensor in (inputs.x, inputs.delta, inputs.A, inputs.B, inputs.C)
+    )
     groups = math.lcm(B.shape[2], C.shape[2])
     B = B.repeat_interleave(groups // B.shape[2], dim=2) if B.shape[2] != groups else B
     C = C.repeat_interleave(groups // C.shape[2], dim=2) if C.shape[2] != groups else C
