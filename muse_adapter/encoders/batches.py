@@ -70,7 +70,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what is trained on the embeddings could not use inference tensors
             yield
     finally:
         model.train(training)
@@ -79,4 +79,6 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 def _batches(count: int, size: int) -> list[slice]:
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
+    if count < 1:
+        raise ValueError("expected at least one video or text to embed, got none")
     return [slice(start, start + size) for start in range(0, count, size)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from muse_adapter.config import ATTENTION_HEAD_DIM
 from muse_adapter.layers.pool import mean_pool
 from muse_adapter.layers.tokens import as_frame_mask, as_video_tokens
 from muse_adapter.layers.transformer import TransformerLayer
@@ -97,7 +98,7 @@ class TemporalTransformer(MeanPool):
     ) -> None:
         super().__init__()
         self.positions = nn.Parameter(position_std * torch.randn(max_frames, dim))
-        heads = max(1, dim // 64)
+        heads = max(1, dim // ATTENTION_HEAD_DIM)
         self.layers = nn.ModuleList(TransformerLayer(dim, heads) for _ in range(depth))
 
     def _fuse(self, frames: Tensor, mask: Tensor | None) -> Tensor:

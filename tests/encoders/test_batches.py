@@ -62,3 +62,15 @@ def test_the_mode_is_restored_after_an_error() -> None:
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         embed_texts(small_model(), torch.zeros(2, 8, dtype=torch.long), batch_size=0)
+
+
+def test_no_videos_and_no_texts_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected at least one video or text to embed, got none"):
+        embed_texts(small_model(), torch.empty(0, 5, dtype=torch.int64))
+
+
+def test_a_probe_can_be_trained_on_the_embeddings() -> None:
+    embeddings = embed_texts(small_model(), torch.randint(0, 50, (COUNT, 8)))
+    weight = torch.ones(embeddings.shape[1], requires_grad=True)
+    (embeddings @ weight).sum().backward()
+    assert weight.grad is not None

@@ -59,7 +59,7 @@ class Schedule:
         self._ready = collections.deque(task for task in tasks if not task.missing)
         self._kernels: list[_Kernel] = []
         self._changed = threading.Condition()
-        self._error: BaseException | None = None
+        self._errors: list[BaseException] = []
         self._inference = torch.is_inference_mode_enabled()
 
     def work(self) -> None:
@@ -69,21 +69,21 @@ class Schedule:
             with torch.inference_mode(self._inference), torch.no_grad():
                 while (run := self._next()) is not None:
                     run()
-        except BaseException as error:  # its traceback keeps what helpers of a kernel still read
+        except BaseException as error:  # all are kept: tracebacks hold what helpers still read
             with self._changed:
-                self._error = self._error or error
+                self._errors.append(error)
                 self._changed.notify_all()
         finally:
             _local.schedule = None
 
     def raise_error(self) -> None:
         """Raise the error that has ended the work, if any."""
-        if self._error is not None:
-            raise self._error
+        if self._errors:
+            raise self._errors[0]
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
-            while self._left and self._error is None:
+            while self._left and not self._errors:
                 if self._ready:
                     task = self._ready.popleft()
                     return lambda: self._run(task)
