@@ -28,8 +28,8 @@ def small_parts(monkeypatch):
     from muse_adapter.ops.triton_gpu import function
 
     for name, value in (
-        ("CHUNK", 6),
-        ("SHORTEST", 6),
+        ("CHUNK", 8),
+        ("SHORTEST", 8),
         ("ENOUGH_FORWARD", 40),
         ("ENOUGH_BACKWARD", 20),
     ):
@@ -67,7 +67,7 @@ def test_long_sequences(length, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("length", [5, 6, 7, 13], ids=lambda length: f"{length} of 6")
+@pytest.mark.parametrize("length", [7, 8, 9, 17], ids=lambda length: f"{length} of 8")
 def test_ends_of_segments_and_chunks(small_parts, length, reverse):
     """A length just below, at and above the end of a part; last states, too."""
     arguments = one_direction(length)

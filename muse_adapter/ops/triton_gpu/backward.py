@@ -17,10 +17,10 @@ from muse_adapter.ops.triton_gpu.elementary import (
     part_rows,
     place,
     sigmoid,
-    softplus,
     span,
     tiles,
 )
+from muse_adapter.ops.triton_gpu.time_rows import settled, stack, step_sizes, steps_at, unstack
 
 
 @triton.jit(**VARYING)
@@ -30,6 +30,7 @@ def gradient_summaries(
     L0, L1, batch, segment, backwards,
     C_time, C_channels,
     C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    STEPS: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the state that enters each segment, from the segment's own outputs alone.
@@ -55,23 +56,34 @@ def gradient_summaries(
         gain_out = tl.load(C + tile, mask=in_tile, other=0.0).to(TYPE)
 
     g = tl.zeros([STATES, BLOCK], TYPE)
-    total = tl.zeros([BLOCK], TYPE)
+    total = tl.zeros([STEPS, BLOCK], TYPE)
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
-    for back in range(begin, stop):
-        t = begin + stop - 1 - back
-        position = origin + t * step
-        above = tl.load(dy + position * E + e, mask=live, other=0.0).to(TYPE)
-        dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
-        if SOFTPLUS:
-            dt = softplus(dt)
+    steps = stop - 1 - tl.arange(0, STEPS)
+    positions, inside = origin + steps * step, steps >= begin
+    above = steps_at(dy, positions, E, e, inside, live)
+    raw = steps_at(delta, positions, E, e, inside, live)
+    if not C_CONSTANT:
+        gains = steps_at(C, positions, C_time, s, inside, stated)
+    for _ in range(begin, stop, STEPS):
+        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+        dts, dys = unstack(dt, STEPS, BLOCK), unstack(above.to(TYPE), STEPS, BLOCK)
         if not C_CONSTANT:
-            gain_out = tl.load(C + position * C_time + s, mask=stated, other=0.0).to(TYPE)[:, None]
-        g = tl.exp2(dt[None, :] * rate) * (g + above[None, :] * gain_out)
+            gains_out = unstack(gains.to(TYPE), STEPS, STATES)
+        steps -= STEPS
+        positions, inside = origin + steps * step, steps >= begin
+        above = steps_at(dy, positions, E, e, inside, live)
+        raw = steps_at(delta, positions, E, e, inside, live)
+        if not C_CONSTANT:
+            gains = steps_at(C, positions, C_time, s, inside, stated)
+        for i in tl.static_range(STEPS):
+            if not C_CONSTANT:
+                gain_out = gains_out[i][:, None]
+            g = tl.exp2(dts[i][None, :] * rate) * (g + dys[i][None, :] * gain_out)
         total += dt
     row = (part * sides + side).to(tl.int64)
     tl.store(ends + row * S * E + tile, g, mask=in_tile)
-    tl.store(totals + row * E + e, total, mask=live)
+    tl.store(totals + row * E + e, tl.sum(total, 0), mask=live)
 
 
 @triton.jit(**VARYING)
@@ -85,19 +97,19 @@ def gradients(
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, INITIAL: tl.constexpr,
-    CHUNK: tl.constexpr, RUN: tl.constexpr,
+    CHUNK: tl.constexpr, STEPS: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """All gradients, chunk by chunk from the last step to the first.
 
-    The states inside a chunk are computed anew: first those before each of its runs of RUN steps,
+    The states inside a chunk are computed anew: first those before each of its runs of STEPS steps,
     which go to `work`, then, run by run, those of the steps, which stay in registers.
 
     Args:
         entries: (segments, directions, batch, S, E), with ENTERED: the gradients of the states
             that leave the segments; else zero.
         saved_states: (chunks, directions, batch, S, E), as `outputs` left it.
-        work: (segments, directions, batch, CHUNK / RUN, S, E).
+        work: (segments, directions, batch, CHUNK / STEPS, S, E).
         dx0, dx1, ddelta0, ddelta1: (batch, L, E), contiguous.
         dB0, dB1, dC0, dC1: (blocks in a group, batch, L, G, S), or with CONSTANT
             (segments, batch, S, E).
@@ -142,104 +154,124 @@ def gradients(
     if ENTERED:
         g = tl.load(entries + row * S * E + tile, mask=in_tile, other=0.0)
     d_rate = tl.zeros([STATES, BLOCK], TYPE)
-    d_skip = tl.zeros([BLOCK], TYPE)
-    d_shift = tl.zeros([BLOCK], TYPE)
-    work += row * (CHUNK // RUN) * S * E
+    d_skip = tl.zeros([STEPS, BLOCK], TYPE)
+    d_shift = tl.zeros([STEPS, BLOCK], TYPE)
+    work += row * (CHUNK // STEPS) * S * E
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
     chunks = tl.maximum(stop - begin + CHUNK - 1, 0) // CHUNK
+    lanes = tl.arange(0, STEPS)
     for chunk_back in range(chunks):
         chunk = begin + (chunks - 1 - chunk_back) * CHUNK
         end = tl.minimum(chunk + CHUNK, stop)
-        runs = (end - chunk + RUN - 1) // RUN
+        runs = (end - chunk + STEPS - 1) // STEPS
         entry = (chunk // CHUNK * sides + side).to(tl.int64)
         h = tl.load(saved_states + entry * S * E + tile, mask=in_tile, other=0.0)
+        steps = chunk + lanes
+        positions, inside = origin + steps * step, steps < end
+        inputs = steps_at(x, positions, E, e, inside, live)
+        raw = steps_at(delta, positions, E, e, inside, live)
+        if not B_CONSTANT:
+            gains_in = steps_at(B, positions, B_time, s, inside, stated)
         for run in range(runs - 1):
             tl.store(work + run * S * E + tile, h, mask=in_tile)
-            for t in range(chunk + run * RUN, chunk + run * RUN + RUN):
-                position = origin + t * step
-                inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
-                dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
-                if SOFTPLUS:
-                    dt = softplus(dt)
+            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
+            if not B_CONSTANT:
+                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
+            steps += STEPS
+            positions, inside = origin + steps * step, steps < end
+            inputs = steps_at(x, positions, E, e, inside, live)
+            raw = steps_at(delta, positions, E, e, inside, live)
+            if not B_CONSTANT:
+                gains_in = steps_at(B, positions, B_time, s, inside, stated)
+            for i in tl.static_range(STEPS):
                 if not B_CONSTANT:
-                    gain_in = tl.load(B + position * B_time + s, mask=stated, other=0.0)
-                    gain_in = gain_in.to(TYPE)[:, None]
-                h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
+                    gain_in = rows_in[i][:, None]
+                h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
         tl.debug_barrier()  # a lane may read from `work` what another has written
+        # The last run: its inputs and its state are there already.
+        above = steps_at(dy, positions, E, e, inside, live)
+        if not C_CONSTANT:
+            gains_out = steps_at(C, positions, C_time, s, inside, stated)
         for run_back in range(runs):
             run = runs - 1 - run_back
-            if run_back > 0:
-                h = tl.load(work + run * S * E + tile, mask=in_tile, other=0.0)
+            here = inside[:, None] & live[None, :]
+            there = inside[:, None] & stated[None, :]
+            rows, places = positions[:, None] * E + e[None, :], positions[:, None]
+            wide, slope = inputs.to(TYPE), raw.to(TYPE) + shift[None, :]
+            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+            dy_here = above.to(TYPE)
+            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * wide, STEPS, BLOCK)
+            dys = unstack(dy_here, STEPS, BLOCK)
+            if not B_CONSTANT:
+                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
+            if not C_CONSTANT:
+                rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
+            # What the run in front of this one needs.
+            steps = chunk + (run - 1) * STEPS + lanes
+            positions, inside = origin + steps * step, (steps >= chunk) & (steps < end)
+            inputs = steps_at(x, positions, E, e, inside, live)
+            raw = steps_at(delta, positions, E, e, inside, live)
+            above = steps_at(dy, positions, E, e, inside, live)
+            if not B_CONSTANT:
+                gains_in = steps_at(B, positions, B_time, s, inside, stated)
+            if not C_CONSTANT:
+                gains_out = steps_at(C, positions, C_time, s, inside, stated)
+
             before = ()
-            inputs_of = ()
-            raw_of = ()
-            dt_of = ()
-            for i in tl.static_range(RUN):
-                t = chunk + run * RUN + i
-                # A step behind the end has size and input zero, and changes nothing.
-                here = live & (e < tl.where(t < end, E, 0))
-                there = stated & (s < tl.where(t < end, S, 0))
-                at = (origin + t * step) * E + e
-                inputs = tl.load(x + at, mask=here, other=0.0).to(TYPE)
-                raw = tl.load(delta + at, mask=here, other=0.0).to(TYPE) + shift
-                dt = raw
-                if SOFTPLUS:
-                    dt = softplus(raw)
-                dt = tl.where(here, dt, 0.0)
+            to_C = ()
+            for i in tl.static_range(STEPS):
                 if not B_CONSTANT:
-                    gain_in = tl.load(B + (origin + t * step) * B_time + s, mask=there, other=0.0)
-                    gain_in = gain_in.to(TYPE)[:, None]
+                    gain_in = rows_in[i][:, None]
                 before = before + (h,)
-                inputs_of = inputs_of + (inputs,)
-                raw_of = raw_of + (raw,)
-                dt_of = dt_of + (dt,)
-                h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
-            for back in tl.static_range(RUN):
-                t = chunk + run * RUN + RUN - 1 - back
-                here = live & (e < tl.where(t < end, E, 0))
-                there = stated & (s < tl.where(t < end, S, 0))
-                position = origin + t * step
-                inputs, raw = inputs_of[RUN - 1 - back], raw_of[RUN - 1 - back]
-                dt = dt_of[RUN - 1 - back]
-                if not B_CONSTANT:
-                    gain_in = tl.load(B + position * B_time + s, mask=there, other=0.0)
-                    gain_in = gain_in.to(TYPE)[:, None]
-                above = tl.load(dy + position * E + e, mask=here, other=0.0).to(TYPE)
-                if not C_CONSTANT:
-                    gain_out = tl.load(C + position * C_time + s, mask=there, other=0.0)
-                    gain_out = gain_out.to(TYPE)[:, None]
-                to_out = above[None, :] * h
-                g += above[None, :] * gain_out
-                to_in = g * (dt * inputs)[None, :]
-                if B_CONSTANT:
-                    d_in += to_in
-                else:
-                    tl.store(dB + position * dB_time + s, tl.sum(to_in, 1), mask=there)
+                h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
+                to_out = dys[i][None, :] * h
                 if C_CONSTANT:
                     d_out += to_out
                 else:
-                    tl.store(dC + position * dC_time + s, tl.sum(to_out, 1), mask=there)
-                d_driven = tl.sum(g * gain_in, 0)
-                h = before[RUN - 1 - back]
-                g *= tl.exp2(dt[None, :] * rate)
-                d_decay = g * h
-                d_rate += d_decay * dt[None, :]
-                d_raw = d_driven * inputs + tl.sum(d_decay * rate, 0) * LN2
-                if SOFTPLUS:
-                    d_raw *= sigmoid(raw)
-                d_skip += above * inputs
-                d_shift += tl.where(here, d_raw, 0.0)
-                tl.store(dx + position * E + e, d_driven * dt + skip * above, mask=here)
-                tl.store(ddelta + position * E + e, d_raw, mask=here)
+                    to_C = to_C + (tl.sum(to_out, 1),)
+            to_B = ()
+            to_driven = ()
+            to_decay = ()
+            for i in tl.static_range(STEPS - 1, -1, -1):
+                if not B_CONSTANT:
+                    gain_in = rows_in[i][:, None]
+                if not C_CONSTANT:
+                    gain_out = rows_out[i][:, None]
+                g += dys[i][None, :] * gain_out
+                to_in = g * driven[i][None, :]
+                if B_CONSTANT:
+                    d_in += to_in
+                else:
+                    to_B = (tl.sum(to_in, 1),) + to_B
+                to_driven = (tl.sum(g * gain_in, 0),) + to_driven
+                g *= tl.exp2(dts[i][None, :] * rate)  # the compiler kept it
+                d_decay = g * before[i]
+                d_rate += d_decay * dts[i][None, :]
+                to_decay = (tl.sum(d_decay * rate, 0),) + to_decay
+            h = tl.load(work + tl.maximum(run - 1, 0) * S * E + tile, mask=in_tile, other=0.0)
+
+            if not B_CONSTANT:
+                tl.store(dB + places * dB_time + s[None, :], stack(to_B, STEPS, STATES), mask=there)
+            if not C_CONSTANT:
+                tl.store(dC + places * dC_time + s[None, :], stack(to_C, STEPS, STATES), mask=there)
+            d_driven = settled(stack(to_driven, STEPS, BLOCK))
+            d_raw = d_driven * wide + settled(stack(to_decay, STEPS, BLOCK)) * LN2
+            if SOFTPLUS:
+                d_raw *= sigmoid(slope)
+            d_skip += dy_here * wide
+            d_shift += tl.where(here, d_raw, 0.0)
+            tl.store(dx + rows, d_driven * dt + skip[None, :] * dy_here, mask=here)
+            tl.store(ddelta + rows, d_raw, mask=here)
         tl.debug_barrier()  # the next chunk writes over `work`
 
     if INITIAL:  # noqa: SIM102 - a constant of the compiler, unlike `part`
         if part == 0:
             tl.store(dinitial + side.to(tl.int64) * S * E + tile, g, mask=in_tile)
     tl.store(drates + row * S * E + tile, d_rate, mask=in_tile)
-    tl.store(dD + row * E + e, d_skip, mask=live)
-    tl.store(dbias + row * E + e, d_shift, mask=live)
+    tl.store(dD + row * E + e, tl.sum(d_skip, 0), mask=live)
+    tl.store(dbias + row * E + e, tl.sum(d_shift, 0), mask=live)
     if B_CONSTANT:
         tl.store(dB + tile, d_in, mask=in_tile)
     if C_CONSTANT:

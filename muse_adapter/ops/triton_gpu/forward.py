@@ -3,7 +3,8 @@
 A program works for BLOCK neighbouring channels with all their states, a tile (STATES, BLOCK), over
 one segment of time of one video in one direction (a side). Segments are counted in the order of
 time: step t of a video with `valid` tokens is position t, or valid - 1 - t in the direction that
-runs backwards.
+runs backwards. STEPS neighbouring steps are read at once, before the steps in front of them are
+worked on: no step waits for memory.
 
 Arguments that kernels share (0 and 1: of the first and the second direction)
     x, delta: (batch, L, E), contiguous.
@@ -13,6 +14,7 @@ Arguments that kernels share (0 and 1: of the first and the second direction)
     D, bias: (directions, E).
     lengths: (batch,), int32, read with MASKED only. Behind them nothing is read or written.
     segment: steps in a segment.
+    STEPS: steps that are read at once.
     backwards: bit d is set if direction d runs backwards.
     TYPE: type of the state.
 """
@@ -27,10 +29,10 @@ from muse_adapter.ops.triton_gpu.elementary import (
     either,
     gain_rows,
     place,
-    softplus,
     span,
     tiles,
 )
+from muse_adapter.ops.triton_gpu.time_rows import stack, step_sizes, steps_at, unstack
 
 
 @triton.jit(**VARYING)
@@ -40,6 +42,7 @@ def summaries(
     L0, L1, batch, segment, backwards,
     B_time, B_channels,
     B_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    STEPS: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """State at the end of each segment from zero at its start, and its sum of step sizes.
@@ -65,21 +68,34 @@ def summaries(
         gain_in = tl.load(B + tile, mask=in_tile, other=0.0).to(TYPE)
 
     h = tl.zeros([STATES, BLOCK], TYPE)
-    total = tl.zeros([BLOCK], TYPE)
+    total = tl.zeros([STEPS, BLOCK], TYPE)
     begin = part * segment
-    for t in range(begin, tl.minimum(begin + segment, valid)):
-        position = origin + t * step
-        inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
-        dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
-        if SOFTPLUS:
-            dt = softplus(dt)
+    stop = tl.minimum(begin + segment, valid)
+    steps = begin + tl.arange(0, STEPS)
+    positions, inside = origin + steps * step, steps < stop
+    inputs = steps_at(x, positions, E, e, inside, live)
+    raw = steps_at(delta, positions, E, e, inside, live)
+    if not B_CONSTANT:
+        gains = steps_at(B, positions, B_time, s, inside, stated)
+    for _ in range(begin, stop, STEPS):
+        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+        dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
         if not B_CONSTANT:
-            gain_in = tl.load(B + position * B_time + s, mask=stated, other=0.0).to(TYPE)[:, None]
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
+            gains_in = unstack(gains.to(TYPE), STEPS, STATES)
+        steps += STEPS
+        positions, inside = origin + steps * step, steps < stop
+        inputs = steps_at(x, positions, E, e, inside, live)
+        raw = steps_at(delta, positions, E, e, inside, live)
+        if not B_CONSTANT:
+            gains = steps_at(B, positions, B_time, s, inside, stated)
+        for i in tl.static_range(STEPS):
+            if not B_CONSTANT:
+                gain_in = gains_in[i][:, None]
+            h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
         total += dt
     row = (part * sides + side).to(tl.int64)
     tl.store(ends + row * S * E + tile, h, mask=in_tile)
-    tl.store(totals + row * E + e, total, mask=live)
+    tl.store(totals + row * E + e, tl.sum(total, 0), mask=live)
 
 
 @triton.jit(**VARYING)
@@ -123,6 +139,7 @@ def outputs(
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, SAVED: tl.constexpr, CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Write outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
@@ -161,23 +178,44 @@ def outputs(
         h = tl.load(entries + row * S * E + tile, mask=in_tile, other=0.0)
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
+    steps = begin + tl.arange(0, STEPS)
+    positions, inside = origin + steps * step, steps < stop
+    inputs = steps_at(x, positions, E, e, inside, live)
+    raw = steps_at(delta, positions, E, e, inside, live)
+    if not B_CONSTANT:
+        gains_in = steps_at(B, positions, B_time, s, inside, stated)
+    if not C_CONSTANT:
+        gains_out = steps_at(C, positions, C_time, s, inside, stated)
     for chunk in range(begin, stop, CHUNK):
         if SAVED:
             row = (chunk // CHUNK * sides + side).to(tl.int64)
             tl.store(saved_states + row * S * E + tile, h, mask=in_tile)
-        for t in range(chunk, tl.minimum(chunk + CHUNK, stop)):
-            position = origin + t * step
-            inputs = tl.load(x + position * E + e, mask=live, other=0.0).to(TYPE)
-            dt = tl.load(delta + position * E + e, mask=live, other=0.0).to(TYPE) + shift
-            if SOFTPLUS:
-                dt = softplus(dt)
+        for _ in range(chunk, tl.minimum(chunk + CHUNK, stop), STEPS):
+            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
             if not B_CONSTANT:
-                gain_in = tl.load(B + position * B_time + s, mask=stated, other=0.0)
-                gain_in = gain_in.to(TYPE)[:, None]
+                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
             if not C_CONSTANT:
-                gain_out = tl.load(C + position * C_time + s, mask=stated, other=0.0)
-                gain_out = gain_out.to(TYPE)[:, None]
-            h = tl.exp2(dt[None, :] * rate) * h + (dt * inputs)[None, :] * gain_in
-            tl.store(y + position * E + e, tl.sum(h * gain_out, 0) + skip * inputs, mask=live)
+                rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
+            skipped = skip[None, :] * inputs.to(TYPE)
+            target = y + positions[:, None] * E + e[None, :]
+            written = inside[:, None] & live[None, :]
+            steps += STEPS
+            positions, inside = origin + steps * step, steps < stop
+            inputs = steps_at(x, positions, E, e, inside, live)
+            raw = steps_at(delta, positions, E, e, inside, live)
+            if not B_CONSTANT:
+                gains_in = steps_at(B, positions, B_time, s, inside, stated)
+            if not C_CONSTANT:
+                gains_out = steps_at(C, positions, C_time, s, inside, stated)
+            sums = ()
+            for i in tl.static_range(STEPS):
+                if not B_CONSTANT:
+                    gain_in = rows_in[i][:, None]
+                if not C_CONSTANT:
+                    gain_out = rows_out[i][:, None]
+                h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
+                sums = sums + (tl.sum(h * gain_out, 0),)
+            tl.store(target, stack(sums, STEPS, BLOCK) + skipped, mask=written)
     if part == tl.num_programs(1) - 1:
         tl.store(last + side.to(tl.int64) * S * E + tile, h, mask=in_tile)

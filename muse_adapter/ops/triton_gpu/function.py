@@ -16,8 +16,9 @@ from muse_adapter.ops.triton_gpu.elementary import check_offsets
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
-CHUNK = 36  # steps from one saved state to the next
-RUN = 3  # steps whose states the backward pass holds in registers
+CHUNK = 32  # steps from one saved state to the next
+STEPS_FORWARD = 4  # steps that are read at once
+STEPS_BACKWARD = 2  # also those whose states the backward pass holds in registers
 # Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit on a
 # scheduler 4 times, the backward kernel twice. With fewer, time is cut into segments. Constants, so
 # that results do not depend on the card.
@@ -211,6 +212,7 @@ def run_forward(
             *(plan.rates, plan.bias, plan.valid, entries, totals),
             *(*plan.sizes(steps), B.time, B.channels),
             B_CONSTANT=B.constant,
+            STEPS=STEPS_FORWARD,
             **plan.flags(),
         )
         carries[plan.grid()](
@@ -230,6 +232,7 @@ def run_forward(
         ENTERED=entries is not None,
         SAVED=saved_states is not None,
         CHUNK=CHUNK,
+        STEPS=STEPS_FORWARD,
         **plan.flags(),
     )
     return y, last
@@ -264,6 +267,7 @@ def run_backward(
             *(plan.rates, plan.bias, plan.valid, entries, totals),
             *(*plan.sizes(steps), C.time, C.channels),
             C_CONSTANT=C.constant,
+            STEPS=STEPS_FORWARD,
             **plan.flags(),
         )
         carries[plan.grid()](
@@ -278,7 +282,7 @@ def run_backward(
     drates = plan.empty(*plan.shape(segments))
     dD, dbias = (plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2))
     dinitial = plan.empty(*plan.shape()) if initial else None
-    work = plan.empty(segments, plan.count, plan.batch, CHUNK // RUN, plan.S, plan.E)
+    work = plan.empty(segments, plan.count, plan.batch, CHUNK // STEPS_BACKWARD, plan.S, plan.E)
     gradients[plan.grid(segments)](
         *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
         *(plan.rates, plan.D, plan.bias, plan.valid),
@@ -291,7 +295,7 @@ def run_backward(
         ENTERED=entries is not None,
         INITIAL=dinitial is not None,
         CHUNK=CHUNK,
-        RUN=RUN,
+        STEPS=STEPS_BACKWARD,
         **plan.flags(),
     )
     # d exp(dt A) / dA is what the kernel gives: it differentiates 2**(dt rate) as if it were exp.
