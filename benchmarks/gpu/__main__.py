@@ -28,7 +28,7 @@ LIMITS = {
     "correctness": 60,
     "tests": 75,
     "scan": 50,
-    "head": 60,
+    "head": 70,
     "tuning": 60,
     "published": 30,
     "compiled": 60,

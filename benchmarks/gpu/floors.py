@@ -66,8 +66,8 @@ def floors_around(size: Sizes, rates: Mapping[str, Any]) -> Floors:
         "gate, backward": (3 * 2 + 4 + 2, "three bfloat16 read; float32 and bfloat16 gradient"),
     }
     return {
-        name: _bytes(size * tokens, f"{size} bytes a token and channel: {what}", rates)
-        for name, (size, what) in moved.items()
+        name: _bytes(count * tokens, f"{count} bytes a token and channel: {what}", rates)
+        for name, (count, what) in moved.items()
     }
 
 

@@ -30,7 +30,7 @@ class Options:
 
     tiny: bool = False
     repeats: int = 5
-    max_s: float = 2.0
+    max_s: float = 1.0
 
     @property
     def device(self) -> str:
