@@ -63,9 +63,10 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 def _module() -> str:
-    """Name the benchmark that was started, as in `benchmarks.head`."""
-    path = Path(sys.argv[0])
-    return f"benchmarks.{path.stem}" if path.stem != "__main__" else "benchmarks"
+    """Name the benchmark that was started, as in `benchmarks.gpu.head`."""
+    path = Path(sys.argv[0]).with_suffix("")
+    names = path.relative_to(ROOT).parts if path.is_relative_to(ROOT) else ("benchmarks", path.name)
+    return ".".join(name for name in names if name != "__main__")
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ Fixtures
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 from tests.support.backbone_libraries import make_importable
 from tests.support.golden import Golden, golden_names
@@ -43,17 +43,21 @@ TORCHVISION = make_importable()  # lives as long as the process
 # Tests never use the network: names of hub models must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# No deadline: the first call of a backend may compile. In CI the examples are always the same.
-settings.register_profile(
-    "default",
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.register_profile(
-    "ci", settings.get_profile("default"), derandomize=True, database=None, print_blob=True
-)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# A machine with a GPU may have nothing but pytest; tests of properties are skipped or fail there.
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    # No deadline: the first call of a backend may compile. In CI the examples are always the same.
+    settings.register_profile(
+        "default",
+        deadline=None,
+        max_examples=25,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.register_profile(
+        "ci", settings.get_profile("default"), derandomize=True, database=None, print_blob=True
+    )
+    settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_report_header() -> str:
