@@ -97,7 +97,7 @@ def gradients(
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, INITIAL: tl.constexpr,
-    CHUNK: tl.constexpr, STEPS: tl.constexpr,
+    CHUNK: tl.constexpr, STEPS: tl.constexpr, WIDE: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """All gradients, chunk by chunk from the last step to the first.
@@ -167,33 +167,40 @@ def gradients(
         runs = (end - chunk + STEPS - 1) // STEPS
         entry = (chunk // CHUNK * sides + side).to(tl.int64)
         h = tl.load(saved_states + entry * S * E + tile, mask=in_tile, other=0.0)
-        steps = chunk + lanes
+        steps = chunk + tl.arange(0, WIDE)
         positions, inside = origin + steps * step, steps < end
         inputs = steps_at(x, positions, E, e, inside, live)
         raw = steps_at(delta, positions, E, e, inside, live)
         if not B_CONSTANT:
             gains_in = steps_at(B, positions, B_time, s, inside, stated)
-        for run in range(runs - 1):
-            tl.store(work + run * S * E + tile, h, mask=in_tile)
+        for run in range(0, runs, WIDE // STEPS):
             dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
+            dts, driven = unstack(dt, WIDE, BLOCK), unstack(dt * inputs.to(TYPE), WIDE, BLOCK)
             if not B_CONSTANT:
-                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
-            steps += STEPS
+                rows_in = unstack(gains_in.to(TYPE), WIDE, STATES)
+            steps += WIDE
             positions, inside = origin + steps * step, steps < end
             inputs = steps_at(x, positions, E, e, inside, live)
             raw = steps_at(delta, positions, E, e, inside, live)
             if not B_CONSTANT:
                 gains_in = steps_at(B, positions, B_time, s, inside, stated)
-            for i in tl.static_range(STEPS):
+            for i in tl.static_range(WIDE):
+                if i % STEPS == 0:
+                    tl.store(work + (run + i // STEPS) * S * E + tile, h, mask=in_tile)
                 if not B_CONSTANT:
                     gain_in = rows_in[i][:, None]
                 h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
         tl.debug_barrier()  # a lane may read from `work` what another has written
-        # The last run: its inputs and its state are there already.
+        steps = chunk + (runs - 1) * STEPS + lanes
+        positions, inside = origin + steps * step, steps < end
+        inputs = steps_at(x, positions, E, e, inside, live)
+        raw = steps_at(delta, positions, E, e, inside, live)
         above = steps_at(dy, positions, E, e, inside, live)
+        if not B_CONSTANT:
+            gains_in = steps_at(B, positions, B_time, s, inside, stated)
         if not C_CONSTANT:
             gains_out = steps_at(C, positions, C_time, s, inside, stated)
+        entry_state = tl.load(work + (runs - 1) * S * E + tile, mask=in_tile, other=0.0)
         for run_back in range(runs):
             run = runs - 1 - run_back
             here = inside[:, None] & live[None, :]
@@ -208,7 +215,10 @@ def gradients(
                 rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
             if not C_CONSTANT:
                 rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
+            h = entry_state
             # What the run in front of this one needs.
+            earlier = tl.maximum(run - 1, 0)
+            entry_state = tl.load(work + earlier * S * E + tile, mask=in_tile, other=0.0)
             steps = chunk + (run - 1) * STEPS + lanes
             positions, inside = origin + steps * step, (steps >= chunk) & (steps < end)
             inputs = steps_at(x, positions, E, e, inside, live)
@@ -250,7 +260,6 @@ def gradients(
                 d_decay = g * before[i]
                 d_rate += d_decay * dts[i][None, :]
                 to_decay = (tl.sum(d_decay * rate, 0),) + to_decay
-            h = tl.load(work + tl.maximum(run - 1, 0) * S * E + tile, mask=in_tile, other=0.0)
 
             if not B_CONSTANT:
                 tl.store(dB + places * dB_time + s[None, :], stack(to_B, STEPS, STATES), mask=there)

@@ -296,6 +296,7 @@ def run_backward(
         INITIAL=dinitial is not None,
         CHUNK=CHUNK,
         STEPS=STEPS_BACKWARD,
+        WIDE=STEPS_FORWARD,
         **plan.flags(),
     )
     # d exp(dt A) / dA is what the kernel gives: it differentiates 2**(dt rate) as if it were exp.
