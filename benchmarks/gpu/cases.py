@@ -84,7 +84,7 @@ def both_directions(
         positions: Only some are wanted, one twice.
         one: The forward direction alone.
     """
-    found = {}
+    found: Outcome = {}
     for length in lengths:
         torch.manual_seed(length)
         valid = torch.zeros(batch, dtype=torch.int64)
@@ -149,7 +149,7 @@ def one_direction(
         initial: Start from a state, which has a gradient.
         reverse: Time runs backwards.
     """
-    found = {}
+    found: Outcome = {}
     for length in lengths:
         torch.manual_seed(length)
         matrix = (channels, states) if constant else (batch, groups, states, length)
@@ -199,7 +199,7 @@ def convolutions(
         cut: Only the first half of the forward direction is wanted.
         one: The forward direction alone.
     """
-    found = {}
+    found: Outcome = {}
     for length in lengths:
         torch.manual_seed(length)
         inputs = {"x": run.normal(batch, length, channels)}

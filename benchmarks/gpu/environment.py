@@ -27,7 +27,8 @@ def rows(options: Options) -> Iterator[Row]:
         yield {"what": "no GPU: Triton's interpreter on the CPU"}
     else:
         yield {"what": torch.cuda.get_device_name(), **gpu()}
-    yield {"what": "backends", **{name: status.reason or "runs" for name, status in _backends()}}
+    found = backends(options.device)
+    yield {"what": "backends", **{name: status.reason or "runs" for name, status in found.items()}}
     yield {"what": "rates", **rates(options), "bf16_matmul_flop_per_s": matmul_rate(options)}
 
 
@@ -75,10 +76,6 @@ def matmul_rate(options: Options) -> float:
     side = 64 if options.tiny else 8192
     a, b = torch.randn(2, side, side, device=options.device).bfloat16()
     return 2 * side**3 / times({"product": lambda: a @ b}, options)["seconds"]["product"]
-
-
-def _backends() -> list[tuple[str, object]]:
-    return list(backends("cuda" if torch.cuda.is_available() else "cpu").items())
 
 
 def _nvidia_smi() -> str:
