@@ -20,7 +20,14 @@ from muse_adapter.ops.triton_gpu.elementary import (
     span,
     tiles,
 )
-from muse_adapter.ops.triton_gpu.time_rows import settled, stack, step_sizes, steps_at, unstack
+from muse_adapter.ops.triton_gpu.time_rows import (
+    stack,
+    stack_pair,
+    step_sizes,
+    steps_at,
+    unstack,
+    unstack_pair,
+)
 
 
 @triton.jit(**VARYING)
@@ -67,7 +74,7 @@ def gradient_summaries(
         gains = steps_at(C, positions, C_time, s, inside, stated)
     for _ in range(begin, stop, STEPS):
         dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-        dts, dys = unstack(dt, STEPS, BLOCK), unstack(above.to(TYPE), STEPS, BLOCK)
+        dts, dys = unstack_pair(dt, above.to(TYPE), STEPS, BLOCK)
         if not C_CONSTANT:
             gains_out = unstack(gains.to(TYPE), STEPS, STATES)
         steps -= STEPS
@@ -175,7 +182,7 @@ def gradients(
             gains_in = steps_at(B, positions, B_time, s, inside, stated)
         for run in range(0, runs, WIDE // STEPS):
             dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dts, driven = unstack(dt, WIDE, BLOCK), unstack(dt * inputs.to(TYPE), WIDE, BLOCK)
+            dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), WIDE, BLOCK)
             if not B_CONSTANT:
                 rows_in = unstack(gains_in.to(TYPE), WIDE, STATES)
             steps += WIDE
@@ -209,11 +216,15 @@ def gradients(
             wide, slope = inputs.to(TYPE), raw.to(TYPE) + shift[None, :]
             dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
             dy_here = above.to(TYPE)
-            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * wide, STEPS, BLOCK)
+            dts, driven = unstack_pair(dt, dt * wide, STEPS, BLOCK)
             dys = unstack(dy_here, STEPS, BLOCK)
-            if not B_CONSTANT:
+            if not B_CONSTANT and not C_CONSTANT:
+                rows_in, rows_out = unstack_pair(
+                    gains_in.to(TYPE), gains_out.to(TYPE), STEPS, STATES
+                )
+            elif not B_CONSTANT:
                 rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
-            if not C_CONSTANT:
+            elif not C_CONSTANT:
                 rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
             h = entry_state
             # What the run in front of this one needs.
@@ -257,16 +268,22 @@ def gradients(
                     to_B = (tl.sum(to_in, 1),) + to_B
                 to_driven = (tl.sum(g * gain_in, 0),) + to_driven
                 g *= tl.exp2(dts[i][None, :] * rate)  # the compiler kept it
-                d_decay = g * before[i]
-                d_rate += d_decay * dts[i][None, :]
-                to_decay = (tl.sum(d_decay * rate, 0),) + to_decay
+                to_exponent = g * before[i]
+                d_rate += to_exponent * dts[i][None, :]
+                to_decay = (tl.sum(to_exponent * rate, 0),) + to_decay
 
+            if not B_CONSTANT and not C_CONSTANT:
+                d_B, d_C = stack_pair(to_B, to_C, STEPS, STATES)
+            elif not B_CONSTANT:
+                d_B = stack(to_B, STEPS, STATES)
+            elif not C_CONSTANT:
+                d_C = stack(to_C, STEPS, STATES)
             if not B_CONSTANT:
-                tl.store(dB + places * dB_time + s[None, :], stack(to_B, STEPS, STATES), mask=there)
+                tl.store(dB + places * dB_time + s[None, :], d_B, mask=there)
             if not C_CONSTANT:
-                tl.store(dC + places * dC_time + s[None, :], stack(to_C, STEPS, STATES), mask=there)
-            d_driven = settled(stack(to_driven, STEPS, BLOCK))
-            d_raw = d_driven * wide + settled(stack(to_decay, STEPS, BLOCK)) * LN2
+                tl.store(dC + places * dC_time + s[None, :], d_C, mask=there)
+            d_driven, d_decay = stack_pair(to_driven, to_decay, STEPS, BLOCK)
+            d_raw = d_driven * wide + d_decay * LN2
             if SOFTPLUS:
                 d_raw *= sigmoid(slope)
             d_skip += dy_here * wide

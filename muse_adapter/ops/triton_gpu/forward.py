@@ -32,7 +32,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
     span,
     tiles,
 )
-from muse_adapter.ops.triton_gpu.time_rows import stack, step_sizes, steps_at, unstack
+from muse_adapter.ops.triton_gpu.time_rows import stack, step_sizes, steps_at, unstack, unstack_pair
 
 
 @triton.jit(**VARYING)
@@ -79,7 +79,7 @@ def summaries(
         gains = steps_at(B, positions, B_time, s, inside, stated)
     for _ in range(begin, stop, STEPS):
         dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-        dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
+        dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), STEPS, BLOCK)
         if not B_CONSTANT:
             gains_in = unstack(gains.to(TYPE), STEPS, STATES)
         steps += STEPS
@@ -192,10 +192,14 @@ def outputs(
             tl.store(saved_states + row * S * E + tile, h, mask=in_tile)
         for _ in range(chunk, tl.minimum(chunk + CHUNK, stop), STEPS):
             dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dts, driven = unstack(dt, STEPS, BLOCK), unstack(dt * inputs.to(TYPE), STEPS, BLOCK)
-            if not B_CONSTANT:
+            dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), STEPS, BLOCK)
+            if not B_CONSTANT and not C_CONSTANT:
+                rows_in, rows_out = unstack_pair(
+                    gains_in.to(TYPE), gains_out.to(TYPE), STEPS, STATES
+                )
+            elif not B_CONSTANT:
                 rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
-            if not C_CONSTANT:
+            elif not C_CONSTANT:
                 rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
             skipped = skip[None, :] * inputs.to(TYPE)
             target = y + positions[:, None] * E + e[None, :]

@@ -2,8 +2,8 @@
 
 A tile (STEPS, N) is spread over the lanes of a warp, every number once: one wide load for all its
 steps, and softplus is computed once a channel. The recurrence wants each step as a row that lies
-like the state, every number in the lanes of all its states. `unstack` turns one into the other,
-`stack` goes back.
+like the state, every number in the lanes of all its states. `unstack` turns two tiles into their
+rows, `stack` goes back; each passes once through shared memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def second_of(a, b):
 
 @triton.jit
 def settled(tile):
-    """Return the tile, computed where it was loaded.
+    """Return the tile, computed where its numbers were loaded.
 
     The compiler moves elementwise operations behind a change of layout if it can. Behind
     `unstack` every number stands in several lanes, and each would compute its softplus. Through a
@@ -54,11 +54,33 @@ def stack(rows, STEPS: tl.constexpr, N: tl.constexpr):
     if STEPS == 1:
         tile = tl.reshape(rows[0], [1, N])
     elif STEPS == 2:
-        tile = tl.permute(tl.join(rows[0], rows[1]), (1, 0))
+        tile = settled(tl.permute(tl.join(rows[0], rows[1]), (1, 0)))
     else:
         joined = tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3]))
-        tile = tl.reshape(tl.permute(joined, (1, 2, 0)), [4, N])
+        tile = settled(tl.reshape(tl.permute(joined, (1, 2, 0)), [4, N]))
     return tile
+
+
+@triton.jit
+def unstack_pair(a, b, STEPS: tl.constexpr, N: tl.constexpr):
+    """Rows of two tiles at once: one way through shared memory instead of two."""
+    pairs = unstack(tl.reshape(tl.join(a, b), [STEPS, 2 * N]), STEPS, 2 * N)
+    rows_a = ()
+    rows_b = ()
+    for i in tl.static_range(STEPS):
+        row_a, row_b = tl.split(tl.reshape(pairs[i], [N, 2]))
+        rows_a = rows_a + (row_a,)
+        rows_b = rows_b + (row_b,)
+    return rows_a, rows_b
+
+
+@triton.jit
+def stack_pair(rows_a, rows_b, STEPS: tl.constexpr, N: tl.constexpr):
+    """Two tiles of their rows, likewise at once."""
+    pairs = ()
+    for i in tl.static_range(STEPS):
+        pairs = pairs + (tl.reshape(tl.join(rows_a[i], rows_b[i]), [2 * N]),)
+    return tl.split(tl.reshape(stack(pairs, STEPS, 2 * N), [STEPS, N, 2]))
 
 
 @triton.jit
