@@ -99,6 +99,28 @@ def times(steps: Mapping[str, Callable[[], Any]], options: Options) -> Row:
     }
 
 
+def replayed(run: Callable[[], Any], options: Options, pool: Any = None) -> Callable[[], Any]:
+    """Capture a run in a CUDA graph, whose replays take the GPU's time alone.
+
+    Args:
+        run: The run; on a CPU it is returned as it is.
+        options: Of the part.
+        pool: Memory that graphs share which never run at the same time.
+    """
+    if options.tiny:
+        return run
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        run()
+    return graph.replay
+
+
 def peak_bytes(run: Callable[[], Any], options: Options) -> int:
     """Return the bytes held at most during a run, above those before it."""
     meter = MemoryMeter(options.device)

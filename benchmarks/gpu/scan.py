@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu.environment import rates
 from benchmarks.gpu.floors import floors, floors_around
 from benchmarks.gpu.kernels import seconds_by_kernel
-from benchmarks.gpu.part import Options, Row, peak_bytes, run_part, times
+from benchmarks.gpu.part import Options, Row, peak_bytes, replayed, run_part, times
 from benchmarks.gpu.workload import (
     ONE_VIDEO,
     Sizes,
@@ -44,7 +44,10 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
-    """Time the passes of a training step together and apart, and inference."""
+    """Time the passes of a training step together and apart, and inference.
+
+    `replayed` is of a CUDA graph: what the GPU needs, without the host's launches.
+    """
     given = inputs(size, options.device)
     wanted = list(given.values())
     y = output(given, "triton")
@@ -78,6 +81,8 @@ def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
         "backward of training": backward,
         "convolutions, forward": convolve,
         "convolutions, backward": convolve_back,
+        "training, replayed": replayed(training, options),
+        "inference, replayed": replayed(inference, options),
     }
     row: Row = {"what": f"scan of both directions with convolutions and gate, {size}"}
     row |= times(steps, options)
@@ -90,6 +95,8 @@ def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
         largest = max(bound["seconds"] for bound in bounds.values())
         row[f"{kind}_floors"] = bounds
         row[f"{kind}_times_of_the_larger_floor"] = row["seconds"][kind] / largest
+        replay = row["seconds"][f"{kind}, replayed"]
+        row[f"{kind}_replayed_times_of_the_larger_floor"] = replay / largest
     row["floors_around"] = floors_around(size, about)
     row["forward_kernels_s"] = seconds_by_kernel(forward, options.device)
     row["backward_kernels_s"] = seconds_by_kernel(backward, options.device)

@@ -8,6 +8,7 @@ time. Every combination computes the same numbers, which is checked before it is
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 from collections.abc import Iterator, Mapping
@@ -17,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.part import Options, Row, run_part, times
-from benchmarks.gpu.workload import PAPER, STATES, TINY, Sizes
+from benchmarks.gpu.part import Options, Row, replayed, run_part, times
+from benchmarks.gpu.workload import ONE_VIDEO, PAPER, STATES, TINY, Sizes
 
 BOUND = 1e-3  # of float32 states and bfloat16 inputs: sums in another order
 WORKERS = 12  # processes that compile
 
 # What is tried: constants of `function`. Programs (ENOUGH) need no compilation.
-FORWARD = {"BLOCK": (16, 32, 64), "STEPS_FORWARD": (1, 2, 4)}
-FORWARD_PROGRAMS = {"ENOUGH_FORWARD": (1, 1024, 2048, 4096)}
-BACKWARD = {"BLOCK": (16, 32), "STEPS_BACKWARD": (1, 2, 4), "CHUNK": (32, 64)}
-BACKWARD_PROGRAMS = {"ENOUGH_BACKWARD": (1, 1024, 2048)}
+FORWARD = {"BLOCK": (32, 64), "STEPS_FORWARD": (2, 4)}
+FORWARD_PROGRAMS = {"ENOUGH_FORWARD": (1, 1024, 2048, 4096, 8192)}
+BACKWARD = {"BLOCK": (16, 32), "STEPS_BACKWARD": (2, 4), "CHUNK": (16, 32, 64)}
+BACKWARD_PROGRAMS = {"ENOUGH_BACKWARD": (1, 1024, 2048, 4096)}
 
 Choice = dict[str, int]
 
@@ -51,6 +52,8 @@ def rows(options: Options) -> Iterator[Row]:
     ):
         tried = choices({**grid, **programs})
         yield measure(name, tried[:1] + tried[-1:] if options.tiny else tried, size, options)
+        if not options.tiny:
+            yield measure(name, tried, ONE_VIDEO, options)
 
 
 def choices(grid: Mapping[str, tuple[int, ...]]) -> list[Choice]:
@@ -63,6 +66,7 @@ def measure(name: str, tried: list[Choice], size: Sizes, options: Options) -> Ro
     row: Row = {"what": f"{name} pass of both directions, {size}", "refused": {}}
     scans = Scans(size, options.device)
     expected = scans.run(name)
+    pool = None if options.tiny else torch.cuda.graph_pool_handle()
     steps = {}
     for choice in tried:
         label = ", ".join(f"{key} {value}" for key, value in choice.items())
@@ -76,18 +80,11 @@ def measure(name: str, tried: list[Choice], size: Sizes, options: Options) -> Ro
         if not error <= BOUND:
             row["failed"] = f"{label} is off by {error:.1e}"
             continue
-        steps[label] = _step(scans, name, choice)
+        with constants(choice):
+            steps[label] = replayed(functools.partial(scans.run, name), options, pool)
     row |= times(steps, options)
     row["best"] = min(row["seconds"], key=row["seconds"].get)
     return row
-
-
-def _step(scans: Scans, name: str, choice: Choice) -> Any:
-    def run() -> Any:
-        with constants(choice):
-            return scans.run(name)
-
-    return run
 
 
 class Scans:
