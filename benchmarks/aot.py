@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,22 +15,26 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import muse_adapter.ops.triton_gpu as package
+from benchmarks import sass
 from muse_adapter.ops.triton_gpu import function
 
-# Sizes of the paper, and the case that trains: variable B and C, time in segments.
+# Sizes of the paper, and all that a training step does. Other constants are the package's.
 CONSTANTS: dict[str, Any] = {
     "E": 512, "S": 16, "STATES": 16, "TAPS": 4, "TYPE": tl.float32, "SOFTPLUS": True,
     "MASKED": False, "B_CONSTANT": False, "C_CONSTANT": False, "ENTERED": True, "INITIAL": True,
     "SAVED": True, "GIVEN": False, "BOTH": True, "PLACED": False,
 }  # fmt: skip
-# Constants whose module-level name differs from the parameter's.
-RENAMED = {("convolve_backward", "WIDTH"): "CHANNELS"}
-# Pointers to the inputs' type; in the convolutions' kernels further ones, all others are the state's.
-HALF = set(
-    "x x0 x1 delta0 delta1 B0 B1 C0 C1 dx0 dx1 ddelta0 ddelta1 z out dout dz dx total".split()
-)
-CONVOLVED = {"y0", "y1", "dy0", "dy1"}
+# Constants that the package has under another name.
+NAMES = {("convolve_backward", "WIDTH"): "CHANNELS"}
+
+# Parameters of the type of the inputs; all others are of the type of the state.
+INPUTS = {
+    *("x", "x0", "x1", "delta0", "delta1", "B0", "B1", "C0", "C1", "z", "total", "out"),
+    *("dx", "dx0", "dx1", "ddelta0", "ddelta1", "dz", "dout"),
+}
+CONVOLVED = {"y0", "y1", "dy0", "dy1"}  # likewise, but of the state's type in a scan
 INTEGERS = {"lengths": "*i32", "positions": "*i64"}
+STRIDES = ("_time", "_channels")
 
 
 def kernels() -> Iterator[tuple[ModuleType, str]]:
@@ -43,76 +48,94 @@ def kernels() -> Iterator[tuple[ModuleType, str]]:
     for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         module = importlib.import_module(info.name)
         for name, value in vars(module).items():
-            if not isinstance(value, triton.JITFunction) or not value.do_not_specialize:
-                continue
-            if value.fn.__module__ == module.__name__:
+            is_kernel = isinstance(value, triton.JITFunction) and value.do_not_specialize
+            if is_kernel and value.fn.__module__ == module.__name__:
                 yield module, name
 
 
 def constants(module: ModuleType, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a kernel's constants: those given, else as the package launches it.
+    """Return the constants of a kernel: those given, else as in a training step.
 
     Raises:
-        ValueError: A constant is unknown.
+        ValueError: The value of a constant is unknown.
     """
+    known = {**vars(function), **vars(module), **CONSTANTS}
     values = {}
     for parameter in getattr(module, name).params:
-        key = parameter.name
         if not parameter.is_constexpr:
             continue
-        found = RENAMED.get((name, key), key)
-        for source in (given, CONSTANTS, vars(module), vars(function)):
-            if (wanted := key if source is given else found) in source:
-                values[key] = source[wanted]
-                break
-        else:
-            raise ValueError(f"constant {key} of kernel {name} is unknown: give {key}=VALUE")
-    return values
-
-
-def signature(
-    module: ModuleType, name: str, types: Mapping[str, str]
-) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:
-    """Types of a kernel's parameters, and which are multiples of 16 (pointers, and strides)."""
-    kernel = getattr(module, name)
-    half = HALF | CONVOLVED if "convol" in name else HALF
-    found: dict[str, str] = {}
-    aligned: dict[tuple[int], list[list[Any]]] = {}
-    for index, parameter in enumerate(kernel.params):
         key = parameter.name
-        if parameter.is_constexpr:
-            found[key] = "constexpr"
-            continue
-        if key in types:
-            found[key] = types[key]
-        elif parameter.do_not_specialize or key.endswith(("_time", "_channels")):
-            found[key] = "i32"
+        if key in given:
+            values[key] = given[key]
+        elif (other := NAMES.get((name, key), key)) in known:
+            values[key] = known[other]
         else:
-            found[key] = INTEGERS.get(key, "*bf16" if key in half else "*fp32")
-        if not parameter.do_not_specialize:
-            aligned[(index,)] = [["tt.divisibility", 16]]
-    return found, aligned
+            raise ValueError(f"kernel {name} has a constant of unknown value: give {key}=...")
+    return values
 
 
 def compile_kernel(
     module: ModuleType,
     name: str,
-    target: Sequence[Any],
+    target: tuple[str, int | str, int],
+    *,
     given: Mapping[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Compile a kernel for (platform, architecture, threads of a warp).
+    """Compile a kernel for bfloat16 inputs and a float32 state.
 
     Args:
-        module, name: Of the kernel.
-        target: As ("cuda", 90, 32).
-        given: Constants that differ from the package's.
-        types: Of parameters, as {"dy0": "*bf16"}.
-        options: Of the compiler, as num_warps.
+        module: Where the kernel is.
+        name: Of the kernel.
+        target: Platform, architecture and threads of a warp, as ("cuda", 90, 32).
+        given: Constants that differ from those of a training step.
+        types: Types of parameters that differ, as {"dy0": "*bf16"}.
+        options: Of the compiler, where they differ from the package's, as {"num_warps": 2}.
+
+    Returns:
+        Triton's compiled kernel.
     """
-    found, aligned = signature(module, name, types or {})
-    values = constants(module, name, given or {})
-    source = ASTSource(fn=getattr(module, name), signature=found, constexprs=values, attrs=aligned)
-    options = {**getattr(module, "OPTIONS", function.OPTIONS), **options}
-    return triton.compile(source, target=GPUTarget(*target), options=options)
+    kernel = getattr(module, name)
+    signature: dict[str, str] = {}
+    aligned: dict[tuple[int], list[list[Any]]] = {}
+    for index, parameter in enumerate(kernel.params):
+        signature[parameter.name] = _type(name, parameter, types or {})
+        if not parameter.is_constexpr and not parameter.do_not_specialize:
+            aligned[(index,)] = [["tt.divisibility", 16]]  # as tensors and their strides are
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=constants(module, name, given or {}),
+        attrs=aligned,
+    )
+    chosen = {**getattr(module, "OPTIONS", function.OPTIONS), **(options or {})}
+    return triton.compile(source, target=GPUTarget(*target), options=chosen)
+
+
+def _type(kernel: str, parameter: Any, types: Mapping[str, str]) -> str:
+    """Name the type of a parameter as Triton does."""
+    key = parameter.name
+    if parameter.is_constexpr:
+        return "constexpr"
+    if key in types:
+        return types[key]
+    if parameter.do_not_specialize or key.endswith(STRIDES):
+        return "i32"
+    convolution = kernel.startswith("convolve") and key in CONVOLVED
+    return INTEGERS.get(key, "*bf16" if convolution or key in INPUTS else "*fp32")
+
+
+def usage(compiled: Any) -> dict[str, int]:
+    """Read registers of a thread (REG), its bytes on the stack (STACK) and spilled (LOCAL).
+
+    Returns:
+        Also `atomics`, whether a sum depends on the order in which programs run.
+    """
+    if "amdgcn" not in compiled.asm:
+        found = sass.resources(compiled.asm["cubin"])
+        return {**found, "atomics": "atom" in compiled.asm["ptx"]}
+    text = compiled.asm["amdgcn"]
+    names = {"REG": "NumVgprs", "STACK": "ScratchSize", "LOCAL": "vgpr_spill_count"}
+    numbers = {key: re.search(name + r": *(\d+)", text) for key, name in names.items()}
+    return {k: int(n[1]) for k, n in numbers.items() if n} | {"atomics": "atomic" in text}
