@@ -24,8 +24,11 @@ CONSTANTS: dict[str, Any] = {
     "MASKED": False, "B_CONSTANT": False, "C_CONSTANT": False, "ENTERED": True, "INITIAL": True,
     "SAVED": True, "GIVEN": False, "BOTH": True, "PLACED": False,
 }  # fmt: skip
-# Constants that the package has under another name.
-NAMES = {("convolve_backward", "WIDTH"): "CHANNELS"}
+# Constants that the package has under another name; or it ends in that of the kernel's file.
+NAMES = {
+    ("convolve_backward", "WIDTH"): "CHANNELS",
+    ("gradient_summaries", "STEPS"): "STEPS_FORWARD",
+}
 
 # Parameters of the type of the inputs; all others are of the type of the state.
 INPUTS = {
@@ -65,10 +68,11 @@ def constants(module: ModuleType, name: str, given: Mapping[str, Any]) -> dict[s
         if not parameter.is_constexpr:
             continue
         key = parameter.name
+        by_file = f"{key}_{module.__name__.rpartition('.')[2].upper()}"
         if key in given:
             values[key] = given[key]
-        elif (other := NAMES.get((name, key), key)) in known:
-            values[key] = known[other]
+        elif found := [n for n in (NAMES.get((name, key), key), by_file) if n in known]:
+            values[key] = known[found[0]]
         else:
             raise ValueError(f"kernel {name} has a constant of unknown value: give {key}=...")
     return values

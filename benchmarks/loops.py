@@ -58,7 +58,7 @@ class Source:
         share = 1.0
         for outer in self.loops:
             if "runs - 1" in ast.unparse(outer.iter) and node in ast.walk(outer):
-                share = 1 - self.values["RUN"] / self.values["CHUNK"]  # all runs of a chunk but one
+                share = 1 - self._run() / self.values["CHUNK"]  # all runs of a chunk but one
         over = f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
         return Turn(f"`{over}`, line {node.lineno}", steps, share)
 
@@ -76,12 +76,19 @@ class Source:
         fitting = [node for node in self.loops if most and held(node) > most / 2]
         return max(fitting, key=lambda node: node.lineno, default=None)
 
+    def _run(self) -> int:
+        """Return the steps in a run, which the backward pass works on at once."""
+        return int(self.values["RUN" if "RUN" in self.values else "STEPS"])
+
     def _written_steps(self, node: ast.For) -> int | None:
-        """Return the steps in a turn of a loop over chunks or runs, or of unrolled steps."""
+        """Return the steps in a turn of a loop over chunks, runs or tiles, or of unrolled steps."""
         variable = ast.unparse(node.target)
-        for word in ("chunk", "run"):
-            if variable.startswith(word) and word.upper() in self.values:
-                return int(self.values[word.upper()])
+        if variable.startswith("chunk"):
+            return int(self.values["CHUNK"])
+        if variable.startswith("run"):
+            return self._run()
+        if isinstance(node.iter, ast.Call) and len(node.iter.args) == 3:
+            return int(self.values[ast.unparse(node.iter.args[2])])
         for inner in ast.walk(node):
             if not isinstance(inner, ast.For) or not isinstance(inner.iter, ast.Call):
                 continue

@@ -79,11 +79,15 @@ def test_wrong_arguments(run_python):
         params = (Parameter,)
 
     class Module:
+        __name__ = "folder.forward"
         kernel = Kernel
 
     with pytest.raises(ValueError, match=r"kernel kernel has a constant .*: give NEW=\.\.\."):
-        aot.constants(Module, "kernel", {})
-    assert aot.constants(Module, "kernel", {"NEW": 2}) == {"NEW": 2}
+        aot.constants(Module(), "kernel", {})
+    assert aot.constants(Module(), "kernel", {"NEW": 2}) == {"NEW": 2}
+    module = Module()
+    module.NEW_FORWARD = 3  # the package's own value
+    assert aot.constants(module, "kernel", {}) == {"NEW": 3}
     done = run_python("from benchmarks import aot; list(aot.kernels())", TRITON_INTERPRET="1")
     assert "unset TRITON_INTERPRET" in done.stderr
 
