@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muse_adapter.ops.triton_gpu.elementary import VARYING, check_offsets, place, sigmoid
+from muse_adapter.ops.triton_gpu.elementary import (
+    VARYING,
+    check_offsets,
+    checked_grid,
+    place,
+    sigmoid,
+)
 
 STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
 CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
@@ -115,7 +121,7 @@ def convolve_backward(
     W: tl.constexpr = TAPS - 1
     part, parts = tl.program_id(1), tl.num_programs(1)
     block, video, batch = place(E, WIDTH)
-    video = video.to(tl.int64)
+    video, batch = video.to(tl.int64), batch.to(tl.int64)
     e = block * WIDTH + tl.arange(0, WIDTH)
     live = e < E
     x += video * L * E + e
@@ -199,12 +205,14 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
     """
     x = x.contiguous()
     batch, length, channels = x.shape
-    check_offsets(length * channels)
+    check_offsets(max(length, weights[0].shape[-1] + 1) * channels)
     joined = _joined(weights)
     y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
     width = min(WIDTH, triton.next_power_of_2(channels))
     with torch.cuda.device_of(x):  # kernels are launched on the current device
-        convolve_forward[(triton.cdiv(length, STEPS) * batch, triton.cdiv(channels, width))](
+        convolve_forward[
+            checked_grid(triton.cdiv(length, STEPS) * batch, triton.cdiv(channels, width))
+        ](
             *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
             E=channels,
             BOTH=len(y) > 1,
@@ -226,12 +234,13 @@ def run_backward(
     batch, length, channels = x.shape
     joined = _joined(weights)
     taps = weights[0].shape[-1]
+    check_offsets(max(length, taps + 1) * channels)
     dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
     segment = max(SEGMENT, triton.cdiv(length, 65535))  # the second axis has no more programs
     parts = triton.cdiv(length, segment)
     dweight = joined[0].new_empty(len(dy), batch, parts, taps + 1, channels)
     with torch.cuda.device_of(x):
-        convolve_backward[(triton.cdiv(channels, width) * batch, parts)](
+        convolve_backward[checked_grid(triton.cdiv(channels, width) * batch, parts)](
             *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, segment),
             E=channels,
             BOTH=len(dy) > 1,

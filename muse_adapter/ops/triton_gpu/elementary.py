@@ -18,10 +18,22 @@ VARYING = {
 }
 
 
+# Offsets within a video are 32-bit integers in the kernels, with room for steps behind its end.
+MOST_NUMBERS = (1 << 31) - (1 << 20)
+
+
 def check_offsets(numbers: int) -> None:
-    """Refuse a video of so many numbers: offsets within one are 32-bit integers in the kernels."""
-    if numbers >= 1 << 31:
-        raise ValueError(f"a video must have fewer than 2**31 numbers, got {numbers}")
+    """Refuse a video of more numbers than the kernels can count."""
+    if numbers > MOST_NUMBERS:
+        raise ValueError(f"a video must have at most {MOST_NUMBERS} numbers, got {numbers}")
+
+
+def checked_grid(*programs: int) -> tuple[int, ...]:
+    """Return the grid, if CUDA can launch so many programs along each of its axes."""
+    first, *others = programs
+    if first >= 1 << 31 or max(others, default=0) > 65_535:
+        raise ValueError(f"a grid of {programs} programs is beyond CUDA's limits: use fewer videos")
+    return programs
 
 
 @triton.jit

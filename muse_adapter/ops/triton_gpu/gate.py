@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from muse_adapter.ops.triton_gpu.elementary import VARYING, sigmoid
+from muse_adapter.ops.triton_gpu.elementary import VARYING, checked_grid, sigmoid
 
 WIDTH = 512  # channels that a program takes at once
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
@@ -106,10 +106,10 @@ def run_backward(
     return dz, dy
 
 
-def _grid(z: Tensor) -> tuple[int, int]:
+def _grid(z: Tensor) -> tuple[int, ...]:
     """Programs: places of all videos, of which only the first axis holds enough; channels."""
     batch, places, channels = z.shape
-    return places * batch, triton.cdiv(channels, _width(channels))
+    return checked_grid(places * batch, triton.cdiv(channels, _width(channels)))
 
 
 def _width(channels: int) -> int:

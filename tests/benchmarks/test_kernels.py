@@ -1,0 +1,112 @@
+"""Counting what compiled kernels do: listings are read right, bounds follow."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+pytest.importorskip("triton", "3.6", reason="the compiler's interface of triton 3.6")
+
+from benchmarks import aot, sass
+from benchmarks.kernels import Chip, bound, pairs
+
+# An outer loop of 3 instructions of its own, around an inner one of 9.
+LISTING = """
+kernel:
+	//## File "kernel.py", line 3
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_2:
+        /*0010*/                   IADD3 R0, R0, 0x1, RZ ;
+.L_x_1:
+	//## File "kernel.py", line 5
+        /*0020*/                   LDG.E.U16 R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E.64 R6, desc[UR4][R8.64+0x8] ;
+        /*0040*/                   MUFU.EX2 R5, R5 ;
+        /*0050*/                   FFMA R5, R7, R5, R5 ;
+        /*0060*/               @P0 FMUL R4, R5, 0.25 ;
+        /*0070*/                   SHFL.BFLY PT, R10, R5, 0x1, 0x1f ;
+        /*0080*/                   STS.128 [R11], R12 ;
+        /*0090*/                   I2F.RP R5, UR11 ;
+        /*00a0*/               @P1 BRA `(.L_x_1) ;
+        /*00b0*/                   UIADD3 UR4, UR4, 0x1, URZ ;
+        /*00c0*/              @!P0 BRA `(.L_x_2) ;
+        /*00d0*/                   EXIT ;
+.L_x_3:
+        /*00e0*/                   BRA `(.L_x_3);
+        /*00f0*/                   NOP;
+"""
+
+
+def test_loops_of_a_listing():
+    code, (outer, inner) = sass.parse(LISTING)
+    assert len(code) == 15 and code[1].line == 3 and code[2].line == 5
+    assert [item.code for item in outer] == ["IADD3", "UIADD3", "BRA"]
+    assert len(inner) == 9 and inner[4].operands == "R4, R5, 0.25"
+    expected = {"MUFU": 2, "FMA": 2, "SHFL": 1, "STS": 1, "LDG": 2, "control": 1}
+    assert {name: n for name, n in sass.mix(inner).items() if n} == expected
+    # Loads of 1 and 2 registers, a shuffle, a store of 4.
+    assert sass.memory_cycles(inner) == 1 + 2 + 1 + 4
+
+
+def test_loads_that_a_turn_waits_for():
+    """R7, the second register of its load, is read 2 on; R4 is written over before it is read."""
+    _, (_, inner) = sass.parse(LISTING)
+    assert sass.waits(inner) == sass.Waits(loads=2, waited=1, distance=2)
+
+
+def test_bound_is_of_the_busiest_unit():
+    chip = Chip("", 100, 1e9, {"issue": 128, "MUFU": 16})
+    loops = [
+        {"share": 1.0, "total": 20, "MUFU": 4},
+        {"share": 0.5, "total": 8, "MUFU": 2},
+    ]
+    found = bound(loops, 1_000_000, chip)
+    assert found["limit"] == "MUFU"
+    # 5 and 24 instructions of 32 lanes, a million times; 16 and 128 lanes, 100 processors, 1 GHz.
+    assert found["busy_us"] == pytest.approx({"MUFU": 100.0, "issue": 60.0})
+
+
+def test_wrong_arguments(run_python):
+    with pytest.raises(SystemExit, match="expected KEY=VALUE, got BLOCK"):
+        pairs(["RUN=3", "BLOCK"])
+
+    class Parameter:
+        name, is_constexpr = "NEW", True
+
+    class Kernel:
+        params = (Parameter,)
+
+    class Module:
+        __name__ = "folder.forward"
+        kernel = Kernel
+
+    with pytest.raises(ValueError, match=r"kernel kernel has a constant .*: give NEW=\.\.\."):
+        aot.constants(Module(), "kernel", {})
+    assert aot.constants(Module(), "kernel", {"NEW": 2}) == {"NEW": 2}
+    module = Module()
+    module.NEW_FORWARD = 3  # the package's own value
+    assert aot.constants(module, "kernel", {}) == {"NEW": 3}
+    done = run_python("from benchmarks import aot; list(aot.kernels())", TRITON_INTERPRET="1")
+    assert "unset TRITON_INTERPRET" in done.stderr
+
+
+def test_command(run_python, tmp_path):
+    """One kernel, for two block sizes: twice the channels are twice the work of a program."""
+    code = "from benchmarks.kernels import main; main()"
+    rows = []
+    for block in (32, 64):
+        done = run_python(
+            *(code, "--target", "90", "--only", "summaries", "--set", f"BLOCK={block}"),
+            *("--json", str(tmp_path / "figures.json")),
+            TRITON_INTERPRET="0",
+            TRITON_CACHE_DIR=str(tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"^\| summaries \| \d+ \| 0 \| 0 \|", done.stdout, re.MULTILINE)
+        rows += json.loads((tmp_path / "figures.json").read_text())["kernels"]
+    loops = [next(loop for loop in row["loops"] if loop["MUFU"]) for row in rows]
+    # Exponentials of 16 states by 32 channels, by a warp; those of softplus come on top.
+    assert 16 <= loops[0]["MUFU"] <= 20 and 32 <= loops[1]["MUFU"] <= 40
+    assert all(loop["steps"] == 1 for loop in loops) and rows[0]["limit"] in rows[0]["busy_us"]
