@@ -49,15 +49,24 @@ def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
     `replayed` is of a CUDA graph: what the GPU needs, without the host's launches.
     """
     given = inputs(size, options.device)
+
+    def training() -> Any:
+        return step(given, "triton")
+
+    @torch.no_grad()
+    def inference() -> Any:
+        return output(given, "triton")
+
+    # Captured before any other graph of autograd holds the inputs, on another stream.
+    replays = {
+        "training, replayed": replayed(training, options),
+        "inference, replayed": replayed(inference, options),
+    }
     wanted = list(given.values())
     y = output(given, "triton")
     cotangent = torch.ones_like(y)
     convolved = convolutions(given, "triton")
     cotangents = [torch.ones_like(result) for result in convolved]
-
-    @torch.no_grad()
-    def inference() -> Any:
-        return output(given, "triton")
 
     def forward() -> Any:
         return output(given, "triton")
@@ -71,9 +80,6 @@ def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
     def convolve_back() -> Any:
         return torch.autograd.grad(convolved, given["x"], cotangents, retain_graph=True)
 
-    def training() -> Any:
-        return step(given, "triton")
-
     steps: dict[str, Callable[[], Any]] = {
         "training": training,
         "inference": inference,
@@ -81,8 +87,7 @@ def measure(size: Sizes, about: Mapping[str, Any], options: Options) -> Row:
         "backward of training": backward,
         "convolutions, forward": convolve,
         "convolutions, backward": convolve_back,
-        "training, replayed": replayed(training, options),
-        "inference, replayed": replayed(inference, options),
+        **replays,
     }
     row: Row = {"what": f"scan of both directions with convolutions and gate, {size}"}
     row |= times(steps, options)

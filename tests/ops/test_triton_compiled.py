@@ -16,7 +16,7 @@ from tests.support.triton_scans import both_directions, compare, normal, on_gpu,
 # the interpreter's.
 COMPILE = """
     import json, sys
-    from benchmarks import aot
+    from benchmarks.gpu import aot
 
     platform, arch, lanes = sys.argv[1:]
     target = platform, int(arch) if arch.isdigit() else arch, int(lanes)
@@ -47,8 +47,8 @@ def test_registers_and_spills(run_python, tmp_path, target):
     for name, usage in found.items():
         assert usage["STACK"] == usage["LOCAL"] == 0, f"{name} spills: {usage}"
         assert 0 < usage["REG"] <= 255 and not usage["atomics"], name
-    # Programs of the forward kernels that are to fit on a scheduler: 4; of the backward kernel: 2.
-    assert all(found[name]["REG"] <= 128 for name in ("summaries", "carries", "outputs"))
+    # Programs of the forward kernels that are to fit on a scheduler: 3; of the backward kernel: 2.
+    assert all(found[name]["REG"] <= 168 for name in ("summaries", "carries", "outputs"))
 
 
 @on_gpu

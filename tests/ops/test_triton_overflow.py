@@ -144,8 +144,9 @@ def test_the_interpreter_sees_an_overflow(checked):
         square[(1,)](46_341, torch.empty(1, dtype=torch.int32))
 
 
-def test_scan_of_most_videos(replay):
-    scan((1 << 30) - 1, 5, 32, 16, directions=2, backwards=0b10)
+@pytest.mark.parametrize("length", [5, 80], ids=lambda length: f"{length} steps")
+def test_scan_of_most_videos(replay, length):
+    scan((1 << 30) - 1, length, 32, 16, directions=2, backwards=0b10)
     assert replay.ran == ["outputs", "gradients"]
 
 
@@ -154,7 +155,7 @@ def test_scan_of_a_longest_video(replay, monkeypatch):
 
     monkeypatch.setattr(function, "ENOUGH_FORWARD", 1 << 40)
     monkeypatch.setattr(function, "ENOUGH_BACKWARD", 1 << 40)
-    monkeypatch.setattr(function, "SHORTEST", 36)
+    monkeypatch.setattr(function, "SHORTEST", 1100)  # 65,535 segments at most
     # It walks through all segments, of which there never are so many.
     monkeypatch.setattr(function, "carries", {(1,): lambda *_, **__: None})
     scan(1, elementary.MOST_NUMBERS // 32, 32, 16, directions=1, backwards=0)
@@ -187,6 +188,11 @@ def test_launches_that_cuda_refuses(replay):
         gate_of(1 << 30, 2, 64)
     with pytest.raises(ValueError, match="beyond CUDA's limits: use fewer videos"):
         convolve(1 << 31, 5, 32)
+    with pytest.raises(ValueError, match="beyond CUDA's limits: use fewer videos"):
+        scan(1 << 30, 5, 32, 16, directions=2, backwards=0)
     with pytest.raises(ValueError, match="at most 2146435072 numbers, got 2147483648"):
         convolve(1, 1, 1 << 28, taps=7)
+    for length, channels in ((40, 1 << 24), (1, 1 << 27)):
+        with pytest.raises(ValueError, match="at most 2146435072 numbers"):
+            scan(1, length, channels, 16, directions=1, backwards=0)
     assert not replay.ran

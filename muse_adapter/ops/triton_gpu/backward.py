@@ -172,7 +172,7 @@ def gradients(
         chunk = begin + (chunks - 1 - chunk_back) * CHUNK
         end = tl.minimum(chunk + CHUNK, stop)
         runs = (end - chunk + STEPS - 1) // STEPS
-        entry = (chunk // CHUNK * sides + side).to(tl.int64)
+        entry = sides.to(tl.int64) * (chunk // CHUNK) + side
         h = tl.load(saved_states + entry * S * E + tile, mask=in_tile, other=0.0)
         steps = chunk + tl.arange(0, WIDE)
         positions, inside = origin + steps * step, steps < end

@@ -188,7 +188,7 @@ def outputs(
         gains_out = steps_at(C, positions, C_time, s, inside, stated)
     for chunk in range(begin, stop, CHUNK):
         if SAVED:
-            row = (chunk // CHUNK * sides + side).to(tl.int64)
+            row = sides.to(tl.int64) * (chunk // CHUNK) + side
             tl.store(saved_states + row * S * E + tile, h, mask=in_tile)
         for _ in range(chunk, tl.minimum(chunk + CHUNK, stop), STEPS):
             dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
-from muse_adapter.ops.triton_gpu.elementary import check_offsets
+from muse_adapter.ops.triton_gpu.elementary import check_offsets, checked_grid
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
@@ -100,8 +100,9 @@ class Plan:
         self.blocks = triton.cdiv(self.E, self.block)
         longest = max(self.lengths)
         self.chunks = triton.cdiv(longest, CHUNK)
-        numbers = longest * max(self.E, self.B.time, self.C.time, self.E * self.S // self.block)
-        check_offsets(numbers)
+        parts = self.E * self.S // self.block
+        check_offsets(longest * max(self.E, self.B.time, self.C.time, parts))
+        check_offsets(self.E * self.S * max(self.count, CHUNK // STEPS_BACKWARD))
 
     def segments(self, enough: int) -> tuple[int, int]:
         """How many segments time is cut into for that many programs, and steps in each."""
@@ -147,7 +148,7 @@ class Plan:
 
     def grid(self, *segments: int) -> tuple[int, ...]:
         """Programs: blocks of all sides, then segments if there are any."""
-        return (self.blocks * self.count * self.batch, *segments)
+        return checked_grid(self.blocks * self.count * self.batch, *segments)
 
     def sizes(self, steps: int) -> tuple[int, ...]:
         """Return the sizes that all kernels with segments take."""

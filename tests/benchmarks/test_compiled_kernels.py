@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("triton", "3.6", reason="the compiler's interface of triton 3.6")
 
-from benchmarks import aot, sass
-from benchmarks.kernels import Chip, bound, pairs
+from benchmarks.gpu import aot, sass
+from benchmarks.gpu.compiled_kernels import Chip, bound, pairs
 
 # An outer loop of 3 instructions of its own, around an inner one of 9.
 LISTING = """
@@ -88,13 +88,13 @@ def test_wrong_arguments(run_python):
     module = Module()
     module.NEW_FORWARD = 3  # the package's own value
     assert aot.constants(module, "kernel", {}) == {"NEW": 3}
-    done = run_python("from benchmarks import aot; list(aot.kernels())", TRITON_INTERPRET="1")
+    done = run_python("from benchmarks.gpu import aot; list(aot.kernels())", TRITON_INTERPRET="1")
     assert "unset TRITON_INTERPRET" in done.stderr
 
 
 def test_command(run_python, tmp_path):
     """One kernel, for two block sizes: twice the channels are twice the work of a program."""
-    code = "from benchmarks.kernels import main; main()"
+    code = "from benchmarks.gpu.compiled_kernels import main; main()"
     rows = []
     for block in (32, 64):
         done = run_python(

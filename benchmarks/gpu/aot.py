@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import muse_adapter.ops.triton_gpu as package
-from benchmarks import sass
+from benchmarks.gpu import sass
 from muse_adapter.ops.triton_gpu import function
 
 # Sizes of the paper, and all that a training step does. Other constants are the package's.
@@ -28,6 +28,7 @@ CONSTANTS: dict[str, Any] = {
 NAMES = {
     ("convolve_backward", "WIDTH"): "CHANNELS",
     ("gradient_summaries", "STEPS"): "STEPS_FORWARD",
+    ("gradients", "WIDE"): "STEPS_FORWARD",
 }
 
 # Parameters of the type of the inputs; all others are of the type of the state.

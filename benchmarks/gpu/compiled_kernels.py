@@ -1,8 +1,8 @@
 """The Triton kernels as GPUs would run them: registers, instructions a step, bounds. Needs no GPU.
 
-    python -m benchmarks.kernels                       # sm_80, sm_90 and sm_100
-    python -m benchmarks.kernels --target 90 --only gradients --set RUN=4 BLOCK=64 --warps 2
-    python -m benchmarks.kernels --json FILE --markdown FILE
+    python -m benchmarks.gpu.compiled_kernels                       # sm_80, sm_90 and sm_100
+    python -m benchmarks.gpu.compiled_kernels --target 90 --only gradients --set RUN=4 BLOCK=64 --warps 2
+    python -m benchmarks.gpu.compiled_kernels --json FILE --markdown FILE
 
 Nothing is measured: kernels are compiled ahead of time, instructions in their loops are counted,
 and the busiest unit gives the least time that they can take.
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import triton
 
-from benchmarks import aot, sass
-from benchmarks.loops import Source, Turn
+from benchmarks.gpu import aot, sass
+from benchmarks.gpu.loops import Source, Turn
 from benchmarks.machine import machine, where, write_json
 
 Row = dict[str, Any]

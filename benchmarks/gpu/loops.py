@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import sass
+from benchmarks.gpu import sass
 
 
 class Turn(NamedTuple):
