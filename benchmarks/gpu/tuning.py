@@ -13,7 +13,6 @@ import itertools
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,8 +123,10 @@ class Scans:
             self.function.run_forward(plan, None, saved)
             self.saved[self.function.CHUNK] = saved
         saved = self.saved[self.function.CHUNK]
-        sides, _ = self.function.run_backward(plan, saved, self.dy, None, initial=False)
-        return [gradient for side in sides for gradient in side]
+        rows, gains, weights, _ = self.function.run_backward(
+            plan, saved, self.dy, None, initial=False
+        )
+        return [*rows, *gains, weights]
 
 
 def compile_choice(name: str, choice: Choice) -> None:

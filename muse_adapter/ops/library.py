@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from muse_adapter.ops.autograd import autograd_kernel
 from muse_adapter.ops.torch_private import in_forward_mode
 
 # By a library and not by `torch.library.custom_op`, whose first call imports the whole compiler:
@@ -43,9 +44,15 @@ def register(
     LIBRARY.impl(name, in_reverse_mode_only, "CompositeExplicitAutograd")
     torch.library.register_fake(f"muse_adapter::{name}", fake, lib=LIBRARY)
     if differentiate is not None:
-        torch.library.register_autograd(
-            f"muse_adapter::{name}", differentiate, setup_context=setup, lib=LIBRARY
+        operator = getattr(torch.ops.muse_adapter, name).default
+        kernel = autograd_kernel(
+            *(operator, differentiate, setup or _save_nothing), listed=schema.endswith("Tensor[]")
         )
+        LIBRARY.impl(name, kernel, "Autograd")
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Leave the context as it is."""
 
 
 def refuse_second(what: str) -> Callable[..., Any]:

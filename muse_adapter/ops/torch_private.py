@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import torch
 from torch.autograd import forward_ad
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -17,6 +19,22 @@ def in_forward_mode() -> bool:
     gradient, torch does not ask the operator, and the tangents would be lost without an error.
     """
     return forward_ad._current_level >= 0
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Inside the `with` block operators run as if no tensor wanted a gradient.
+
+    What a gradient of one's own for an operator rests on, as torch's notes on custom operators say.
+    """
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def any_requires_grad(*arguments: Any) -> bool:
+    """Whether one of the tensors, or tensors in lists, wants a gradient.
+
+    In C++, since every call of an operator asks.
+    """
+    return torch._C._any_requires_grad(*arguments)
 
 
 def constant_when_compiled(function: _Function) -> _Function:

@@ -11,7 +11,9 @@ import triton.language as tl
 
 from muse_adapter.ops.triton_gpu.elementary import (
     LN2,
+    LOG2E,
     VARYING,
+    channels_first,
     either,
     gain_rows,
     part_rows,
@@ -19,6 +21,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
     sigmoid,
     span,
     tiles,
+    weights_at,
 )
 from muse_adapter.ops.triton_gpu.time_rows import (
     stack,
@@ -33,7 +36,7 @@ from muse_adapter.ops.triton_gpu.time_rows import (
 @triton.jit(**VARYING)
 def gradient_summaries(
     delta0, delta1, C0, C1, dy0, dy1,
-    rates, bias, lengths, ends, totals,
+    A, bias0, bias1, lengths, ends, totals,
     L0, L1, batch, segment, backwards,
     C_time, C_channels,
     C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
@@ -52,9 +55,8 @@ def gradient_summaries(
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
     e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
-    direction = side // batch
-    rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
-    shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
+    rate = tl.load(A + side // batch * S * E + tile, mask=in_tile, other=0.0) * LOG2E
+    shift = weights_at(either(second, bias0, bias1), e, live, TYPE)
     delta = either(second, delta0, delta1) + video * length * E
     dy = either(second, dy0, dy1) + video * length * E
     C = either(second, C0, C1)
@@ -97,9 +99,9 @@ def gradient_summaries(
 def gradients(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
     dy0, dy1,
-    rates, D, bias, lengths, entries, saved_states, work,
+    A, D0, D1, bias0, bias1, lengths, entries, saved_states, work,
     dx0, dx1, ddelta0, ddelta1, dB0, dB1, dC0, dC1,
-    drates, dD, dbias, dinitial,
+    dweights, dinitial,
     L0, L1, batch, segment, backwards,
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -120,8 +122,7 @@ def gradients(
         dx0, dx1, ddelta0, ddelta1: (batch, L, E), contiguous.
         dB0, dB1, dC0, dC1: (blocks in a group, batch, L, G, S), or with CONSTANT
             (segments, batch, S, E).
-        drates: (segments, directions, batch, S, E).
-        dD, dbias: (segments, directions, batch, E).
+        dweights: (segments, directions, batch, E S + 2 E): of A (E, S), D and bias.
         dinitial: (directions, batch, S, E), written with INITIAL: the gradient of the state that
             enters the first segment.
         segment: a multiple of CHUNK.
@@ -131,10 +132,9 @@ def gradients(
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
     e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
-    direction = side // batch
-    rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
-    skip = tl.load(D + direction * E + e, mask=live, other=0.0)
-    shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
+    rate = tl.load(A + side // batch * S * E + tile, mask=in_tile, other=0.0) * LOG2E
+    skip = weights_at(either(second, D0, D1), e, live, TYPE)
+    shift = weights_at(either(second, bias0, bias1), e, live, TYPE)
     first = video * length * E
     x, delta = either(second, x0, x1) + first, either(second, delta0, delta1) + first
     dx, ddelta = either(second, dx0, dx1) + first, either(second, ddelta0, ddelta1) + first
@@ -295,9 +295,11 @@ def gradients(
     if INITIAL:  # noqa: SIM102 - a constant of the compiler, unlike `part`
         if part == 0:
             tl.store(dinitial + side.to(tl.int64) * S * E + tile, g, mask=in_tile)
-    tl.store(drates + row * S * E + tile, d_rate, mask=in_tile)
-    tl.store(dD + row * E + e, tl.sum(d_skip, 0), mask=live)
-    tl.store(dbias + row * E + e, tl.sum(d_shift, 0), mask=live)
+    # d exp(dt A) / dA is what is summed here: 2**(dt rate) is differentiated as if it were exp.
+    dweights += row * (S + 2) * E
+    tl.store(dweights + channels_first(e, s, S), d_rate, mask=in_tile)
+    tl.store(dweights + S * E + e, tl.sum(d_skip, 0), mask=live)
+    tl.store(dweights + (S + 1) * E + e, tl.sum(d_shift, 0), mask=live)
     if B_CONSTANT:
         tl.store(dB + tile, d_in, mask=in_tile)
     if C_CONSTANT:

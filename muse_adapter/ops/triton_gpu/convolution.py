@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.triton_gpu.elementary import (
     VARYING,
     check_offsets,
@@ -20,6 +21,7 @@ from muse_adapter.ops.triton_gpu.elementary import (
     place,
     sigmoid,
 )
+from muse_adapter.ops.triton_gpu.launch import cdiv, launch, next_power_of_2
 
 STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
 CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
@@ -34,28 +36,28 @@ def row_at(tensor, position, e, length, E: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def taps_at(weight, tap, e, E: tl.constexpr, TYPE: tl.constexpr):
-    """Load a tap of every channel, from (taps, E)."""
-    return tl.load(weight + tap * E + e, mask=e < E, other=0.0).to(TYPE)[None, :]
+def taps_at(weight, tap, e, E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
+    """Load a tap of every channel, from (E, TAPS)."""
+    return tl.load(weight + e * TAPS + tap, mask=e < E, other=0.0).to(TYPE)
 
 
 @triton.jit
 def convolved(
-    x, weight, position, e, length, sign,
+    x, weight, bias, position, e, length, sign,
     E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Convolve at the positions; sign -1: taps look back, 1: forward in time."""
-    # The last row of the weights is the bias.
-    result = taps_at(weight, TAPS, e, E, TYPE) + tl.zeros([position.shape[0], e.shape[0]], TYPE)
+    shift = taps_at(bias, 0, e, E, 1, TYPE)[None, :]
+    result = shift + tl.zeros([position.shape[0], e.shape[0]], TYPE)
     for tap in tl.static_range(TAPS):
         seen = row_at(x, position + sign * (TAPS - 1 - tap), e, length, E, TYPE)
-        result += taps_at(weight, tap, e, E, TYPE) * seen
+        result += taps_at(weight, tap, e, E, TAPS, TYPE)[None, :] * seen
     return result
 
 
 @triton.jit(**VARYING)
 def convolve_forward(
-    x, weight0, weight1, y0, y1, L, stop,
+    x, weight0, weight1, bias0, bias1, y0, y1, L, stop,
     E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
     STEPS: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +65,8 @@ def convolve_forward(
 
     Args:
         x: (batch, L, E).
-        weight0, weight1: (TAPS + 1, E), the taps and the bias.
+        weight0, weight1: (E, 1, TAPS), contiguous.
+        bias0, bias1: (E,), contiguous.
         y0: (batch, stop, E), the first positions of the direction whose taps look back.
         y1: (batch, L, E), of the other one, with BOTH.
     """
@@ -75,11 +78,11 @@ def convolve_forward(
     offset = position[:, None] * E + e[None, :]
     live = (e < E)[None, :]
     if first < stop:
-        value = convolved(x, weight0, position, e, L, -1, E, TAPS, TYPE)
+        value = convolved(x, weight0, bias0, position, e, L, -1, E, TAPS, TYPE)
         inside = (position < stop)[:, None] & live
         tl.store(y0 + video * stop * E + offset, value * sigmoid(value), mask=inside)
     if BOTH:
-        value = convolved(x, weight1, position, e, L, 1, E, TAPS, TYPE)
+        value = convolved(x, weight1, bias1, position, e, L, 1, E, TAPS, TYPE)
         inside = (position < L)[:, None] & live
         tl.store(y1 + video * L * E + offset, value * sigmoid(value), mask=inside)
 
@@ -102,7 +105,7 @@ def shifted(window, value, COUNT: tl.constexpr):
 
 @triton.jit(**VARYING)
 def convolve_backward(
-    x, weight0, weight1, dy0, dy1, dx, dweight, L, stop, segment,
+    x, weight0, weight1, bias0, bias1, dy0, dy1, dx, dweight, L, stop, segment,
     E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
     WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +118,7 @@ def convolve_backward(
     Args:
         dy0, dy1: gradients of the outputs of `convolve_forward`.
         dx: (batch, L, E).
-        dweight: (directions, batch, segments, TAPS + 1, E).
+        dweight: (directions, batch, segments, E TAPS + E): of the weight (E, TAPS), of the bias.
         segment: steps in a segment.
     """
     W: tl.constexpr = TAPS - 1
@@ -134,12 +137,12 @@ def convolve_backward(
     nothing = tl.zeros([WIDTH], TYPE)
     taps0, taps1, sums0, sums1 = (), (), (), ()
     for tap in tl.static_range(TAPS):
-        taps0 = taps0 + (tl.load(weight0 + tap * E + e, mask=live, other=0.0),)
-        taps1 = taps1 + (tl.load(weight1 + tap * E + e, mask=live, other=0.0),)
+        taps0 = taps0 + (taps_at(weight0, tap, e, E, TAPS, TYPE),)
+        taps1 = taps1 + (taps_at(weight1, tap, e, E, TAPS, TYPE),)
         sums0 = sums0 + (nothing,)
         sums1 = sums1 + (nothing,)
-    bias0 = tl.load(weight0 + TAPS * E + e, mask=live, other=0.0)
-    bias1 = tl.load(weight1 + TAPS * E + e, mask=live, other=0.0)
+    shift0 = taps_at(bias0, 0, e, E, 1, TYPE)
+    shift1 = taps_at(bias1, 0, e, E, 1, TYPE)
     bias_sum0, bias_sum1 = nothing, nothing
     # The last TAPS values, the newest one last.
     seen, grads0, grads1 = (nothing,), (nothing,), (nothing,)
@@ -154,7 +157,7 @@ def convolve_backward(
         here = live & (e < tl.where(t < L, E, 0))
         seen = shifted(seen, tl.load(x + t * E, mask=here, other=0.0).to(TYPE), TAPS)
         above = tl.load(dy0 + t * E, mask=live & (e < tl.where(t < stop, E, 0)), other=0.0)
-        value = bias0
+        value = shift0
         for tap in tl.static_range(TAPS):
             value += taps0[tap] * seen[tap]
         grad0 = past_silu(value, above.to(TYPE))
@@ -170,7 +173,7 @@ def convolve_backward(
             d_seen += taps0[tap] * grads0[W - tap]
         if BOTH:
             above = tl.load(dy1 + back * E, mask=live & (e < tl.where(back >= 0, E, 0)), other=0.0)
-            value = bias1
+            value = shift1
             for tap in tl.static_range(TAPS):
                 value += taps1[tap] * seen[W - tap]
             grad1 = past_silu(value, above.to(TYPE))
@@ -184,15 +187,15 @@ def convolve_backward(
             for tap in tl.static_range(TAPS):
                 d_seen += taps1[tap] * grads1[tap]
         tl.store(dx + back * E, d_seen, mask=live & (e < tl.where(back >= begin, E, 0)))
-    rows = dweight + (video * parts + part) * (TAPS + 1) * E + e
+    rows = dweight + (video * parts + part) * (TAPS + 1) * E
     for tap in tl.static_range(TAPS):
-        tl.store(rows + tap * E, sums0[tap], mask=live)
-    tl.store(rows + TAPS * E, bias_sum0, mask=live)
+        tl.store(rows + e * TAPS + tap, sums0[tap], mask=live)
+    tl.store(rows + TAPS * E + e, bias_sum0, mask=live)
     if BOTH:
         rows += batch * parts * (TAPS + 1) * E
         for tap in tl.static_range(TAPS):
-            tl.store(rows + tap * E, sums1[tap], mask=live)
-        tl.store(rows + TAPS * E, bias_sum1, mask=live)
+            tl.store(rows + e * TAPS + tap, sums1[tap], mask=live)
+        tl.store(rows + TAPS * E + e, bias_sum1, mask=live)
 
 
 def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]:
@@ -205,22 +208,23 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
     """
     x = x.contiguous()
     batch, length, channels = x.shape
-    check_offsets(max(length, weights[0].shape[-1] + 1) * channels)
-    joined = _joined(weights)
-    y = [x.new_empty(batch, stop, channels), torch.empty_like(x)][: len(joined)]
-    width = min(WIDTH, triton.next_power_of_2(channels))
+    taps = weights[0].shape[-1]
+    check_offsets(max(length, taps + 1) * channels)
+    y = [x.new_empty(batch, stop, channels)]
+    if len(weights) > 2:
+        y.append(torch.empty_like(x))
+    width = min(WIDTH, next_power_of_2(channels))
+    grid = checked_grid(cdiv(length, STEPS) * batch, cdiv(channels, width))
     with torch.cuda.device_of(x):  # kernels are launched on the current device
-        convolve_forward[
-            checked_grid(triton.cdiv(length, STEPS) * batch, triton.cdiv(channels, width))
-        ](
-            *(x, joined[0], joined[-1], y[0], y[-1], length, stop),
+        launch(
+            *(convolve_forward, grid, OPTIONS),
+            *((x, *_pairs(weights), y[0], y[-1]), (length, stop)),
             E=channels,
             BOTH=len(y) > 1,
-            TAPS=weights[0].shape[-1],
+            TAPS=taps,
             STEPS=STEPS,
             WIDTH=width,
             TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            **OPTIONS,
         )
     return y
 
@@ -228,38 +232,33 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
 def run_backward(
     x: Tensor, weights: Sequence[Tensor], grads: Sequence[Tensor], stop: int
 ) -> list[Tensor]:
-    """Gradients of x and of the weights, in their order."""
+    """Gradients of x, and of the weights: (directions, E taps + E), weight and bias of each."""
     x = x.contiguous()
     dy = [grad.contiguous() for grad in grads]
     batch, length, channels = x.shape
-    joined = _joined(weights)
     taps = weights[0].shape[-1]
     check_offsets(max(length, taps + 1) * channels)
-    dx, width = torch.empty_like(x), min(CHANNELS, triton.next_power_of_2(channels))
-    segment = max(SEGMENT, triton.cdiv(length, 65535))  # the second axis has no more programs
-    parts = triton.cdiv(length, segment)
-    dweight = joined[0].new_empty(len(dy), batch, parts, taps + 1, channels)
+    dx, width = torch.empty_like(x), min(CHANNELS, next_power_of_2(channels))
+    segment = max(SEGMENT, cdiv(length, 65535))  # the second axis has no more programs
+    parts = cdiv(length, segment)
+    grid = checked_grid(cdiv(channels, width) * batch, parts)
+    shape = len(dy), batch, parts, channels * (taps + 1)
+    dweight = torch.empty(shape, dtype=state_dtype(x), device=x.device)
     with torch.cuda.device_of(x):
-        convolve_backward[checked_grid(triton.cdiv(channels, width) * batch, parts)](
-            *(x, joined[0], joined[-1], dy[0], dy[-1], dx, dweight, length, stop, segment),
+        launch(
+            *(convolve_backward, grid, OPTIONS),
+            (x, *_pairs(weights), dy[0], dy[-1], dx, dweight),
+            (length, stop, segment),
             E=channels,
             BOTH=len(dy) > 1,
             TAPS=taps,
             WIDTH=width,
             TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            **OPTIONS,
         )
-    results = [dx]
-    for grad, weight, bias in zip(dweight.sum((1, 2)), weights[::2], weights[1::2], strict=True):
-        taps_first = grad[:-1].t().unsqueeze(1).to(weight.dtype)
-        results += [taps_first.contiguous(), grad[-1].to(bias.dtype, copy=True)]
-    return results
+    return [dx, dweight.sum((1, 2))]
 
 
-def _joined(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Taps and bias of each direction, (taps + 1, E), in the type of the sums."""
-    dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    return [
-        torch.cat([weight.squeeze(1).t(), bias.unsqueeze(0)]).to(dtype)
-        for weight, bias in zip(weights[::2], weights[1::2], strict=True)
-    ]
+def _pairs(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of both directions, then biases; those of the only direction twice."""
+    weight, bias = weights[::2], weights[1::2]
+    return [t.contiguous() for t in (weight[0], weight[-1], bias[0], bias[-1])]

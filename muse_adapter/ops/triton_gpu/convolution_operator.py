@@ -9,6 +9,7 @@ from torch import Tensor
 
 from muse_adapter.ops.backend import by_name
 from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.library import refuse_second, register
 
 
@@ -50,8 +51,13 @@ def _setup_convolutions(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor])
 
 def _differentiate_convolutions(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     x, *weights = ctx.saved_tensors
-    dx, *dweights = torch.ops.muse_adapter.triton_convolutions_backward(x, weights, grads, ctx.end)
-    return dx, dweights, None
+    dx, dweights = torch.ops.muse_adapter.triton_convolutions_backward(x, weights, grads, ctx.end)
+    channels, _, taps = weights[0].shape
+    given = []
+    for row in dweights.unbind(0):
+        weight, bias = row.split([channels * taps, channels])
+        given += [weight.view(channels, 1, taps), bias]
+    return dx, [g.to(w.dtype) for g, w in zip(given, weights, strict=True)], None
 
 
 def _convolutions_backward(
@@ -71,7 +77,11 @@ def _convolutions_backward(
 def _convolutions_backward_fake(
     x: Tensor, weights: list[Tensor], grads: list[Tensor], end: int
 ) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (x, *weights)]
+    numbers = weights[0].shape[0] * (weights[0].shape[2] + 1)
+    return [
+        x.new_empty(x.shape),
+        x.new_empty((len(weights) // 2, numbers), dtype=state_dtype(x)),
+    ]
 
 
 register(

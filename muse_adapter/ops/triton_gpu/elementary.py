@@ -105,6 +105,18 @@ def tiles(block, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: 
 
 
 @triton.jit
+def channels_first(e, s, S: tl.constexpr):
+    """Offsets of a tile (STATES, BLOCK) in what lies as (E, S)."""
+    return e[None, :] * S + s[:, None]
+
+
+@triton.jit
+def weights_at(row, e, live, TYPE: tl.constexpr):
+    """Load D or bias of a program's channels, (BLOCK,)."""
+    return tl.load(row + e, mask=live, other=0.0).to(TYPE)
+
+
+@triton.jit
 def gain_rows(
     gain, block, video, length, time, channels,
     CONSTANT: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,

@@ -10,8 +10,8 @@ Arguments that kernels share (0 and 1: of the first and the second direction)
     x, delta: (batch, L, E), contiguous.
     B, C: (batch, L, G, S), positions B_time (C_time) apart, the rest contiguous, B_channels
         (C_channels) to a group; or with CONSTANT (S, E).
-    rates: (directions, S, E), A log2(e).
-    D, bias: (directions, E).
+    A: (directions, S, E), in the type of the state.
+    D, bias: (E,), contiguous.
     lengths: (batch,), int32, read with MASKED only. Behind them nothing is read or written.
     segment: steps in a segment.
     STEPS: steps that are read at once.
@@ -25,12 +25,15 @@ import triton
 import triton.language as tl
 
 from muse_adapter.ops.triton_gpu.elementary import (
+    LOG2E,
     VARYING,
+    channels_first,
     either,
     gain_rows,
     place,
     span,
     tiles,
+    weights_at,
 )
 from muse_adapter.ops.triton_gpu.time_rows import stack, step_sizes, steps_at, unstack, unstack_pair
 
@@ -38,7 +41,7 @@ from muse_adapter.ops.triton_gpu.time_rows import stack, step_sizes, steps_at, u
 @triton.jit(**VARYING)
 def summaries(
     x0, x1, delta0, delta1, B0, B1,
-    rates, bias, lengths, ends, totals,
+    A, bias0, bias1, lengths, ends, totals,
     L0, L1, batch, segment, backwards,
     B_time, B_channels,
     B_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
@@ -57,9 +60,8 @@ def summaries(
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
     e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
-    direction = side // batch
-    rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
-    shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
+    rate = tl.load(A + side // batch * S * E + tile, mask=in_tile, other=0.0) * LOG2E
+    shift = weights_at(either(second, bias0, bias1), e, live, TYPE)
     x = either(second, x0, x1) + video * length * E
     delta = either(second, delta0, delta1) + video * length * E
     B = either(second, B0, B1)
@@ -100,7 +102,7 @@ def summaries(
 
 @triton.jit(**VARYING)
 def carries(
-    ends, totals, rates, first,
+    ends, totals, A, first,
     batch, segments, from_last,
     GIVEN: tl.constexpr, E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr,
     BLOCK: tl.constexpr, TYPE: tl.constexpr,
@@ -114,7 +116,7 @@ def carries(
     """
     block, side, sides = place(E, BLOCK)
     e, _, live, _, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
-    rate = tl.load(rates + side // batch * S * E + tile, mask=in_tile, other=0.0)
+    rate = tl.load(A + side // batch * S * E + tile, mask=in_tile, other=0.0) * LOG2E
     h = tl.zeros([STATES, BLOCK], TYPE)
     if GIVEN:
         h = tl.load(first + side.to(tl.int64) * S * E + tile, mask=in_tile, other=0.0)
@@ -133,8 +135,8 @@ def carries(
 @triton.jit(**VARYING)
 def outputs(
     x0, x1, delta0, delta1, B0, B1, C0, C1,
-    rates, D, bias, lengths, entries, y0, y1,
-    saved_states, last,
+    A, D0, D1, bias0, bias1, lengths, entries, y0, y1,
+    saved_states, last0, last1,
     L0, L1, batch, segment, backwards,
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -149,7 +151,7 @@ def outputs(
             zero.
         y0, y1: (batch, L, E), contiguous.
         saved_states: (chunks, directions, batch, S, E).
-        last: (directions, batch, S, E).
+        last0, last1: (batch, E, S).
         segment: a multiple of CHUNK.
     """
     part = tl.program_id(1)
@@ -157,10 +159,9 @@ def outputs(
     second, video = side >= batch, (side % batch).to(tl.int64)
     length, valid, origin, step = span(lengths, L0, L1, side, batch, backwards, MASKED)
     e, s, live, stated, tile, in_tile = tiles(block, E, S, STATES, BLOCK)
-    direction = side // batch
-    rate = tl.load(rates + direction * S * E + tile, mask=in_tile, other=0.0)
-    skip = tl.load(D + direction * E + e, mask=live, other=0.0)
-    shift = tl.load(bias + direction * E + e, mask=live, other=0.0)
+    rate = tl.load(A + side // batch * S * E + tile, mask=in_tile, other=0.0) * LOG2E
+    skip = weights_at(either(second, D0, D1), e, live, TYPE)
+    shift = weights_at(either(second, bias0, bias1), e, live, TYPE)
     x = either(second, x0, x1) + video * length * E
     delta = either(second, delta0, delta1) + video * length * E
     y = either(second, y0, y1) + video * length * E
@@ -222,4 +223,5 @@ def outputs(
                 sums = sums + (tl.sum(h * gain_out, 0),)
             tl.store(target, stack(sums, STEPS, BLOCK) + skipped, mask=written)
     if part == tl.num_programs(1) - 1:
-        tl.store(last + side.to(tl.int64) * S * E + tile, h, mask=in_tile)
+        last = either(second, last0, last1) + video * S * E
+        tl.store(last + channels_first(e, s, S), h, mask=in_tile)

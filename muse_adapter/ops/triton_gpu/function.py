@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
 from muse_adapter.ops.triton_gpu.elementary import check_offsets, checked_grid
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
+from muse_adapter.ops.triton_gpu.launch import cdiv, launch, next_power_of_2
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
 CHUNK = 32  # steps from one saved state to the next
@@ -64,6 +64,22 @@ class Gains(NamedTuple):
     channels: int
 
 
+class Gradients(NamedTuple):
+    """The gradients of all sides, in as few tensors as hold them.
+
+    Attributes:
+        rows: Of x of each side, then of delta of each side, (batch, L, E).
+        gains: Of B and C of each side, as they were given; one tensor of all where they are alike.
+        weights: (directions, E S + 2 E), of A (E, S), D and bias.
+        initial: (directions, batch, S, E) or None.
+    """
+
+    rows: list[Tensor]
+    gains: Sequence[Tensor]
+    weights: Tensor
+    initial: Tensor | None
+
+
 class Plan:
     """How one or two scans over the same videos are cut into programs.
 
@@ -85,21 +101,22 @@ class Plan:
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.x = [side.x.contiguous() for side in sides]
         self.delta = [side.delta.contiguous() for side in sides]
+        self.stacked = alike([gain for side in sides for gain in (side.B, side.C)])
         self.B = self._gains([side.B for side in sides])
         self.C = self._gains([side.C for side in sides])
-        self.rates = self._stack([side.A.t() * math.log2(math.e) for side in sides])
-        self.D = self._stack([side.D for side in sides])
-        self.bias = self._stack([side.bias for side in sides])
+        self.A = self._stack([side.A.t() for side in sides])
+        self.D = self._alike([side.D for side in sides])
+        self.bias = self._alike([side.bias for side in sides])
         self.valid = (
-            self.bias if lengths is None else lengths.clamp(0, max(self.lengths)).to(torch.int32)
+            self.A if lengths is None else lengths.clamp(0, max(self.lengths)).to(torch.int32)
         )
         self.masked = lengths is not None
         self.backwards = backwards
         self.softplus = softplus
         self.block = self._block()
-        self.blocks = triton.cdiv(self.E, self.block)
+        self.blocks = cdiv(self.E, self.block)
         longest = max(self.lengths)
-        self.chunks = triton.cdiv(longest, CHUNK)
+        self.chunks = cdiv(longest, CHUNK)
         parts = self.E * self.S // self.block
         check_offsets(longest * max(self.E, self.B.time, self.C.time, parts))
         check_offsets(self.E * self.S * max(self.count, CHUNK // STEPS_BACKWARD))
@@ -109,11 +126,18 @@ class Plan:
         longest = max(self.lengths)
         wanted = enough // max(1, self.blocks * self.batch * self.count)
         wanted = max(1, min(wanted, longest // SHORTEST))
-        steps = triton.cdiv(max(1, triton.cdiv(longest, wanted)), CHUNK) * CHUNK
-        return triton.cdiv(max(1, longest), steps), steps
+        steps = cdiv(max(1, cdiv(longest, wanted)), CHUNK) * CHUNK
+        return cdiv(max(1, longest), steps), steps
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
-        return torch.stack([tensor.to(self.dtype) for tensor in tensors])
+        # Even a `to` that does nothing takes its time.
+        return torch.stack([t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors])
+
+    def _alike(self, rows: list[Tensor]) -> list[Tensor]:
+        """Rows of numbers that a kernel reads as one type."""
+        if rows[0].dtype != rows[-1].dtype:
+            rows = [row.to(self.dtype) for row in rows]
+        return [row.contiguous() for row in rows]
 
     def _gains(self, gains: list[Tensor]) -> Gains:
         groups, states = gains[0].shape[2:]
@@ -140,7 +164,7 @@ class Plan:
         for gains in (self.B, self.C):
             if not gains.constant and gains.channels != self.E:
                 block = math.gcd(block, gains.channels)
-        return min(block, triton.next_power_of_2(self.E))
+        return min(block, next_power_of_2(self.E))
 
     def shape(self, *sizes: int) -> list[int]:
         """Return a shape of the kernels: sizes, directions, batch, S, E."""
@@ -159,10 +183,9 @@ class Plan:
         return {
             "E": self.E,
             "S": self.S,
-            "STATES": triton.next_power_of_2(self.S),
+            "STATES": next_power_of_2(self.S),
             "BLOCK": self.block,
             "TYPE": tl.float64 if self.dtype == torch.float64 else tl.float32,
-            **OPTIONS,
         }
 
     def flags(self) -> dict[str, Any]:
@@ -177,7 +200,7 @@ class Plan:
 
     def empty(self, *shape: int) -> Tensor:
         """Memory in the type of the state."""
-        return self.rates.new_empty(shape)
+        return torch.empty(shape, dtype=self.dtype, device=self.A.device)
 
     def in_time(self, like: Sequence[Tensor], *shape: int, dtype: torch.dtype) -> list[Tensor]:
         """Memory that no kernel writes behind the lengths: there it is zero."""
@@ -192,8 +215,8 @@ def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def run_forward(
     plan: Plan, initial: Tensor | None, saved_states: Tensor | None
-) -> tuple[list[Tensor], Tensor]:
-    """Compute the outputs of each side (batch, L, E), and last states (directions, batch, S, E).
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute the outputs (batch, L, E) and the last states (batch, E, S) of each side.
 
     Args:
         plan: How the scans are cut.
@@ -201,33 +224,40 @@ def run_forward(
         saved_states: (chunks, directions, batch, S, E) receives the state before every chunk; None:
             they are not wanted.
     """
-    last = plan.empty(*plan.shape())
+    last = [plan.empty(plan.batch, plan.E, plan.S) for _ in range(plan.count)]
     entries = initial
     B, C = plan.B, plan.C
     segments, steps = plan.segments(ENOUGH_FORWARD)
     if segments > 1:
         entries = plan.empty(*plan.shape(segments))
         totals = plan.empty(segments, plan.count, plan.batch, plan.E)
-        summaries[plan.grid(segments - 1)](
-            *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors)),
-            *(plan.rates, plan.bias, plan.valid, entries, totals),
-            *(*plan.sizes(steps), B.time, B.channels),
+        launch(
+            *(summaries, plan.grid(segments - 1), OPTIONS),
+            (
+                *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), plan.A, *pair(plan.bias)),
+                *(plan.valid, entries, totals),
+            ),
+            *(plan.sizes(steps), (B.time, B.channels)),
             B_CONSTANT=B.constant,
             STEPS=STEPS_FORWARD,
             **plan.flags(),
         )
-        carries[plan.grid()](
-            *(entries, totals, plan.rates, entries if initial is None else initial),
-            *(plan.batch, segments, 0),
+        launch(
+            *(carries, plan.grid(), OPTIONS),
+            (entries, totals, plan.A, entries if initial is None else initial),
+            (plan.batch, segments, 0),
             GIVEN=initial is not None,
             **plan.meta(),
         )
     y = plan.in_time(plan.x, dtype=plan.dtype)
-    outputs[plan.grid(segments)](
-        *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors)),
-        *(plan.rates, plan.D, plan.bias, plan.valid, last if entries is None else entries),
-        *(*pair(y), last if saved_states is None else saved_states, last),
-        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
+    launch(
+        *(outputs, plan.grid(segments), OPTIONS),
+        (
+            *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), plan.A),
+            *(*pair(plan.D), *pair(plan.bias), plan.valid, plan.A if entries is None else entries),
+            *(*pair(y), plan.A if saved_states is None else saved_states, *pair(last)),
+        ),
+        *(plan.sizes(steps), (B.time, B.channels, C.time, C.channels)),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
         ENTERED=entries is not None,
@@ -246,8 +276,8 @@ def run_backward(
     dlast: Tensor | None,
     *,
     initial: bool,
-) -> tuple[list[list[Tensor]], Tensor | None]:
-    """Gradients of each side's seven tensors, in the order of `Side`, and of the initial states.
+) -> Gradients:
+    """Compute all gradients.
 
     Args:
         plan: How the scans are cut.
@@ -263,34 +293,40 @@ def run_backward(
     if segments > 1:
         entries = plan.empty(*plan.shape(segments))
         totals = plan.empty(segments, plan.count, plan.batch, plan.E)
-        gradient_summaries[plan.grid(segments - 1)](
-            *(*pair(plan.delta), *pair(C.tensors), *pair(dy)),
-            *(plan.rates, plan.bias, plan.valid, entries, totals),
-            *(*plan.sizes(steps), C.time, C.channels),
+        launch(
+            *(gradient_summaries, plan.grid(segments - 1), OPTIONS),
+            (
+                *(*pair(plan.delta), *pair(C.tensors), *pair(dy), plan.A, *pair(plan.bias)),
+                *(plan.valid, entries, totals),
+            ),
+            *(plan.sizes(steps), (C.time, C.channels)),
             C_CONSTANT=C.constant,
             STEPS=STEPS_FORWARD,
             **plan.flags(),
         )
-        carries[plan.grid()](
-            *(entries, totals, plan.rates, entries if dlast is None else dlast),
-            *(plan.batch, segments, 1),
+        launch(
+            *(carries, plan.grid(), OPTIONS),
+            (entries, totals, plan.A, entries if dlast is None else dlast),
+            (plan.batch, segments, 1),
             GIVEN=dlast is not None,
             **plan.meta(),
         )
     dx = plan.in_time(plan.x, dtype=plan.x[0].dtype)
     ddelta = plan.in_time(plan.delta, dtype=plan.delta[0].dtype)
-    dB, dC = (_gain_gradients(plan, gains, segments) for gains in (B, C))
-    drates = plan.empty(*plan.shape(segments))
-    dD, dbias = (plan.empty(segments, plan.count, plan.batch, plan.E) for _ in range(2))
+    gains = _gain_parts(plan, segments)
+    dweights = plan.empty(segments, plan.count, plan.batch, plan.E * (plan.S + 2))
     dinitial = plan.empty(*plan.shape()) if initial else None
     work = plan.empty(segments, plan.count, plan.batch, CHUNK // STEPS_BACKWARD, plan.S, plan.E)
-    gradients[plan.grid(segments)](
-        *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
-        *(plan.rates, plan.D, plan.bias, plan.valid),
-        *(saved_states if entries is None else entries, saved_states, work),
-        *(*pair(dx), *pair(ddelta), *pair(dB), *pair(dC), drates, dD, dbias),
-        dD if dinitial is None else dinitial,
-        *(*plan.sizes(steps), B.time, B.channels, C.time, C.channels),
+    launch(
+        *(gradients, plan.grid(segments), OPTIONS),
+        (
+            *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
+            *(plan.A, *pair(plan.D), *pair(plan.bias), plan.valid),
+            *(saved_states if entries is None else entries, saved_states, work),
+            *(*pair(dx), *pair(ddelta), *pair(gains[::2]), *pair(gains[1::2]), dweights),
+            dweights if dinitial is None else dinitial,
+        ),
+        *(plan.sizes(steps), (B.time, B.channels, C.time, C.channels)),
         B_CONSTANT=B.constant,
         C_CONSTANT=C.constant,
         ENTERED=entries is not None,
@@ -300,29 +336,50 @@ def run_backward(
         WIDE=STEPS_FORWARD,
         **plan.flags(),
     )
-    # d exp(dt A) / dA is what the kernel gives: it differentiates 2**(dt rate) as if it were exp.
-    dA = drates.sum((0, 2)).transpose(1, 2)
-    dD, dbias = dD.sum((0, 2)), dbias.sum((0, 2))
-    grads = []
-    for side in range(plan.count):
-        dB_side, dC_side = (
-            part.sum(0).t()[None, None] if gains.constant else part.sum(0)
-            for gains, part in ((B, dB[side]), (C, dC[side]))
-        )
-        grads.append([dx[side], ddelta[side], dA[side], dB_side, dC_side, dD[side], dbias[side]])
-    return grads, dinitial
+    return Gradients([*dx, *ddelta], _sums(plan, gains), dweights.sum((0, 2)), dinitial)
 
 
-def _gain_gradients(plan: Plan, gains: Gains, segments: int) -> list[Tensor]:
-    """Memory for the parts of the gradients of B or C, which are summed over the first dimension.
+def _gain_parts(plan: Plan, segments: int) -> Sequence[Tensor]:
+    """Memory for the parts of the gradients of B and C, which are summed over the first dimension.
 
     No two programs write to one place, and the sum has a fixed order.
+
+    Returns:
+        As `Gradients.gains`, each with its parts in front.
     """
-    if gains.constant:
-        shape = (segments * plan.batch, plan.S, plan.E)
-        return [plan.empty(*shape) for _ in range(plan.count)]
-    parts = triton.cdiv(gains.channels, plan.block)
-    return [
-        plan.in_time([tensor], parts, *tensor.shape, dtype=plan.dtype)[0]
-        for tensor in gains.tensors
+    shapes = [
+        (segments * plan.batch, plan.S, plan.E)
+        if gains.constant
+        else (cdiv(gains.channels, plan.block), *gains.tensors[side].shape)
+        for gains, side in _in_order(plan)
     ]
+    make = torch.zeros if plan.masked else torch.empty
+    kind = {"dtype": plan.dtype, "device": plan.A.device}
+    if plan.stacked:
+        return make((len(shapes), *shapes[0]), **kind)
+    return [make(shape, **kind) for shape in shapes]
+
+
+def _sums(plan: Plan, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Sum the parts of the gradients of B and C, in the types of these."""
+    if isinstance(parts, Tensor):
+        sums = parts.sum(1)
+        sums = sums.transpose(1, 2)[:, None, None] if plan.B.constant else sums
+        return sums.to(plan.B.tensors[0].dtype).contiguous()
+    return [
+        (part.sum(0).t()[None, None] if gains.constant else part.sum(0))
+        .to(gains.tensors[side].dtype)
+        .contiguous()
+        for part, (gains, side) in zip(parts, _in_order(plan), strict=True)
+    ]
+
+
+def _in_order(plan: Plan) -> list[tuple[Gains, int]]:
+    """B and C of each side."""
+    return [(gains, side) for side in range(plan.count) for gains in (plan.B, plan.C)]
+
+
+def alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors have one shape and type."""
+    first = tensors[0]
+    return all(t.shape == first.shape and t.dtype == first.dtype for t in tensors)

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from muse_adapter.ops.triton_gpu.elementary import VARYING, checked_grid, sigmoid
+from muse_adapter.ops.triton_gpu.launch import cdiv, launch, next_power_of_2
 
 WIDTH = 512  # channels that a program takes at once
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
@@ -81,9 +82,13 @@ def run_forward(
     out = torch.empty_like(z)
     total = torch.empty_like(z) if save else z.new_empty(0)
     with torch.cuda.device_of(z):  # kernels are launched on the current device
-        gate_forward[_grid(z)](
-            *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out),
-            *(total if save else out, y[0].shape[1], y[-1].shape[1], z.shape[1]),
+        launch(
+            *(gate_forward, _grid(z), OPTIONS),
+            (
+                *(y[0], y[-1], z, z if positions is None else positions.contiguous(), out),
+                total if save else out,
+            ),
+            (y[0].shape[1], y[-1].shape[1], z.shape[1]),
             E=z.shape[2],
             BOTH=len(y) > 1,
             PLACED=positions is not None,
@@ -100,8 +105,11 @@ def run_backward(
     z, total = z.contiguous(), total.contiguous()
     dz, dy = torch.empty_like(z), torch.empty_like(z, dtype=dtype)
     with torch.cuda.device_of(z):
-        gate_backward[_grid(z)](
-            grad.contiguous(), z, total, dy, dz, z.shape[1], E=z.shape[2], **_meta(z, dtype)
+        launch(
+            *(gate_backward, _grid(z), OPTIONS),
+            *((grad.contiguous(), z, total, dy, dz), (z.shape[1],)),
+            E=z.shape[2],
+            **_meta(z, dtype),
         )
     return dz, dy
 
@@ -109,13 +117,13 @@ def run_backward(
 def _grid(z: Tensor) -> tuple[int, ...]:
     """Programs: places of all videos, of which only the first axis holds enough; channels."""
     batch, places, channels = z.shape
-    return checked_grid(places * batch, triton.cdiv(channels, _width(channels)))
+    return checked_grid(places * batch, cdiv(channels, _width(channels)))
 
 
 def _width(channels: int) -> int:
-    return min(WIDTH, triton.next_power_of_2(channels))
+    return min(WIDTH, next_power_of_2(channels))
 
 
 def _meta(z: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     wide = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"WIDTH": _width(z.shape[2]), "TYPE": wide, **OPTIONS}
+    return {"WIDTH": _width(z.shape[2]), "TYPE": wide}

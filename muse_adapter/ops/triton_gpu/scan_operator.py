@@ -110,7 +110,7 @@ def _scan(
         saved_states = plan.empty(*plan.shape(plan.chunks)) if save else plan.empty(0)
         initial = plan.states(initial_states)
         y, last = function.run_forward(plan, initial, saved_states if save else None)
-    return [*y, *(state.transpose(1, 2).contiguous() for state in last), saved_states]
+    return [*y, *last, saved_states]
 
 
 def _saved_states_shape(fields: list[Tensor]) -> tuple[int, ...]:
@@ -167,7 +167,35 @@ def _differentiate_scan(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]
     gradients = torch.ops.muse_adapter.triton_scan_backward(
         dy, dlast, saved_states, fields, initial_states, lengths, *ctx.options
     )
-    return gradients[: ctx.fields], gradients[ctx.fields :], None, None, None, None
+    initial = gradients[len(gradients) - len(initial_states) :]
+    return _by_field(fields, gradients), initial, None, None, None, None
+
+
+def _by_field(fields: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """Take apart what the backward pass returns, see `function.Gradients`.
+
+    Views, which the results of an operator may not be of each other.
+    """
+    count = len(fields) // FIELDS
+    channels, states = fields[2].shape
+    rows, gains = gradients[: 2 * count], gradients[2 * count :]
+    if _gains_stacked(fields):
+        gains = [*gains[0].unbind(0), gains[1]]
+    by_field = []
+    for side in range(count):
+        A, D, bias = gains[2 * count][side].split([channels * states, channels, channels])
+        B, C = gains[2 * side : 2 * side + 2]
+        by_field += [rows[side], rows[count + side], A.view(channels, states), B, C, D, bias]
+    return [
+        gradient if gradient.dtype == field.dtype else gradient.to(field.dtype)
+        for gradient, field in zip(by_field, fields, strict=True)
+    ]
+
+
+def _gains_stacked(fields: list[Tensor]) -> bool:
+    from muse_adapter.ops.triton_gpu.function import alike
+
+    return alike([*fields[3::FIELDS], *fields[4::FIELDS]])
 
 
 def _scan_backward(
@@ -190,17 +218,17 @@ def _scan_backward(
             check_tensor("dy", grad, tuple(x.shape), like)
         for grad in dlast:
             check_tensor("dlast", grad, (plan.batch, plan.E, plan.S), like)
-        sides, initial = function.run_backward(
+        gradients = function.run_backward(
             *(plan, saved_states.to(plan.dtype).contiguous(), dy, plan.states(dlast)),
             initial=bool(initial_states),
         )
-    gradients = [grad for side in sides for grad in side]
-    if initial is not None:
-        gradients += initial.transpose(2, 3).unbind(0)
-    return [
-        grad.to(like.dtype).contiguous()
-        for grad, like in zip(gradients, [*fields, *initial_states], strict=True)
-    ]
+    gains = gradients.gains
+    results = [*gradients.rows, *([gains] if isinstance(gains, Tensor) else gains)]
+    results.append(gradients.weights)
+    if gradients.initial is not None:
+        states = gradients.initial.transpose(2, 3).unbind(0)
+        results += [g.to(s.dtype).contiguous() for g, s in zip(states, initial_states, strict=True)]
+    return results
 
 
 def _scan_backward_fake(
@@ -211,7 +239,16 @@ def _scan_backward_fake(
     initial_states: list[Tensor],
     *options: Any,
 ) -> list[Tensor]:
-    return [field.new_empty(field.shape) for field in (*fields, *initial_states)]
+    x, count = fields[0], len(fields) // FIELDS
+    gains = [fields[i] for side in range(count) for i in (side * FIELDS + 3, side * FIELDS + 4)]
+    shapes = [(2 * count, *gains[0].shape)] if _gains_stacked(fields) else [g.shape for g in gains]
+    channels, states = fields[2].shape
+    return [
+        *(side.new_empty(side.shape) for side in (*fields[::FIELDS], *fields[1::FIELDS])),
+        *(gain.new_empty(shape) for gain, shape in zip(gains, shapes, strict=False)),
+        x.new_empty((count, channels * (states + 2)), dtype=state_dtype(x)),
+        *(state.new_empty(state.shape) for state in initial_states),
+    ]
 
 
 OPTIONS = "Tensor[] initial_states, Tensor? lengths, int backwards, bool softplus"
