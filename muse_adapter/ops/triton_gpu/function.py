@@ -75,7 +75,7 @@ class Gradients(NamedTuple):
     """
 
     rows: list[Tensor]
-    gains: Sequence[Tensor]
+    gains: Tensor | list[Tensor]
     weights: Tensor
     initial: Tensor | None
 
@@ -201,6 +201,11 @@ class Plan:
     def empty(self, *shape: int) -> Tensor:
         """Memory in the type of the state."""
         return torch.empty(shape, dtype=self.dtype, device=self.A.device)
+
+    def parts(self, *shape: int) -> Tensor:
+        """Memory for sums over what no kernel writes behind the lengths: there it is zero."""
+        make = torch.zeros if self.masked else torch.empty
+        return make(shape, dtype=self.dtype, device=self.A.device)
 
     def in_time(self, like: Sequence[Tensor], *shape: int, dtype: torch.dtype) -> list[Tensor]:
         """Memory that no kernel writes behind the lengths: there it is zero."""
@@ -339,7 +344,7 @@ def run_backward(
     return Gradients([*dx, *ddelta], _sums(plan, gains), dweights.sum((0, 2)), dinitial)
 
 
-def _gain_parts(plan: Plan, segments: int) -> Sequence[Tensor]:
+def _gain_parts(plan: Plan, segments: int) -> Tensor | list[Tensor]:
     """Memory for the parts of the gradients of B and C, which are summed over the first dimension.
 
     No two programs write to one place, and the sum has a fixed order.
@@ -353,14 +358,12 @@ def _gain_parts(plan: Plan, segments: int) -> Sequence[Tensor]:
         else (cdiv(gains.channels, plan.block), *gains.tensors[side].shape)
         for gains, side in _in_order(plan)
     ]
-    make = torch.zeros if plan.masked else torch.empty
-    kind = {"dtype": plan.dtype, "device": plan.A.device}
     if plan.stacked:
-        return make((len(shapes), *shapes[0]), **kind)
-    return [make(shape, **kind) for shape in shapes]
+        return plan.parts(len(shapes), *shapes[0])
+    return [plan.parts(*shape) for shape in shapes]
 
 
-def _sums(plan: Plan, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+def _sums(plan: Plan, parts: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     """Sum the parts of the gradients of B and C, in the types of these."""
     if isinstance(parts, Tensor):
         sums = parts.sum(1)
