@@ -14,6 +14,7 @@ from muse_adapter.ops.torch_private import any_requires_grad, below_autograd
 
 
 def autograd_kernel(
+    name: str,
     operator: Callable[..., Any],
     differentiate: Callable[..., Any],
     setup: Callable[..., None],
@@ -23,6 +24,7 @@ def autograd_kernel(
     """Make what torch runs for an operator above autograd.
 
     Args:
+        name: Of the operator, for profiles and errors.
         operator: The operator; it returns a tensor, a tuple or a list of tensors.
         differentiate: Its gradient, see `torch.library.register_autograd`. A list of results has
             its gradients in a list; `ctx.needs_input_grad` counts tensors of lists one by one.
@@ -55,6 +57,10 @@ def autograd_kernel(
                     flat += [None] * size if gradient is None else gradient
             return *flat, None
 
+    # The node of the graph has the name that the class is made with.
+    make: Any = type(Gradient)
+    named = make(name, (Gradient,), {})
+
     def run(*arguments: Any) -> Any:
         if not (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with below_autograd():
@@ -66,7 +72,7 @@ def autograd_kernel(
                 flat.append(argument)
             else:
                 flat += argument
-        result = Gradient.apply(*flat, sizes)
+        result = named.apply(*flat, sizes)
         return list(result) if listed else result
 
     return run

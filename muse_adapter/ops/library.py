@@ -46,7 +46,8 @@ def register(
     if differentiate is not None:
         operator = getattr(torch.ops.muse_adapter, name).default
         kernel = autograd_kernel(
-            *(operator, differentiate, setup or _save_nothing), listed=schema.endswith("Tensor[]")
+            *(name, operator, differentiate, setup or _save_nothing),
+            listed=schema.endswith("Tensor[]"),
         )
         LIBRARY.impl(name, kernel, "Autograd")
 

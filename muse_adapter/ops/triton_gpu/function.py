@@ -328,7 +328,7 @@ def run_backward(
             *(*pair(plan.x), *pair(plan.delta), *pair(B.tensors), *pair(C.tensors), *pair(dy)),
             *(plan.A, *pair(plan.D), *pair(plan.bias), plan.valid),
             *(saved_states if entries is None else entries, saved_states, work),
-            *(*pair(dx), *pair(ddelta), *pair(gains[::2]), *pair(gains[1::2]), dweights),
+            *(*pair(dx), *pair(ddelta), gains[0], gains[-2], gains[1], gains[-1], dweights),
             dweights if dinitial is None else dinitial,
         ),
         *(plan.sizes(steps), (B.time, B.channels, C.time, C.channels)),
