@@ -33,7 +33,7 @@ NAMES = {
 
 # Parameters of the type of the inputs; all others are of the type of the state.
 INPUTS = {
-    *("x", "x0", "x1", "delta0", "delta1", "B0", "B1", "C0", "C1", "z", "total", "out"),
+    *("x", "x0", "x1", "delta0", "delta1", "z", "total", "out"),
     *("dx", "dx0", "dx1", "ddelta0", "ddelta1", "dz", "dout"),
 }
 CONVOLVED = {"y0", "y1", "dy0", "dy1"}  # likewise, but of the state's type in a scan

@@ -40,7 +40,7 @@ def gradient_summaries(
     L0, L1, batch, segment, backwards,
     C_time, C_channels,
     C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, AHEAD: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the state that enters each segment, from the segment's own outputs alone.
@@ -68,23 +68,15 @@ def gradient_summaries(
     total = tl.zeros([STEPS, BLOCK], TYPE)
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
-    steps = stop - 1 - tl.arange(0, STEPS)
-    positions, inside = origin + steps * step, steps >= begin
-    above = steps_at(dy, positions, E, e, inside, live)
-    raw = steps_at(delta, positions, E, e, inside, live)
-    if not C_CONSTANT:
-        gains = steps_at(C, positions, C_time, s, inside, stated)
-    for _ in range(begin, stop, STEPS):
-        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-        dts, dys = unstack_pair(dt, above.to(TYPE), STEPS, BLOCK)
-        if not C_CONSTANT:
-            gains_out = unstack(gains.to(TYPE), STEPS, STATES)
-        steps -= STEPS
+    for back in tl.range(begin, stop, STEPS, num_stages=AHEAD):
+        steps = begin + stop - 1 - back - tl.arange(0, STEPS)
         positions, inside = origin + steps * step, steps >= begin
         above = steps_at(dy, positions, E, e, inside, live)
         raw = steps_at(delta, positions, E, e, inside, live)
+        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+        dts, dys = unstack_pair(dt, above, STEPS, BLOCK)
         if not C_CONSTANT:
-            gains = steps_at(C, positions, C_time, s, inside, stated)
+            gains_out = unstack(steps_at(C, positions, C_time, s, inside, stated), STEPS, STATES)
         for i in tl.static_range(STEPS):
             if not C_CONSTANT:
                 gain_out = gains_out[i][:, None]
@@ -106,7 +98,7 @@ def gradients(
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, INITIAL: tl.constexpr,
-    CHUNK: tl.constexpr, STEPS: tl.constexpr, WIDE: tl.constexpr,
+    CHUNK: tl.constexpr, STEPS: tl.constexpr, WIDE: tl.constexpr, AHEAD: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """All gradients, chunk by chunk from the last step to the first.
@@ -167,30 +159,21 @@ def gradients(
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
     chunks = tl.maximum(stop - begin + CHUNK - 1, 0) // CHUNK
-    lanes = tl.arange(0, STEPS)
     for chunk_back in range(chunks):
         chunk = begin + (chunks - 1 - chunk_back) * CHUNK
         end = tl.minimum(chunk + CHUNK, stop)
         runs = (end - chunk + STEPS - 1) // STEPS
         entry = sides.to(tl.int64) * (chunk // CHUNK) + side
         h = tl.load(saved_states + entry * S * E + tile, mask=in_tile, other=0.0)
-        steps = chunk + tl.arange(0, WIDE)
-        positions, inside = origin + steps * step, steps < end
-        inputs = steps_at(x, positions, E, e, inside, live)
-        raw = steps_at(delta, positions, E, e, inside, live)
-        if not B_CONSTANT:
-            gains_in = steps_at(B, positions, B_time, s, inside, stated)
-        for run in range(0, runs, WIDE // STEPS):
-            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), WIDE, BLOCK)
-            if not B_CONSTANT:
-                rows_in = unstack(gains_in.to(TYPE), WIDE, STATES)
-            steps += WIDE
+        for run in tl.range(0, runs, WIDE // STEPS, num_stages=AHEAD):
+            steps = chunk + run * STEPS + tl.arange(0, WIDE)
             positions, inside = origin + steps * step, steps < end
-            inputs = steps_at(x, positions, E, e, inside, live)
+            inputs = steps_at(x, positions, E, e, inside, live).to(TYPE)
             raw = steps_at(delta, positions, E, e, inside, live)
+            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+            dts, driven = unstack_pair(dt, dt * inputs, WIDE, BLOCK)
             if not B_CONSTANT:
-                gains_in = steps_at(B, positions, B_time, s, inside, stated)
+                rows_in = unstack(steps_at(B, positions, B_time, s, inside, stated), WIDE, STATES)
             for i in tl.static_range(WIDE):
                 if i % STEPS == 0:
                     tl.store(work + (run + i // STEPS) * S * E + tile, h, mask=in_tile)
@@ -198,47 +181,27 @@ def gradients(
                     gain_in = rows_in[i][:, None]
                 h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
         tl.debug_barrier()  # a lane may read from `work` what another has written
-        steps = chunk + (runs - 1) * STEPS + lanes
-        positions, inside = origin + steps * step, steps < end
-        inputs = steps_at(x, positions, E, e, inside, live)
-        raw = steps_at(delta, positions, E, e, inside, live)
-        above = steps_at(dy, positions, E, e, inside, live)
-        if not B_CONSTANT:
-            gains_in = steps_at(B, positions, B_time, s, inside, stated)
-        if not C_CONSTANT:
-            gains_out = steps_at(C, positions, C_time, s, inside, stated)
-        entry_state = tl.load(work + (runs - 1) * S * E + tile, mask=in_tile, other=0.0)
-        for run_back in range(runs):
+        for run_back in tl.range(runs, num_stages=AHEAD):
             run = runs - 1 - run_back
-            here = inside[:, None] & live[None, :]
-            there = inside[:, None] & stated[None, :]
-            rows, places = positions[:, None] * E + e[None, :], positions[:, None]
-            wide, slope = inputs.to(TYPE), raw.to(TYPE) + shift[None, :]
-            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dy_here = above.to(TYPE)
-            dts, driven = unstack_pair(dt, dt * wide, STEPS, BLOCK)
-            dys = unstack(dy_here, STEPS, BLOCK)
-            if not B_CONSTANT and not C_CONSTANT:
-                rows_in, rows_out = unstack_pair(
-                    gains_in.to(TYPE), gains_out.to(TYPE), STEPS, STATES
-                )
-            elif not B_CONSTANT:
-                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
-            elif not C_CONSTANT:
-                rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
-            h = entry_state
-            # What the run in front of this one needs.
-            earlier = tl.maximum(run - 1, 0)
-            entry_state = tl.load(work + earlier * S * E + tile, mask=in_tile, other=0.0)
-            steps = chunk + (run - 1) * STEPS + lanes
-            positions, inside = origin + steps * step, (steps >= chunk) & (steps < end)
-            inputs = steps_at(x, positions, E, e, inside, live)
+            h = tl.load(work + run * S * E + tile, mask=in_tile, other=0.0)
+            steps = chunk + run * STEPS + tl.arange(0, STEPS)
+            positions, inside = origin + steps * step, steps < end
+            inputs = steps_at(x, positions, E, e, inside, live).to(TYPE)
             raw = steps_at(delta, positions, E, e, inside, live)
             above = steps_at(dy, positions, E, e, inside, live)
+            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+            dts, driven = unstack_pair(dt, dt * inputs, STEPS, BLOCK)
+            dys = unstack(above, STEPS, BLOCK)
             if not B_CONSTANT:
                 gains_in = steps_at(B, positions, B_time, s, inside, stated)
             if not C_CONSTANT:
                 gains_out = steps_at(C, positions, C_time, s, inside, stated)
+            if not B_CONSTANT and not C_CONSTANT:
+                rows_in, rows_out = unstack_pair(gains_in, gains_out, STEPS, STATES)
+            elif not B_CONSTANT:
+                rows_in = unstack(gains_in, STEPS, STATES)
+            elif not C_CONSTANT:
+                rows_out = unstack(gains_out, STEPS, STATES)
 
             before = ()
             to_C = ()
@@ -278,17 +241,20 @@ def gradients(
                 d_B = stack(to_B, STEPS, STATES)
             elif not C_CONSTANT:
                 d_C = stack(to_C, STEPS, STATES)
+            here, places = inside[:, None] & live[None, :], positions[:, None]
+            there = inside[:, None] & stated[None, :]
+            rows = places * E + e[None, :]
             if not B_CONSTANT:
                 tl.store(dB + places * dB_time + s[None, :], d_B, mask=there)
             if not C_CONSTANT:
                 tl.store(dC + places * dC_time + s[None, :], d_C, mask=there)
             d_driven, d_decay = stack_pair(to_driven, to_decay, STEPS, BLOCK)
-            d_raw = d_driven * wide + d_decay * LN2
+            d_raw = d_driven * inputs + d_decay * LN2
             if SOFTPLUS:
-                d_raw *= sigmoid(slope)
-            d_skip += dy_here * wide
+                d_raw *= sigmoid(raw.to(TYPE) + shift[None, :])
+            d_skip += above * inputs
             d_shift += tl.where(here, d_raw, 0.0)
-            tl.store(dx + rows, d_driven * dt + skip[None, :] * dy_here, mask=here)
+            tl.store(dx + rows, d_driven * dt + skip[None, :] * above, mask=here)
             tl.store(ddelta + rows, d_raw, mask=here)
         tl.debug_barrier()  # the next chunk writes over `work`
 

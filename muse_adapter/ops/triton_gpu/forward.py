@@ -45,7 +45,7 @@ def summaries(
     L0, L1, batch, segment, backwards,
     B_time, B_channels,
     B_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, AHEAD: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """State at the end of each segment from zero at its start, and its sum of step sizes.
@@ -73,23 +73,15 @@ def summaries(
     total = tl.zeros([STEPS, BLOCK], TYPE)
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
-    steps = begin + tl.arange(0, STEPS)
-    positions, inside = origin + steps * step, steps < stop
-    inputs = steps_at(x, positions, E, e, inside, live)
-    raw = steps_at(delta, positions, E, e, inside, live)
-    if not B_CONSTANT:
-        gains = steps_at(B, positions, B_time, s, inside, stated)
-    for _ in range(begin, stop, STEPS):
-        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-        dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), STEPS, BLOCK)
-        if not B_CONSTANT:
-            gains_in = unstack(gains.to(TYPE), STEPS, STATES)
-        steps += STEPS
+    for t in tl.range(begin, stop, STEPS, num_stages=AHEAD):
+        steps = t + tl.arange(0, STEPS)
         positions, inside = origin + steps * step, steps < stop
-        inputs = steps_at(x, positions, E, e, inside, live)
+        inputs = steps_at(x, positions, E, e, inside, live).to(TYPE)
         raw = steps_at(delta, positions, E, e, inside, live)
+        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+        dts, driven = unstack_pair(dt, dt * inputs, STEPS, BLOCK)
         if not B_CONSTANT:
-            gains = steps_at(B, positions, B_time, s, inside, stated)
+            gains_in = unstack(steps_at(B, positions, B_time, s, inside, stated), STEPS, STATES)
         for i in tl.static_range(STEPS):
             if not B_CONSTANT:
                 gain_in = gains_in[i][:, None]
@@ -141,7 +133,7 @@ def outputs(
     B_time, B_channels, C_time, C_channels,
     B_CONSTANT: tl.constexpr, C_CONSTANT: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, ENTERED: tl.constexpr, SAVED: tl.constexpr, CHUNK: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, AHEAD: tl.constexpr,
     E: tl.constexpr, S: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Write outputs, last states, and with SAVED the state before every chunk of CHUNK steps.
@@ -179,49 +171,37 @@ def outputs(
         h = tl.load(entries + row * S * E + tile, mask=in_tile, other=0.0)
     begin = part * segment
     stop = tl.minimum(begin + segment, valid)
-    steps = begin + tl.arange(0, STEPS)
-    positions, inside = origin + steps * step, steps < stop
-    inputs = steps_at(x, positions, E, e, inside, live)
-    raw = steps_at(delta, positions, E, e, inside, live)
-    if not B_CONSTANT:
-        gains_in = steps_at(B, positions, B_time, s, inside, stated)
-    if not C_CONSTANT:
-        gains_out = steps_at(C, positions, C_time, s, inside, stated)
-    for chunk in range(begin, stop, CHUNK):
+    for t in tl.range(begin, stop, STEPS, num_stages=AHEAD):
         if SAVED:
-            row = sides.to(tl.int64) * (chunk // CHUNK) + side
-            tl.store(saved_states + row * S * E + tile, h, mask=in_tile)
-        for _ in range(chunk, tl.minimum(chunk + CHUNK, stop), STEPS):
-            dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
-            dts, driven = unstack_pair(dt, dt * inputs.to(TYPE), STEPS, BLOCK)
-            if not B_CONSTANT and not C_CONSTANT:
-                rows_in, rows_out = unstack_pair(
-                    gains_in.to(TYPE), gains_out.to(TYPE), STEPS, STATES
-                )
-            elif not B_CONSTANT:
-                rows_in = unstack(gains_in.to(TYPE), STEPS, STATES)
-            elif not C_CONSTANT:
-                rows_out = unstack(gains_out.to(TYPE), STEPS, STATES)
-            skipped = skip[None, :] * inputs.to(TYPE)
-            target = y + positions[:, None] * E + e[None, :]
-            written = inside[:, None] & live[None, :]
-            steps += STEPS
-            positions, inside = origin + steps * step, steps < stop
-            inputs = steps_at(x, positions, E, e, inside, live)
-            raw = steps_at(delta, positions, E, e, inside, live)
+            row = sides.to(tl.int64) * (t // CHUNK) + side
+            tl.store(saved_states + row * S * E + tile, h, mask=in_tile & (t % CHUNK == 0))
+        steps = t + tl.arange(0, STEPS)
+        positions, inside = origin + steps * step, steps < stop
+        inputs = steps_at(x, positions, E, e, inside, live).to(TYPE)
+        raw = steps_at(delta, positions, E, e, inside, live)
+        dt = step_sizes(raw, shift, inside, live, SOFTPLUS, TYPE)
+        dts, driven = unstack_pair(dt, dt * inputs, STEPS, BLOCK)
+        if not B_CONSTANT:
+            gains_in = steps_at(B, positions, B_time, s, inside, stated)
+        if not C_CONSTANT:
+            gains_out = steps_at(C, positions, C_time, s, inside, stated)
+        if not B_CONSTANT and not C_CONSTANT:
+            rows_in, rows_out = unstack_pair(gains_in, gains_out, STEPS, STATES)
+        elif not B_CONSTANT:
+            rows_in = unstack(gains_in, STEPS, STATES)
+        elif not C_CONSTANT:
+            rows_out = unstack(gains_out, STEPS, STATES)
+        sums = ()
+        for i in tl.static_range(STEPS):
             if not B_CONSTANT:
-                gains_in = steps_at(B, positions, B_time, s, inside, stated)
+                gain_in = rows_in[i][:, None]
             if not C_CONSTANT:
-                gains_out = steps_at(C, positions, C_time, s, inside, stated)
-            sums = ()
-            for i in tl.static_range(STEPS):
-                if not B_CONSTANT:
-                    gain_in = rows_in[i][:, None]
-                if not C_CONSTANT:
-                    gain_out = rows_out[i][:, None]
-                h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
-                sums = sums + (tl.sum(h * gain_out, 0),)
-            tl.store(target, stack(sums, STEPS, BLOCK) + skipped, mask=written)
+                gain_out = rows_out[i][:, None]
+            h = tl.exp2(dts[i][None, :] * rate) * h + driven[i][None, :] * gain_in
+            sums = sums + (tl.sum(h * gain_out, 0),)
+        total = stack(sums, STEPS, BLOCK) + skip[None, :] * inputs
+        target = y + positions[:, None] * E + e[None, :]
+        tl.store(target, total, mask=inside[:, None] & live[None, :])
     if part == tl.num_programs(1) - 1:
         last = either(second, last0, last1) + video * S * E
         tl.store(last + channels_first(e, s, S), h, mask=in_tile)

@@ -19,6 +19,7 @@ BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lan
 CHUNK = 32  # steps from one saved state to the next
 STEPS_FORWARD = 4  # steps that are read at once
 STEPS_BACKWARD = 2  # also those whose states the backward pass holds in registers
+AHEAD = 2  # tiles of steps in shared memory: the next ones are on their way
 # Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit on a
 # scheduler 4 times, the backward kernel twice. With fewer, time is cut into segments. Constants, so
 # that results do not depend on the card.
@@ -102,8 +103,9 @@ class Plan:
         self.x = [side.x.contiguous() for side in sides]
         self.delta = [side.delta.contiguous() for side in sides]
         self.stacked = alike([gain for side in sides for gain in (side.B, side.C)])
-        self.B = self._gains([side.B for side in sides])
-        self.C = self._gains([side.C for side in sides])
+        # In the type of the state: what is narrower than 4 bytes the kernels cannot read ahead.
+        gains = self._widened([gain for side in sides for gain in (side.B, side.C)])
+        self.B, self.C = self._gains(gains[::2]), self._gains(gains[1::2])
         self.A = self._stack([side.A.t() for side in sides])
         self.D = self._alike([side.D for side in sides])
         self.bias = self._alike([side.bias for side in sides])
@@ -132,6 +134,14 @@ class Plan:
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         # Even a `to` that does nothing takes its time.
         return torch.stack([t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors])
+
+    def _widened(self, gains: list[Tensor]) -> list[Tensor]:
+        """B and C of all sides in the type of the state."""
+        if all(gain.dtype == self.dtype for gain in gains):
+            return gains
+        if self.stacked:  # two operations instead of one for each
+            return list(torch.stack(gains).to(self.dtype).unbind(0))
+        return [gain.to(self.dtype) for gain in gains]
 
     def _alike(self, rows: list[Tensor]) -> list[Tensor]:
         """Rows of numbers that a kernel reads as one type."""
@@ -245,6 +255,7 @@ def run_forward(
             *(plan.sizes(steps), (B.time, B.channels)),
             B_CONSTANT=B.constant,
             STEPS=STEPS_FORWARD,
+            AHEAD=AHEAD,
             **plan.flags(),
         )
         launch(
@@ -269,6 +280,7 @@ def run_forward(
         SAVED=saved_states is not None,
         CHUNK=CHUNK,
         STEPS=STEPS_FORWARD,
+            AHEAD=AHEAD,
         **plan.flags(),
     )
     return y, last
@@ -307,6 +319,7 @@ def run_backward(
             *(plan.sizes(steps), (C.time, C.channels)),
             C_CONSTANT=C.constant,
             STEPS=STEPS_FORWARD,
+            AHEAD=AHEAD,
             **plan.flags(),
         )
         launch(
@@ -339,6 +352,7 @@ def run_backward(
         CHUNK=CHUNK,
         STEPS=STEPS_BACKWARD,
         WIDE=STEPS_FORWARD,
+        AHEAD=AHEAD,
         **plan.flags(),
     )
     return Gradients([*dx, *ddelta], _sums(plan, gains), dweights.sum((0, 2)), dinitial)
