@@ -23,7 +23,8 @@ from muse_adapter.ops.triton_gpu.elementary import (
 )
 from muse_adapter.ops.triton_gpu.launch import cdiv, launch, next_power_of_2
 
-STEPS, WIDTH = 16, 64  # a program's tile of positions and channels in the forward pass
+STEPS, WIDTH = 16, 64  # a tile of positions and channels in the forward pass
+TILES = 8  # tiles of a program, which reads the taps once
 CHANNELS, SEGMENT = 128, 96  # channels and positions of a program in the backward pass
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -42,16 +43,24 @@ def taps_at(weight, tap, e, E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.conste
 
 
 @triton.jit
+def taps_of(weight, bias, e, E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
+    """Taps of every channel, and behind them its bias."""
+    taps = ()
+    for tap in tl.static_range(TAPS):
+        taps = taps + (taps_at(weight, tap, e, E, TAPS, TYPE),)
+    return taps + (taps_at(bias, 0, e, E, 1, TYPE),)
+
+
+@triton.jit
 def convolved(
-    x, weight, bias, position, e, length, sign,
+    x, taps, position, e, length, sign,
     E: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Convolve at the positions; sign -1: taps look back, 1: forward in time."""
-    shift = taps_at(bias, 0, e, E, 1, TYPE)[None, :]
-    result = shift + tl.zeros([position.shape[0], e.shape[0]], TYPE)
+    result = taps[TAPS][None, :] + tl.zeros([position.shape[0], e.shape[0]], TYPE)
     for tap in tl.static_range(TAPS):
         seen = row_at(x, position + sign * (TAPS - 1 - tap), e, length, E, TYPE)
-        result += taps_at(weight, tap, e, E, TAPS, TYPE)[None, :] * seen
+        result += taps[tap][None, :] * seen
     return result
 
 
@@ -59,9 +68,9 @@ def convolved(
 def convolve_forward(
     x, weight0, weight1, bias0, bias1, y0, y1, L, stop,
     E: tl.constexpr, BOTH: tl.constexpr, TAPS: tl.constexpr,
-    STEPS: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
+    STEPS: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """SiLU of the convolutions of both directions.
+    """SiLU of the convolutions of both directions, TILES times STEPS positions a program.
 
     Args:
         x: (batch, L, E).
@@ -70,21 +79,27 @@ def convolve_forward(
         y0: (batch, stop, E), the first positions of the direction whose taps look back.
         y1: (batch, L, E), of the other one, with BOTH.
     """
-    rows = (L + STEPS - 1) // STEPS
-    first, video = tl.program_id(0) % rows * STEPS, (tl.program_id(0) // rows).to(tl.int64)
-    position = first + tl.arange(0, STEPS)
+    rows = (L + STEPS * TILES - 1) // (STEPS * TILES)
+    begin, video = tl.program_id(0) % rows * STEPS * TILES, tl.program_id(0) // rows
+    video = video.to(tl.int64)
     e = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     x += video * L * E
-    offset = position[:, None] * E + e[None, :]
+    y0 += video * stop * E
+    y1 += video * L * E
     live = (e < E)[None, :]
-    if first < stop:
-        value = convolved(x, weight0, bias0, position, e, L, -1, E, TAPS, TYPE)
-        inside = (position < stop)[:, None] & live
-        tl.store(y0 + video * stop * E + offset, value * sigmoid(value), mask=inside)
-    if BOTH:
-        value = convolved(x, weight1, bias1, position, e, L, 1, E, TAPS, TYPE)
-        inside = (position < L)[:, None] & live
-        tl.store(y1 + video * L * E + offset, value * sigmoid(value), mask=inside)
+    taps0 = taps_of(weight0, bias0, e, E, TAPS, TYPE)
+    taps1 = taps_of(weight1, bias1, e, E, TAPS, TYPE)
+    for first in range(begin, tl.minimum(begin + STEPS * TILES, L), STEPS):
+        position = first + tl.arange(0, STEPS)
+        offset = position[:, None] * E + e[None, :]
+        if first < stop:
+            value = convolved(x, taps0, position, e, L, -1, E, TAPS, TYPE)
+            inside = (position < stop)[:, None] & live
+            tl.store(y0 + offset, value * sigmoid(value), mask=inside)
+        if BOTH:
+            value = convolved(x, taps1, position, e, L, 1, E, TAPS, TYPE)
+            inside = (position < L)[:, None] & live
+            tl.store(y1 + offset, value * sigmoid(value), mask=inside)
 
 
 @triton.jit
@@ -214,7 +229,7 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
     if len(weights) > 2:
         y.append(torch.empty_like(x))
     width = min(WIDTH, next_power_of_2(channels))
-    grid = checked_grid(cdiv(length, STEPS) * batch, cdiv(channels, width))
+    grid = checked_grid(cdiv(length, STEPS * TILES) * batch, cdiv(channels, width))
     with torch.cuda.device_of(x):  # kernels are launched on the current device
         launch(
             *(convolve_forward, grid, OPTIONS),
@@ -223,6 +238,7 @@ def run_forward(x: Tensor, weights: Sequence[Tensor], stop: int) -> list[Tensor]
             BOTH=len(y) > 1,
             TAPS=taps,
             STEPS=STEPS,
+            TILES=TILES,
             WIDTH=width,
             TYPE=tl.float64 if x.dtype == torch.float64 else tl.float32,
         )
