@@ -1,7 +1,7 @@
 """The Triton kernels as GPUs would run them: registers, instructions a step, bounds. Needs no GPU.
 
     python -m benchmarks.gpu.compiled_kernels                       # sm_80, sm_90 and sm_100
-    python -m benchmarks.gpu.compiled_kernels --target 90 --only gradients --set RUN=4 BLOCK=64 --warps 2
+    python -m benchmarks.gpu.compiled_kernels --target 90 --only gradients --set BLOCK=64 --warps 2
     python -m benchmarks.gpu.compiled_kernels --json FILE --markdown FILE
 
 Nothing is measured: kernels are compiled ahead of time, instructions in their loops are counted,

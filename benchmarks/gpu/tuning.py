@@ -24,10 +24,15 @@ BOUND = 1e-3  # of float32 states and bfloat16 inputs: sums in another order
 WORKERS = 12  # processes that compile
 
 # What is tried: constants of `function`. Programs (ENOUGH) need no compilation.
-FORWARD = {"BLOCK": (32, 64), "STEPS_FORWARD": (2, 4)}
-FORWARD_PROGRAMS = {"ENOUGH_FORWARD": (1, 1024, 2048, 4096, 8192)}
-BACKWARD = {"BLOCK": (16, 32), "STEPS_BACKWARD": (2, 4), "CHUNK": (16, 32, 64)}
-BACKWARD_PROGRAMS = {"ENOUGH_BACKWARD": (1, 1024, 2048, 4096)}
+FORWARD = {"BLOCK": (32, 64), "STEPS_FORWARD": (2, 4), "AHEAD": (2, 3, 4)}
+FORWARD_PROGRAMS = {"ENOUGH_FORWARD": (1, 1024, 2048)}
+BACKWARD = {
+    "BLOCK": (16, 32),
+    "STEPS_BACKWARD": (2, 4),
+    "CHUNK": (16, 32),
+    "AHEAD": (2, 3, 4),
+}
+BACKWARD_PROGRAMS = {"ENOUGH_BACKWARD": (1, 1024, 2048)}
 
 Choice = dict[str, int]
 
@@ -75,9 +80,9 @@ def measure(name: str, tried: list[Choice], size: Sizes, options: Options) -> Ro
         except Exception as error:  # too many registers, say: a choice that this GPU refuses
             row["refused"][label] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
-        error = max(map(relative_error, got, expected))
-        if not error <= BOUND:
-            row["failed"] = f"{label} is off by {error:.1e}"
+        largest = max(map(relative_error, got, expected))
+        if not largest <= BOUND:
+            row["failed"] = f"{label} is off by {largest:.1e}"
             continue
         with constants(choice):
             steps[label] = replayed(functools.partial(scans.run, name), options, pool)
@@ -102,11 +107,13 @@ class Scans:
         A = -torch.arange(1.0, STATES + 1, device=device).expand(channels, -1).contiguous()
         self.sides = [
             function.Side(
-                *(normal(batch, length, channels) for _ in range(2)),
-                A,
-                *(normal(batch, length, 1, STATES) for _ in range(2)),
-                torch.ones(channels, device=device),
-                torch.full((channels,), -4.0, device=device),
+                x=normal(batch, length, channels),
+                delta=normal(batch, length, channels),
+                A=A,
+                B=normal(batch, length, 1, STATES),
+                C=normal(batch, length, 1, STATES),
+                D=torch.ones(channels, device=device),
+                bias=torch.full((channels,), -4.0, device=device),
             )
             for _ in range(2)
         ]

@@ -89,9 +89,10 @@ def test_head_on_gpu_never_waits_for_the_host_and_replays():
         expected = head(tokens, mask)  # compiles
         torch.cuda.set_sync_debug_mode("error")
         try:
-            assert torch.equal(head(tokens, mask), expected)
+            again = head(tokens, mask)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(again, expected)  # which waits
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = head(tokens, mask)

@@ -19,7 +19,7 @@ BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lan
 CHUNK = 32  # steps from one saved state to the next
 STEPS_FORWARD = 4  # steps that are read at once
 STEPS_BACKWARD = 2  # also those whose states the backward pass holds in registers
-AHEAD = 2  # tiles of steps in shared memory: the next ones are on their way
+AHEAD = 3  # tiles of steps at once: one is worked on, the others are on their way
 # Programs that fill a large chip (132 processors with 4 schedulers): the forward kernels fit on a
 # scheduler 4 times, the backward kernel twice. With fewer, time is cut into segments. Constants, so
 # that results do not depend on the card.
