@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.heads.variants import Variant
+from benchmarks.heads.workload import Case, measure
 from benchmarks.isolated import DiedError, isolated
 from benchmarks.measure import MemoryMeter
-from benchmarks.variants import Variant
-from benchmarks.workload import Case, measure
 from tests.support.small_benchmarks import ON_CPU, small
 
 LOADED = "set(__import__('sys').modules)"
@@ -30,17 +30,17 @@ def test_the_memory_meter_sees_what_is_freed_again() -> None:
 
 def test_an_interpreter_of_its_own_loads_nothing_beforehand() -> None:
     loaded = isolated(eval, LOADED)
-    assert "benchmarks.preload" not in loaded and "benchmarks.workload" not in loaded
+    assert "benchmarks.heads.preload" not in loaded and "benchmarks.heads.workload" not in loaded
 
 
 def test_a_row_of_an_isolated_process() -> None:
     settings = small(threads=1, limit_s=0.05)
     outcome = isolated(
-        measure, "attention-plain", Case("inference", 16, (8, 8), 1), settings, preloaded=True
+        measure, "attention-plain", Case("inference", 8, (8, 8), 1), settings, preloaded=True
     )
     assert outcome.timing.median > 0 and outcome.parameters > 0 and len(outcome.result) == 32
-    # One layer's scores and their softmax, 16 * (1 + 16 + 64 + 256) tokens squared, in float32.
-    weights = 4 * (16 * (1 + 16 + 64 + 256)) ** 2
+    # One layer's scores and their softmax, 8 * (1 + 16 + 64 + 256) tokens squared, in float32.
+    weights = 4 * (8 * (1 + 16 + 64 + 256)) ** 2
     assert 2 * weights < outcome.peak_bytes < 4 * weights
 
 
