@@ -36,11 +36,11 @@ def test_an_interpreter_of_its_own_loads_nothing_beforehand() -> None:
 def test_a_row_of_an_isolated_process() -> None:
     settings = small(threads=1, limit_s=0.05)
     outcome = isolated(
-        measure, "attention-plain", Case("inference", 8, (8, 8), 1), settings, preloaded=True
+        measure, "attention-plain", Case("inference", 16, (8, 8), 1), settings, preloaded=True
     )
     assert outcome.timing.median > 0 and outcome.parameters > 0 and len(outcome.result) == 32
-    # One layer's scores and their softmax, 8 * (1 + 16 + 64 + 256) tokens squared, in float32.
-    weights = 4 * (8 * (1 + 16 + 64 + 256)) ** 2
+    # One layer's scores and their softmax, 16 * (1 + 16 + 64 + 256) tokens squared, in float32.
+    weights = 4 * (16 * (1 + 16 + 64 + 256)) ** 2
     assert 2 * weights < outcome.peak_bytes < 4 * weights
 
 

@@ -53,8 +53,8 @@ def test_compiles_as_one_graph(mixer, aggregation, masked):
 
 @pytest.mark.slow
 @every_form
-def test_compiles_in_all_forms(mixer, aggregation, mask):
-    check_compiled(mixer, aggregation, mask, scales=(0.5, 1.0, 2.0))
+def test_compiles_in_all_forms(mixer, aggregation, mask, depth):
+    check_compiled(mixer, aggregation, mask, scales=(0.5, 1.0, 2.0), depth=depth)
 
 
 @pytest.mark.slow
