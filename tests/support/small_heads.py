@@ -12,8 +12,8 @@ from muse_adapter.config import AGGREGATIONS, MIXERS
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=torch.bool)
 # Every mixer in every aggregation with a mask; without one, where fewer operations are traced,
-# every mixer once and every aggregation once. The aggregation reaches only the layer that reads out:
-# a layer before it is there once for each mixer, with a mask and without.
+# every mixer once and every aggregation once. Only the last layer knows of the aggregation: a layer
+# before it is there once for each mixer, with a mask and without.
 every_form = pytest.mark.parametrize(
     ("mixer", "aggregation", "mask", "depth"),
     [
