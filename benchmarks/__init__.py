@@ -14,13 +14,7 @@ What they share, each file importing only files above it:
 
     machine      machine description, figures in a file
     measure      timer, memory meter
-    isolated     a function in a process of its own (`preload`: what its server loads)
-    baselines    what one would use instead of the head
-    variants     the heads by name: how each is built, or why it cannot run here
-    workload     cases, presets, and one head on one case
+    isolated     a function in a process of its own
     correctness  agreement of results, without which no time is given
-    flops        operations of a run
-    pair_loop    the evaluation: once per pair against once per video
-    rows         every head on every case, kept in a file as they come
-    curves       cost over length: fitted exponents, crossing lengths, plots
+    heads        every head over length: how each is built, what it is run on, what is counted
 """

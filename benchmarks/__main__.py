@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.curves import draw
+from benchmarks.heads.curves import draw
+from benchmarks.heads.pair_loop import measure_pairs
+from benchmarks.heads.rows import describe, measure_rows, start
+from benchmarks.heads.variants import Variant, variants
+from benchmarks.heads.workload import DTYPES, PRESETS, Settings
 from benchmarks.machine import write_json
-from benchmarks.pair_loop import measure_pairs
 from benchmarks.report import markdown
-from benchmarks.rows import describe, measure_rows, start
-from benchmarks.variants import Variant, variants
-from benchmarks.workload import DTYPES, PRESETS, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Loaded once, by the server that isolated processes are forked from.
-PRELOAD = ["benchmarks.preload"]
+PRELOAD = ["benchmarks.heads.preload"]
 
 
 class DiedError(RuntimeError):

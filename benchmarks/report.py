@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import head, scan
-from benchmarks.curves import Growth, Row, compare, curves, draw, fit
+from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
+from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
-from benchmarks.workload import MODES
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/**/*.md", "examples/README.md")

@@ -44,10 +44,11 @@ stamp=$venv/tests-installed
 libraries=$venv/backbone-libraries
 wanted=$(pwd; echo "$extras $constraints"; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    "$venv/bin/python" -m pip install --quiet --editable ".[$extras]"
+    # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
+    "$venv/bin/python" -m pip install --quiet --no-compile --editable ".[$extras]"
     # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
-    "$venv/bin/python" -m pip install --quiet --no-deps --target "$libraries" -r tests/backbone-libraries.txt
+    "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --target "$libraries" -r tests/backbone-libraries.txt
     printf '%s\n' "$wanted" >"$stamp"
 fi
 

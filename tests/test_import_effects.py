@@ -20,28 +20,28 @@ before = process_state()
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "may_change"),
-    [
-        pytest.param("import muse_adapter", set(), id="package"),
-        pytest.param("from muse_adapter import ops", set(), id="ops"),
-        # Weights are drawn at random.
-        pytest.param(
-            "import muse_adapter; muse_adapter.MultiScaleMamba(dim=64)",
-            {"random numbers"},
-            id="head",
-        ),
-        # Numba is loaded; nothing of ours is there before the first call.
-        pytest.param(
-            "import muse_adapter.ops.numba_cpu.kernel", {"libraries", "exit hooks"}, id="kernels"
-        ),
-    ],
-)
-def test_no_effect(run_python, code, may_change):
-    report = "print(differences(before, process_state()))"
-    names = f"assert set(differences(before, process_state())) <= {may_change}"
-    done = run_python("\n".join([WATCH, code, report, names]))
-    assert done.returncode == 0, done.stdout + done.stderr
+# Each step, and what it may change.
+STEPS = {
+    "import muse_adapter": set(),
+    "from muse_adapter import ops": set(),
+    # Weights are drawn at random.
+    "muse_adapter.MultiScaleMamba(dim=64)": {"random numbers"},
+    # Numba is loaded; nothing of ours is there before the first call.
+    "import muse_adapter.ops.numba_cpu.kernel": {"libraries", "exit hooks"},
+}
+CHECK = """
+found = differences(before, process_state())
+assert set(found) <= {may_change}, found
+before = process_state()
+"""
+
+
+def test_no_effect(run_python):
+    lines = [WATCH]
+    for step, may_change in STEPS.items():
+        lines += [step, CHECK.format(may_change=may_change)]
+    done = run_python("\n".join(lines))
+    assert done.returncode == 0, done.stderr
 
 
 EFFECTS = {

@@ -26,21 +26,9 @@ class MeanPool(nn.Module):
         num_frames: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Embed videos.
+        """Embed videos; arguments, result and errors as in `MultiScaleMamba.forward`.
 
-        Args:
-            tokens: (B, T, N, D), or (B*T, N, D) with `num_frames`; the class token comes first.
-            frame_mask: (B, T), True or 1 for a real frame; None: all are real. Masked frames
-                influence nothing, whatever they hold.
-            num_frames: T, with three-dimensional tokens.
-            grid: Taken for the sake of the common call; it changes nothing.
-
-        Returns:
-            (B, D) of unit norm; zero for a video without a real frame.
-
-        Raises:
-            ValueError: Shapes or a mask that do not fit.
-            TypeError: A type that does not fit.
+        The class token comes first, tokens have the width D, and `grid` changes nothing.
         """
         frames = self.forward_features(tokens, frame_mask, num_frames=num_frames, grid=grid)
         return mean_pool(frames, None if frame_mask is None else frame_mask.to(torch.bool))
@@ -63,15 +51,7 @@ class MeanPool(nn.Module):
         return self._fuse(frames, mask)
 
     def forward_head(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Pool frame features, as `MultiScaleMamba.forward_head` does.
-
-        Args:
-            frames: (B, T, D).
-            frame_mask: (B, T), True or 1 for a real frame; None: all.
-
-        Returns:
-            (B, D) of unit norm; zero for a video without a real frame.
-        """
+        """Pool frame features (B, T, D) to (B, D), as `MultiScaleMamba.forward_head` does."""
         mask = as_frame_mask(frame_mask, (frames.shape[0], frames.shape[1]), frames.device)
         return mean_pool(frames, mask)
 

@@ -92,21 +92,11 @@ class MultiScaleMamba(nn.Module):
         num_frames: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Fuse the tokens of each video into frame features.
-
-        Args:
-            tokens: As in `forward`.
-            frame_mask: As in `forward`.
-            num_frames: As in `forward`.
-            grid: As in `forward`.
+        """Fuse the tokens of each video into frame features; arguments and errors as in `forward`.
 
         Returns:
             (B, T, D). A masked frame has its own class feature (projected, without gradient), or a
             constant where that is zero or not finite: hosts divide by the norm before they mask.
-
-        Raises:
-            TypeError: As in `forward`.
-            ValueError: As in `forward`.
         """
         config = self.config
         tokens = self._cast(as_video_tokens(tokens, num_frames))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import rows
+from benchmarks.heads import rows
 from tests.support.small_benchmarks import FakeMeasure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -14,27 +15,37 @@ if not backends("cpu")["numba"].available:
 from benchmarks import ablation
 
 
+@pytest.fixture(scope="module")
+def subjects():
+    """Make a small subject of either kind, once: `subjects(training)`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "SIDES", {170: 4})
+        patch.setattr(ablation, "FRAMES", 2)
+        patch.setattr(ablation, "DIM", 64)
+        yield functools.cache(lambda training: ablation.Subject(170, training=training))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", ablation.WITHOUT)
-def test_the_head_without_a_mechanism_computes_the_same(monkeypatch, threads, name, training):
-    monkeypatch.setattr(ablation, "SIDES", {170: 4})
-    monkeypatch.setattr(ablation, "FRAMES", 2)
-    monkeypatch.setattr(ablation, "DIM", 64)
-    subject = ablation.Subject(170, training=training)
+def test_the_head_without_a_mechanism_computes_the_same(subjects, threads, name, training):
+    subject = subjects(training)
     threads(2)
     with ablation.WITHOUT[name]():
         subject.check(name)
-    subject.run_floor()
-    subject.run_attention()
 
 
-def test_a_wrong_head_is_not_timed(monkeypatch):
-    monkeypatch.setattr(ablation, "SIDES", {170: 4})
-    monkeypatch.setattr(ablation, "FRAMES", 2)
-    monkeypatch.setattr(ablation, "DIM", 64)
-    subject = ablation.Subject(170, training=False)
-    subject.expected["the embedding"] += 0.01
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_what_the_head_is_compared_with_runs(subjects, training):
+    subjects(training).run_floor()
+    subjects(training).run_attention()
+
+
+def test_a_wrong_head_is_not_timed(subjects, monkeypatch):
+    subject = subjects(False)
+    wrong = {"the embedding": subject.expected["the embedding"] + 0.01}
+    monkeypatch.setattr(subject, "expected", wrong)
     with pytest.raises(SystemExit, match="the embedding differs"):
         subject.check("the head")
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.heads.variants import Variant
+from benchmarks.heads.workload import Case, measure
 from benchmarks.isolated import DiedError, isolated
 from benchmarks.measure import MemoryMeter
-from benchmarks.variants import Variant
-from benchmarks.workload import Case, measure
 from tests.support.small_benchmarks import ON_CPU, small
 
 LOADED = "set(__import__('sys').modules)"
@@ -30,7 +30,7 @@ def test_the_memory_meter_sees_what_is_freed_again() -> None:
 
 def test_an_interpreter_of_its_own_loads_nothing_beforehand() -> None:
     loaded = isolated(eval, LOADED)
-    assert "benchmarks.preload" not in loaded and "benchmarks.workload" not in loaded
+    assert "benchmarks.heads.preload" not in loaded and "benchmarks.heads.workload" not in loaded
 
 
 def test_a_row_of_an_isolated_process() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import rows
 from benchmarks.__main__ import main
-from benchmarks.flops import count
-from benchmarks.workload import PRESETS, Settings
+from benchmarks.heads import rows
+from benchmarks.heads.flops import count
+from benchmarks.heads.workload import PRESETS, Settings
 from tests.support.small_benchmarks import HERE, ON_CPU, SMALL
 
 

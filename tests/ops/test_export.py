@@ -27,8 +27,8 @@ def export(head, tokens, mask):
     return torch.export.load(file)
 
 
-def check_export(mixer, aggregation, mask):
-    head = small_head(mixer=mixer, aggregation=aggregation).eval()
+def check_export(mixer, aggregation, mask, depth=2):
+    head = small_head(mixer=mixer, aggregation=aggregation, depth=depth).eval()
     # More tokens than channels and fewer: two ways to the output map, and one graph.
     program = export(head, small_tokens(), mask)
     for batch in (1, 2, 40):
@@ -48,8 +48,8 @@ def test_exports_with_a_dynamic_batch():
 
 @pytest.mark.slow
 @every_form
-def test_exports_in_all_forms(mixer, aggregation, mask):
-    check_export(mixer, aggregation, mask)
+def test_exports_in_all_forms(mixer, aggregation, mask, depth):
+    check_export(mixer, aggregation, mask, depth)
 
 
 @fast_backends

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.heads.variants import Variant, variants
+from benchmarks.heads.workload import Case, Outcome, Settings
 from benchmarks.measure import Timing
-from benchmarks.variants import Variant, variants
-from benchmarks.workload import Case, Outcome, Settings
 
 ON_CPU = variants("cpu", torch.float32)
 HERE = {name: head for name, head in ON_CPU.items() if isinstance(head, Variant)}

@@ -12,16 +12,23 @@ from muse_adapter.config import AGGREGATIONS, MIXERS
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=torch.bool)
 # Every mixer in every aggregation with a mask; without one, where fewer operations are traced,
-# every mixer once and every aggregation once.
+# every mixer once and every aggregation once. Only the last layer knows of the aggregation: a layer
+# before it is there once for each mixer, with a mask and without.
 every_form = pytest.mark.parametrize(
-    ("mixer", "aggregation", "mask"),
+    ("mixer", "aggregation", "mask", "depth"),
     [
         *(
-            pytest.param(mixer, aggregation, MASK, id=f"{mixer}-{aggregation}-masked")
+            pytest.param(
+                mixer,
+                aggregation,
+                MASK,
+                2 if aggregation == "scale_wise" else 1,
+                id=f"{mixer}-{aggregation}-masked",
+            )
             for mixer, aggregation in itertools.product(MIXERS, AGGREGATIONS)
         ),
         *(
-            pytest.param(mixer, aggregation, None, id=f"{mixer}-{aggregation}-whole")
+            pytest.param(mixer, aggregation, None, 2, id=f"{mixer}-{aggregation}-whole")
             for mixer, aggregation in zip(MIXERS, itertools.cycle(AGGREGATIONS))
         ),
     ],

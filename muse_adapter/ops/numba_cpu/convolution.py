@@ -28,7 +28,7 @@ from muse_adapter.ops.numba_cpu.simd import (
 )
 
 ROWS = 64  # positions that a thread goes through, block by block, while they are in its caches
-ENOUGH = 1 << 15  # below so many numbers a second thread is not worth its start
+MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
 PARTS = 16  # jobs there are at least, if the sequence is long enough
 
 
@@ -258,7 +258,7 @@ def run_backward(
 def threads_for(batch: int, length: int, x: Tensor) -> int:
     """Return how many threads share the work."""
     jobs = batch * parts_of(batch, length)
-    enough = batch * length * x.shape[2] >= ENOUGH
+    enough = batch * length * x.shape[2] >= MIN_ELEMENTS
     return max(1, min(torch.get_num_threads(), jobs)) if enough else 1
 
 

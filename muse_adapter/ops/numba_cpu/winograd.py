@@ -26,7 +26,7 @@ from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, load, pointer, splat, store
 
 TILES = 300  # of one round: what stands between its steps is 16 numbers of each in each channel
-ENOUGH = 1 << 15  # below so many numbers a second thread is not worth its start
+MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
@@ -258,6 +258,6 @@ def _transformed(kernel: Kernel, maps: Tensor) -> Tensor:
 
 def _run(kernel: Kernel, maps: Tensor, tiles: Tensor, bias: Tensor | None = None) -> None:
     count, height, width, channels = maps.shape
-    threads = torch.get_num_threads() if tiles.numel() >= ENOUGH else 1
+    threads = torch.get_num_threads() if tiles.numel() >= MIN_ELEMENTS else 1
     sizes = count, height, width, channels // WIDTH
     kernel.run(maps.dtype, threads, sizes, view(maps)[:4], addresses(tiles, bias))

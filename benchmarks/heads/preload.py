@@ -2,7 +2,7 @@
 
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  torch wants it at the first backward pass
 
-import benchmarks.workload  # noqa: F401
+import benchmarks.heads.workload  # noqa: F401
 from muse_adapter.ops import backends
 
 # Saying what runs here imports the libraries of what does.

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.correctness import BOUNDS, difference
+from benchmarks.heads.variants import Variant, variants
+from benchmarks.heads.workload import DTYPES, Settings, Workload
 from benchmarks.machine import now
 from benchmarks.measure import quartiles, timed
-from benchmarks.variants import Variant, variants
-from benchmarks.workload import DTYPES, Settings, Workload
 from muse_adapter.ops import backend_for
 
 COMPUTED = (200, 1000)  # texts, and videos, of what is computed from the measured parts

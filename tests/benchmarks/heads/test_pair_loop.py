@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import pair_loop
+from benchmarks.heads import pair_loop
 from tests.support.small_benchmarks import THREADS, small
 
 

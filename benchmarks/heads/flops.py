@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.variants import Variant
-from benchmarks.workload import Case
+from benchmarks.heads.variants import Variant
+from benchmarks.heads.workload import Case
 from muse_adapter.ops import use_backend
 
 Shape = torch.Size

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.correctness import BOUNDS, against_definition, difference
-from benchmarks.flops import count
+from benchmarks.correctness import BOUNDS, difference
+from benchmarks.heads.definition import against_definition
+from benchmarks.heads.flops import count
+from benchmarks.heads.variants import Variant, countable, variants
+from benchmarks.heads.workload import DTYPES, Case, Outcome, Settings, measure
 from benchmarks.isolated import DiedError, isolated
 from benchmarks.machine import machine, now
-from benchmarks.variants import Variant, countable, variants
-from benchmarks.workload import DTYPES, Case, Outcome, Settings, measure
 
 Row = dict[str, Any]
 Figures = dict[str, Any]

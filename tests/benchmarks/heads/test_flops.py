@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.baselines import TemporalTransformer
-from benchmarks.flops import count, scan_backward_flops, scan_flops
-from benchmarks.variants import Variant, countable
-from benchmarks.workload import Case
+from benchmarks.heads.baselines import TemporalTransformer
+from benchmarks.heads.flops import count, scan_backward_flops, scan_flops
+from benchmarks.heads.variants import Variant, countable
+from benchmarks.heads.workload import Case
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.ops.inputs import ScanInputs
 from muse_adapter.ops.reference import ReferenceBackend

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.baselines import (
+from benchmarks.heads.baselines import (
     MeanPooling,
     TemporalTransformer,
     mamba_ssm_kernels,

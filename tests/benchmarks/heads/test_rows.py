@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import rows
 from benchmarks.__main__ import main
+from benchmarks.heads import rows
 from tests.support.small_benchmarks import RUN, SMALL, FakeMeasure
 
 

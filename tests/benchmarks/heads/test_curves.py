@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.curves import compare, draw, fit
+from benchmarks.heads.curves import compare, draw, fit
 
 
 def test_exponents_and_their_errors() -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.baselines import (
+from benchmarks.heads.baselines import (
     WrittenOutAttention,
     mamba_ssm_kernels,
     own_kernels,
     published_way,
 )
-from benchmarks.correctness import against_definition
-from benchmarks.variants import Variant, variants
+from benchmarks.heads.definition import against_definition
+from benchmarks.heads.variants import Variant, variants
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, selective_scan
 from muse_adapter.ops.mamba_ssm import MAMBA_SSM

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.heads.variants import Variant, variants
 from benchmarks.measure import MIN_ROUNDS, MemoryMeter, Timing, in_turn
-from benchmarks.variants import Variant, variants
 
 MODES = ("inference", "training")
 MAX_SAMPLES = 1 << 12  # numbers of a result that are kept

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.workload import MODES
+from benchmarks.heads.workload import MODES
 
 # Lines told apart in grey by dashes and markers.
 DASHES = ("-", "--", "-.", ":")
