@@ -15,8 +15,8 @@ from muse_adapter.data.video.picture import to_tensor
 from muse_adapter.data.video.seeking import Run, needed_runs
 from muse_adapter.data.video.timeline import Listing
 
-# For smaller frames starting threads costs more than decoding.
-MIN_THREADED_PIXELS = 256 * 256
+# For smaller frames threads of the decoder cost what they gain, or more.
+MIN_THREADED_PIXELS = 640 * 360
 KEY_PICTURE = 1  # FFmpeg's AV_PICTURE_TYPE_I
 
 

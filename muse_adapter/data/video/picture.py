@@ -24,8 +24,8 @@ def to_tensor(frame: Any, size: int | None) -> Tensor:
     plane = rgb.planes[0]
     rows = torch.frombuffer(bytearray(plane), dtype=torch.uint8).view(rgb.height, plane.line_size)
     image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
-    image = _upright(image, frame)
-    return image.contiguous() if size is None else _resize_and_crop(image, size)
+    image = _contiguous(_upright(image, frame))
+    return image if size is None else _resize_and_crop(image, size)
 
 
 def _upright(image: Tensor, frame: Any) -> Tensor:
@@ -37,7 +37,8 @@ def _upright(image: Tensor, frame: Any) -> Tensor:
     a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
     if abs(b) > abs(a):
         image, a, d = image.transpose(1, 2), c, b
-    return image.flip([axis for axis, sign in ((2, a), (1, d)) if sign < 0])
+    axes = [axis for axis, sign in ((2, a), (1, d)) if sign < 0]
+    return image.flip(axes) if axes else image
 
 
 def _resize_and_crop(image: Tensor, size: int) -> Tensor:
@@ -47,8 +48,11 @@ def _resize_and_crop(image: Tensor, size: int) -> Tensor:
     resized = (max(size, round(height * size / short)), max(size, round(width * size / short)))
     if resized != (height, width):
         # Without antialiasing small objects vanish between the sampled pixels.
-        image = F.interpolate(
-            image[None].contiguous(), size=resized, mode="bilinear", antialias=True
-        )[0]
+        image = F.interpolate(image[None], size=resized, mode="bilinear", antialias=True)[0]
     top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return image[:, top : top + size, left : left + size].contiguous()
+    return _contiguous(image[:, top : top + size, left : left + size])
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    """Copy with NumPy: torch would wake its threads for each frame, slow beside busy decoders."""
+    return torch.from_numpy(image.numpy().copy())

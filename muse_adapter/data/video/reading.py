@@ -74,7 +74,8 @@ def read_frames(
         warnings.warn(f"{path} breaks off before its end", stacklevel=2)
 
     video = torch.zeros(num_frames, *frames[0].shape, dtype=torch.uint8)
-    video[: len(frames)] = torch.stack(frames)
+    for target, frame in zip(video.numpy(), frames, strict=False):
+        target[...] = frame.numpy()  # see `picture._contiguous`
     return video, torch.arange(num_frames) < len(frames)
 
 
