@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -154,7 +155,7 @@ def measure(
         try:
             found = reader(path, count, num_frames).float()
         except (ImportError, OSError, RuntimeError) as error:
-            figures["not_here"][name] = str(error).splitlines()[0]
+            figures["not_here"][name] = _without_folders(str(error).splitlines()[0])
             continue
         figures["versions"][name] = _version(distributions)
         worst = (found - expected).abs().mean(dim=(1, 2, 3)).max().item()
@@ -196,6 +197,11 @@ def markdown_table(figures: dict[str, Any]) -> str:
         lines.append(line)
     missing = [f"{name}: {reason}." for name, reason in figures["not_here"].items()]
     return "\n".join(lines + ([""] + [f"Not measured: {' '.join(missing)}"] if missing else []))
+
+
+def _without_folders(reason: str) -> str:
+    """Leave out where this machine keeps its libraries."""
+    return re.sub(r"/\S*/", "", reason)
 
 
 def _channels_first(frames: list[Any]) -> Tensor:

@@ -32,8 +32,8 @@ def read_frames(
     frames. Only the packets that the sampled frames need are decoded, where that gives the same
     frames.
 
-    Damaged packets are left out, with one warning that counts them; damage in a part that no
-    sampled frame needs is not looked for.
+    Damaged packets, and those before the first key frame, are left out, with one warning that
+    counts them; damage in a part that no sampled frame needs is not looked for.
 
     Args:
         path: The video file, in any format that PyAV's FFmpeg reads.
@@ -64,12 +64,15 @@ def read_frames(
         raise FileNotFoundError(f"no such video file: {path}")
 
     listing = list_frames(path)
-    frames, num_damaged = _sample(path, listing, sampling, size)
+    frames, num_lost = _sample(path, listing, sampling, size)
     if len({frame.shape for frame in frames}) > 1:
         sizes = " and ".join(f"{w} x {h}" for _, h, w in dict.fromkeys(f.shape for f in frames))
         raise UnreadableVideo(path, f"its frames differ in size ({sizes} pixels); pass size=")
-    if num_damaged:
-        warnings.warn(f"{path}: {_packets(num_damaged)} damaged and left out", stacklevel=2)
+    if num_lost:
+        warnings.warn(
+            f"{path}: {_packets(num_lost)} left out, damaged or before the first key frame",
+            stacklevel=2,
+        )
     if listing.breaks_off:
         warnings.warn(f"{path} breaks off before its end", stacklevel=2)
 
@@ -82,14 +85,14 @@ def read_frames(
 def _sample(
     path: Path, listing: Listing, sampling: Sampling, size: int | None
 ) -> tuple[list[Tensor], int]:
-    """Return the sampled frames, and the number of packets that could not be decoded."""
+    """Return the sampled frames, and the number of packets that were left out."""
     timeline = listing.expected()
     positions = sampling.positions(timeline.times, timeline.duration)
     if listing.is_exact and positions:
         wanted = {timeline.stamps[position]: position for position in positions}
         needed = decode_needed(path, listing, wanted, size)
         if needed is not None:
-            return [needed[position] for position in positions], 0
+            return [needed[position] for position in positions], listing.first_key
 
     threads = None
     while True:
@@ -100,17 +103,18 @@ def _sample(
         # The decoder may give other frames than the file lists: then sample from those.
         timeline, expected = listing.timeline(decoded.stamps), positions
         positions = sampling.positions(timeline.times, timeline.duration)
+        num_lost = decoded.num_damaged + listing.first_key
         if not positions:
-            raise UnreadableVideo(path, _why_none(timeline, sampling, decoded.num_damaged))
+            raise UnreadableVideo(path, _why_none(timeline, sampling, num_lost))
         if positions == expected:
-            return [decoded.frames[position] for position in positions], decoded.num_damaged
+            return [decoded.frames[position] for position in positions], num_lost
 
 
-def _why_none(timeline: Timeline, sampling: Sampling, num_damaged: int) -> str:
+def _why_none(timeline: Timeline, sampling: Sampling, num_lost: int) -> str:
     if timeline.times:
         return f"start={sampling.start} is not before its end, at {timeline.duration:g} seconds"
-    damaged = f"; {_packets(num_damaged)} damaged" if num_damaged else ""
-    return f"no frame could be decoded{damaged}"
+    lost = f", {_packets(num_lost)} lost" if num_lost else ""
+    return f"no frame could be decoded{lost}"
 
 
 def _packets(number: int) -> str:

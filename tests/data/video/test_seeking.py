@@ -138,7 +138,7 @@ def test_variable_frame_rate(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(
         torch.stack(read(path, positions, times)), torch.stack([frames[i] for i in positions])
     )
-    found, mask = read_frames(path, 4, start=times[30] + 0.001, end=times[33] + 0.001)
+    found, _ = read_frames(path, 4, start=times[30] + 0.001, end=times[33] + 0.001)
     assert torch.equal(found, torch.stack(frames[30:34]))
 
 
