@@ -21,8 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +45,7 @@ def with_muse_adapter(path: Path, count: int, num_frames: int) -> Tensor:
 
 def with_pyav(path: Path, count: int, num_frames: int) -> Tensor:
     """Decode everything, with as many threads as FFmpeg chooses."""
+    av = importlib.import_module("av")
     wanted = set(sample_positions(count, num_frames))
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "AUTO"
@@ -123,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write_file(path: Path, count: int) -> None:
     """Write a video of moving coloured squares, the frames of which differ."""
+    av, np = importlib.import_module("av"), importlib.import_module("numpy")
     blocks = np.random.default_rng(0).integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), np.uint8)
     picture = blocks.repeat(16, axis=0).repeat(16, axis=1)
     with av.open(str(path), "w") as container:
@@ -185,7 +185,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
     lines = [
         f"{where(figures['machine'])}: sampled frames a second, medians of alternatives in turn.",
         "",
-        "| reader | version |" + "".join(f" {t} of {n:,} |" for t, n in cases),
+        "| reader | version of its library |" + "".join(f" {t} of {n:,} |" for t, n in cases),
         "|---|---|" + "---|" * len(cases),
     ]
     for name in names:
@@ -196,7 +196,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
             line += f" {sampled / row['seconds'][1]:,.0f}{busy} |" if row else " |"
         lines.append(line)
     missing = [f"{name}: {reason}." for name, reason in figures["not_here"].items()]
-    return "\n".join(lines + ([""] + [f"Not measured: {' '.join(missing)}"] if missing else []))
+    return "\n".join(lines + (["", f"Not measured: {' '.join(missing)}"] if missing else []))
 
 
 def _without_folders(reason: str) -> str:
@@ -205,7 +205,7 @@ def _without_folders(reason: str) -> str:
 
 
 def _channels_first(frames: list[Any]) -> Tensor:
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    return torch.stack([torch.from_numpy(frame) for frame in frames]).permute(0, 3, 1, 2)
 
 
 def _version(distributions: Sequence[str]) -> str:

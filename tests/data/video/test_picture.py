@@ -37,16 +37,14 @@ def to_yuv(colour: tuple[int, ...], kr: float, kb: float, full: bool) -> tuple[f
 @pytest.mark.parametrize("depth", [8, 10])
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("standard", STANDARDS)
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-def test_colours(tmp_path: Path, codec: str, standard: str, full: bool, depth: int) -> None:
-    need_encoder(codec)
+def test_colours(tmp_path: Path, standard: str, full: bool, depth: int) -> None:
+    need_encoder("libx264")
     space, kr, kb = STANDARDS[standard]
     pix_fmt = "yuv420p" if depth == 8 else "yuv420p10le"
     path = tmp_path / "v.mp4"
     for colour in COLOURS:
         with av.open(str(path), "w") as container:
-            options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-            stream = container.add_stream(codec, rate=25, options=options)
+            stream = container.add_stream("libx264", rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
             stream.codec_context.colorspace = space
             colour_range = ColorRange.JPEG if full else ColorRange.MPEG

@@ -82,7 +82,7 @@ def read(path: Path, positions: list[int], times: list[float]) -> list[torch.Ten
 
 
 def test_frames_are_the_same_as_of_decoding_everything(path: Path) -> None:
-    frames, times = all_frames(path)
+    frames, _ = all_frames(path)
     assert len(frames) == COUNT
     for num_frames in (1, 2, 3, 12, COUNT):
         found, mask = read_frames(path, num_frames)
