@@ -6,6 +6,7 @@ Commands, each a module run with `python -m`:
     benchmarks.head         the head against attention and its floor; what each saving gains
     benchmarks.scan         the backends of the scan
     benchmarks.ablation     what each optimisation of the CPU kernels buys the head
+    benchmarks.decoding     reading video files beside other libraries
     benchmarks.gpu          the Triton kernels on a GPU, in parts (`benchmarks/gpu_day.sh`)
     benchmarks.peak_memory  peak of one training step
     benchmarks.report       documents and plots from the kept figures in `results/`

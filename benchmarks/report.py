@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import head, scan
+from benchmarks import decoding, head, scan
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -322,6 +322,9 @@ class Section(NamedTuple):
 SECTIONS = {
     "head.json": Section("head.json", lambda figures, _: f"\n{head.markdown_table(figures)}\n"),
     "scan.json": Section("scan.json", lambda figures, _: f"\n{scan.markdown_table(figures)}\n"),
+    "decoding.json": Section(
+        "decoding.json", lambda figures, _: f"\n{decoding.markdown_table(figures)}\n"
+    ),
     "heads.json": Section("heads.json", heads_section),
     "heads.json, evaluation": Section("heads.json", pairs_section),
     "heads.json, hardware": Section("heads.json", hardware_section),

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
-from muse_adapter.data.video import UnreadableVideo, read_frames, sample_positions
 
 np = pytest.importorskip("numpy", reason="making videos needs numpy")
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 
-LEVEL_STEP = 9  # difference of grey levels between frames; coding changes a level by up to 2
-
-
-def write_video(path: Path, frames: np.ndarray, **stream_settings: object) -> Path:
-    """Write frames (n, height, width, 3) to a file, with FFmpeg's mpeg4 encoder."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8, options={"qmin": "1", "qmax": "2"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for name, value in stream_settings.items():
-            setattr(stream.codec_context, name, value)
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def grey_video(path: Path, count: int, height: int = 32, width: int = 48) -> Path:
-    """Write a video whose frame i has the uniform grey level 20 + LEVEL_STEP * i."""
-    levels = (20 + LEVEL_STEP * np.arange(count)).astype(np.uint8)
-    return write_video(
-        path, np.broadcast_to(levels[:, None, None, None], (count, height, width, 3))
-    )
-
-
-def positions_in(frames: Tensor) -> list[int]:
-    """Return the positions of frames of `grey_video`."""
-    return [round((float(frame.float().mean()) - 20) / LEVEL_STEP) for frame in frames]
+from muse_adapter.data.video import UnreadableVideo, read_frames, sample_positions  # noqa: E402
+from tests.support.video_files import (  # noqa: E402
+    LEVEL_STEP,
+    grey_video,
+    positions_in,
+    write_video,
+)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +117,6 @@ def test_downscaling_averages_pixels(tmp_path: Path) -> None:
     assert frames.float().std() < 20
 
 
-def test_portrait_videos_of_phones_are_rotated(tmp_path: Path) -> None:
-    upper_red = np.zeros((2, 32, 48, 3), dtype=np.uint8)
-    upper_red[:, :16, :, 0] = 255
-    path = write_video(tmp_path / "v.mp4", upper_red)
-    content = bytearray(path.read_bytes())
-    # The matrix in the track header (ISO 14496-12, 8.3.2): rotate by 90 degrees clockwise.
-    start = content.index(b"tkhd") + 44
-    one = 1 << 16
-    content[start : start + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 32 * one, 0, 1 << 30)
-    path.write_bytes(content)
-
-    frames, _ = read_frames(path, 1)
-    assert frames.shape == (1, 3, 48, 32)
-    red = frames[0, 0].float()
-    assert red[:, 18:].mean() > 200 and red[:, :14].mean() < 60
-
-
 def write_sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -239,4 +197,10 @@ def test_the_error_without_pyav_has_the_install_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r"PyAV: pip install 'muse-adapter\[video\]'"):
+        read_frames(tmp_path / "clip.mp4", 4)
+
+
+def test_an_old_pyav_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "__version__", "16.1.0")
+    with pytest.raises(ImportError, match=r"needs PyAV 17 or newer.* found 16\.1\.0: pip"):
         read_frames(tmp_path / "clip.mp4", 4)
