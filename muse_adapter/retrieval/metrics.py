@@ -148,8 +148,7 @@ def _as_matrix(name: str, rows: str, given: Any) -> Tensor:
         raise TypeError(f"{name} must be floating point, got {matrix.dtype}")
     if matrix.dim() != 2 or matrix.numel() == 0:
         raise ValueError(
-            f"{name} must have shape ({rows}, videos), neither of them 0, "
-            f"got {tuple(matrix.shape)}"
+            f"{name} must have shape ({rows}, videos), neither of them 0, got {tuple(matrix.shape)}"
         )
     not_finite = int((~torch.isfinite(matrix)).sum())
     if not_finite:

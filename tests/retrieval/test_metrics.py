@@ -189,7 +189,13 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("similarity", "targets", "ks", "error", "message"),
     [
-        ([[1.0]], None, (1,), TypeError, "similarity must be a torch tensor or a numpy array, got list"),
+        (
+            [[1.0]],
+            None,
+            (1,),
+            TypeError,
+            "similarity must be a torch tensor or a numpy array, got list",
+        ),
         (torch.ones(2, 2).int(), None, (1,), TypeError, "must be floating point, got torch.int32"),
         (torch.ones(2), None, (1,), ValueError, r"must have shape \(texts, videos\).*got \(2,\)"),
         (torch.ones(1, 2, 2), None, (1,), ValueError, r"got \(1, 2, 2\)"),
