@@ -95,7 +95,7 @@ class Plan:
         """Return the present and the new content of the files that change, for `replace_files`.
 
         Raises:
-            PatchError: A block contains what this package did not write, or a newer version of the package wrote it.
+            PatchError: A block contains what this package did not write, or is of a newer version.
         """
         for change in self.changes:
             expected = {block.name: block for block in change.expected}

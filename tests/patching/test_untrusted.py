@@ -134,6 +134,7 @@ def test_codings_that_are_not_of_text(
 @pytest.mark.parametrize(
     "expression",
     ["1+" * 20000 + "1", "-" * 90000 + "1", "(" * 5000 + ")" * 5000, "x" + ".a" * 9000],
+    ids=["sum", "signs", "brackets", "attributes"],
 )
 @pytest.mark.parametrize("at", ["end", "constructor"])
 def test_deep_expressions(

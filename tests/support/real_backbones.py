@@ -74,11 +74,12 @@ def open_clip_model(
     def build() -> nn.Module:
         text_cfg = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
         vision_cfg = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
+        text_cfg |= text or {}
         clip = getattr(load("open_clip"), kind)
         return clip(
             12,
             vision_cfg=vision_cfg | vision,
-            text_cfg=text_cfg | (text or {}),
+            text_cfg=text_cfg,
             init_logit_bias=bias,
         )
 
