@@ -136,6 +136,27 @@ def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> N
         ValueError: The head has an input projection, or names are missing, unexpected or duplicate,
             or values do not fit (all are listed). The head is unchanged.
     """
+    head.load_state_dict(convert_official(head, state_dict))
+
+
+def is_official(name: str) -> bool:
+    """Return whether a name of a state dict is of the head, by the names of the official code."""
+    return re.match(r"(module\.)*(MS_mamba|mamba_stages)\.", name) is not None
+
+
+def convert_official(head: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a state dict of the official code to a complete one of a head.
+
+    Args:
+        head: A head without input projection; it gives what official checkpoints lack.
+        state_dict: As for `load_muse_state_dict`.
+
+    Returns:
+        The state dict of the head, with the values of `state_dict`.
+
+    Raises:
+        ValueError: As `load_muse_state_dict`.
+    """
     ours = head.state_dict()
     if any(name.startswith("proj.") for name in ours):
         raise ValueError(
@@ -146,7 +167,7 @@ def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> N
     problems: list[str] = []
     for full_name, value in state_dict.items():
         name = re.sub(r"^(module\.)+", "", full_name)
-        if not name.startswith(("MS_mamba.", "mamba_stages.")):
+        if not is_official(name):
             continue
         if name in official:
             problems.append(f"duplicate {name}: with and without the prefix 'module.'")
@@ -165,13 +186,13 @@ def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> N
     # Compared by the official names, since the user's file has those.
     expected = {name: ours[our_name] for name, our_name in names.items()}
     _raise_mismatches(problems + _mismatches(expected, official))
-    head.load_state_dict({**ours, **{names[name]: value for name, value in official.items()}})
     if not has_pyramid:
         warnings.warn(
             "the state dict has no pyramid (mamba_stages.*), since the official code never saves "
             "it: the layers are loaded, and the head's pyramid stays as it was",
-            stacklevel=2,
+            stacklevel=3,
         )
+    return {**ours, **{names[name]: value for name, value in official.items()}}
 
 
 def _local_folder(name: str | os.PathLike[str]) -> Path:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"layers", "config", "checkpoint", "training"},
     "encoders": {"models", "config", "backbones", "training"},
     "data": {"encoders", "files"},
-    "clip4clip": {"models", "config", "training"},
+    "clip4clip": {"models", "config", "checkpoint", "training"},
 }
 SEE_ALL = {"__init__", "__main__"}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
-from muse_adapter.backbones.timm_vit import is_timm_vit, timm_dtype, timm_grid
+from muse_adapter.backbones.timm_vit import is_timm_vit, timm_dtype, timm_grid, timm_size
 from muse_adapter.backbones.tokens import Grid, PatchTokens, prepend_embedding
 
 
@@ -26,7 +27,8 @@ def find_clip4clip(backbone: Any) -> PatchTokens | None:
     if not _is_clip_tower(tower) or tower.proj is None:
         return None
     _reject_3d_patches(tower)
-    return PatchTokens("CLIP4Clip CLIP", tower.proj.shape[1], 1, _read_clip4clip, _conv1_grid)
+    width = tower.proj.shape[1]
+    return PatchTokens("CLIP4Clip CLIP", width, 1, _read_clip4clip, _conv1_grid, _conv1_size)
 
 
 def _read_clip4clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -45,7 +47,8 @@ def find_openai_clip(backbone: Any) -> PatchTokens | None:
     if not _is_clip_tower(tower) or hasattr(tower, "output_tokens"):
         return None
     _reject_3d_patches(tower)
-    return PatchTokens("OpenAI CLIP", _projected_width(tower), 1, _read_openai, _conv1_grid)
+    width = _projected_width(tower)
+    return PatchTokens("OpenAI CLIP", width, 1, _read_openai, _conv1_grid, _conv1_size)
 
 
 def _read_openai(backbone: Any, frames: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def find_open_clip(backbone: Any) -> PatchTokens | None:
             "tokens with VideoEncoder(backbone, head, tokens=my_function)"
         )
     width = _projected_width(tower)
-    return PatchTokens("open_clip ViT", width, 1, _read_open_clip, _conv1_grid)
+    return PatchTokens("open_clip ViT", width, 1, _read_open_clip, _conv1_grid, _conv1_size)
 
 
 def _read_open_clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -94,7 +97,9 @@ def find_open_clip_timm(backbone: Any) -> PatchTokens | None:
         return None
     linears = [m for part in (trunk.head, head) for m in part.modules() if isinstance(m, nn.Linear)]
     width = linears[-1].out_features if linears else trunk.num_features
-    return PatchTokens("open_clip timm ViT", width, 1, _read_open_clip_timm, _trunk_grid)
+    return PatchTokens(
+        "open_clip timm ViT", width, 1, _read_open_clip_timm, _trunk_grid, _trunk_size
+    )
 
 
 def _read_open_clip_timm(backbone: Any, frames: Tensor) -> Tensor:
@@ -151,6 +156,23 @@ def _run_and_capture(tower: Any, frames: Tensor) -> tuple[Tensor, Any]:
 def _conv1_grid(backbone: Any, size: Grid) -> Grid:
     patch = _tower(backbone).conv1.stride
     return size[0] // patch[0], size[1] // patch[1]
+
+
+def _conv1_size(backbone: Any) -> Grid | None:
+    """Return the frame size of a tower, whose positions are those of one patch grid."""
+    tower = _tower(backbone)
+    positions = getattr(tower, "positional_embedding", None)
+    if positions is None:
+        return None
+    count, patch = len(positions) - 1, tower.conv1.stride
+    side = math.isqrt(count)
+    # Only open_clip's grids need not be square, and those it names.
+    rows, columns = getattr(tower, "grid_size", (side, side))
+    return (rows * patch[0], columns * patch[1]) if rows * columns == count else None
+
+
+def _trunk_size(backbone: Any) -> Grid | None:
+    return timm_size(_tower(backbone).trunk)
 
 
 def _trunk_grid(backbone: Any, size: Grid) -> Grid:

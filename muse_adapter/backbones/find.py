@@ -13,7 +13,12 @@ from muse_adapter.backbones.clip import (
     find_open_clip_timm,
     find_openai_clip,
 )
-from muse_adapter.backbones.huggingface import find_hf_clip, find_hf_siglip, find_hf_vit
+from muse_adapter.backbones.huggingface import (
+    find_hf_clip,
+    find_hf_siglip,
+    find_hf_vit,
+    reject_video_models,
+)
 from muse_adapter.backbones.timm_vit import find_timm
 from muse_adapter.backbones.tokens import PatchTokens
 
@@ -29,7 +34,7 @@ FAMILIES = (
     (find_timm, "timm ViT: forward_features, forward_head, num_prefix_tokens, patch_embed"),
     (find_hf_clip, "Hugging Face CLIP: vision_model, or itself, with pre_layrnorm, post_layernorm"),
     (find_hf_siglip, "Hugging Face SigLIP: vision_model, or itself, with post_layernorm"),
-    (find_hf_vit, "Hugging Face ViT, DINOv2: embeddings.cls_token and layernorm"),
+    (find_hf_vit, "Hugging Face ViT, DINOv2, DINOv3: embeddings.cls_token and layernorm"),
 )
 
 CUSTOM_TOKENS = """\
@@ -67,6 +72,7 @@ def find_patch_tokens(backbone: nn.Module) -> PatchTokens:
 
 
 def _first_match(backbone: Any) -> PatchTokens | None:
+    reject_video_models(backbone)
     for find, _ in FAMILIES:
         if (found := find(backbone)) is not None:
             return found

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.backbones.tokens import Grid, PatchTokens, prepend_embedding
+from muse_adapter.backbones.tokens import Grid, PatchTokens, as_pair, prepend_embedding
+
+# Fields of the configs of video models: X-CLIP, TimeSformer, ViViT, VideoMAE, V-JEPA 2.
+_VIDEO_FIELDS = ("num_frames", "tubelet_size", "frames_per_clip", "mit_hidden_size")
+
+
+def reject_video_models(backbone: Any) -> None:
+    """Refuse transformers of whole videos, which cannot encode frames one by one.
+
+    Raises:
+        ValueError: It is one.
+    """
+    config = getattr(_vision(backbone), "config", None)
+    # Some image models inherit a field and leave it None.
+    field = next((n for n in _VIDEO_FIELDS if getattr(config, n, None) is not None), None)
+    if field is None:
+        return
+    name = type(backbone).__name__
+    if field == "mit_hidden_size" or hasattr(config, "mit_hidden_size"):
+        name += ", which is Microsoft's X-CLIP (that derived from CLIP4Clip is supported),"
+    raise ValueError(
+        f"{name} is a video transformer (its config has {field}): its frames attend to each other, "
+        "so they cannot be encoded one by one"
+    )
 
 
 def find_hf_clip(backbone: Any) -> PatchTokens | None:
@@ -15,24 +39,17 @@ def find_hf_clip(backbone: Any) -> PatchTokens | None:
 
     Models of the same structure (MetaCLIP 2, Chinese-CLIP, AltCLIP) are read the same way.
 
-    Raises:
-        ValueError: It is Microsoft's X-CLIP.
     """
     vision = _vision(backbone)
-    if hasattr(getattr(vision, "config", None), "mit_hidden_size"):
-        raise ValueError(
-            f"{type(backbone).__name__} is Microsoft's X-CLIP: its frames attend to each other, so "
-            "they cannot be encoded one by one (the X-CLIP derived from CLIP4Clip is another "
-            "model and is supported)"
-        )
     # BLIP has all of these but `pre_layrnorm` (sic), and normalises its tokens itself.
     if not _has(vision, "embeddings", "pre_layrnorm", "post_layernorm", "config"):
         return None
     projection = getattr(backbone, "visual_projection", None)
     if projection is None:
-        return PatchTokens("Hugging Face CLIP", vision.config.hidden_size, 1, _read_clip, _grid)
+        width = vision.config.hidden_size
+        return PatchTokens("Hugging Face CLIP", width, 1, _read_clip, _grid, _size)
     width = projection.out_features
-    return PatchTokens("Hugging Face CLIP", width, 1, _read_projected_clip, _grid)
+    return PatchTokens("Hugging Face CLIP", width, 1, _read_projected_clip, _grid, _size)
 
 
 def _read_clip(backbone: Any, frames: Tensor) -> Tensor:
@@ -57,7 +74,7 @@ def find_hf_siglip(backbone: Any) -> PatchTokens | None:
         return None
     width = vision.config.hidden_size
     prefix = int(vision.use_head)
-    return PatchTokens("Hugging Face SigLIP", width, prefix, _read_siglip, _grid)
+    return PatchTokens("Hugging Face SigLIP", width, prefix, _read_siglip, _grid, _size)
 
 
 def _read_siglip(backbone: Any, frames: Tensor) -> Tensor:
@@ -97,7 +114,7 @@ def find_hf_vit(backbone: Any) -> PatchTokens | None:
     prefix = 1 + getattr(backbone.config, "num_register_tokens", 0)
     prefix += int(hasattr(backbone.embeddings, "distillation_token"))
     width = backbone.config.hidden_size
-    return PatchTokens("Hugging Face ViT", width, prefix, _read_vit, _grid)
+    return PatchTokens("Hugging Face ViT", width, prefix, _read_vit, _grid, _size)
 
 
 def _read_vit(backbone: Any, frames: Tensor) -> Tensor:
@@ -114,6 +131,14 @@ def _has(module: Any, *names: str) -> bool:
 
 
 def _grid(backbone: Any, size: Grid) -> Grid:
-    patch = _vision(backbone).config.patch_size
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    patch = as_pair(_vision(backbone).config.patch_size)
     return size[0] // patch[0], size[1] // patch[1]
+
+
+def _size(backbone: Any) -> Grid | None:
+    """Return the frame size; None for models that always resize their positions (DINOv2)."""
+    vision = _vision(backbone)
+    size = getattr(vision.config, "image_size", None)
+    # Where resizing is an argument, it is off unless asked for.
+    fixed = "interpolate_pos_encoding" in inspect.signature(vision.embeddings.forward).parameters
+    return as_pair(size) if size is not None and fixed else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.backbones.tokens import Grid, PatchTokens, prepend_embedding
+from muse_adapter.backbones.tokens import Grid, PatchTokens, as_pair, prepend_embedding
 
 
 def find_timm(backbone: Any) -> PatchTokens | None:
@@ -26,7 +26,7 @@ def find_timm(backbone: Any) -> PatchTokens | None:
         prefix, read = 0, _read_patches
     else:
         prefix, read = 1, _read_pooled
-    return PatchTokens("timm ViT", backbone.num_features, prefix, read, timm_grid)
+    return PatchTokens("timm ViT", backbone.num_features, prefix, read, timm_grid, timm_size)
 
 
 def is_timm_vit(module: Any) -> bool:
@@ -46,6 +46,13 @@ def timm_grid(model: Any, size: Grid) -> Grid:
     """Return the patch grid of frames of `size` pixels, after the model's padding or cropping."""
     height, width = model.patch_embed.dynamic_feat_size(size)
     return int(height), int(width)
+
+
+def timm_size(model: Any) -> Grid | None:
+    """Return the frame size of a model; None if it resizes its positions to any grid."""
+    size = getattr(model.patch_embed, "img_size", None)
+    strict = getattr(model.patch_embed, "strict_img_size", True)
+    return as_pair(size) if size is not None and strict else None
 
 
 def _class_token_is_embedding(model: Any) -> bool:

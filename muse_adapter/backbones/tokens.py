@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 class PatchTokens:
     """How to read the patch tokens of one backbone.
 
-    Both functions take the backbone as an argument and keep no reference to it, so they also work
+    The functions take the backbone as an argument and keep no reference to it, so they also work
     on a copied, pickled or compiled backbone.
 
     Attributes:
@@ -26,6 +26,8 @@ class PatchTokens:
             the backbone's own image embedding; 0 if the backbone has no such embedding.
         read_frames: Function from backbone and frames (n, 3, height, width) to tokens (n, N, C).
         grid_of: Function from backbone and (height, width) in pixels to the patch grid (H, W).
+        size_of: Function from backbone to the (height, width) in pixels for which its positions
+            are made; None if it takes frames of any size.
     """
 
     family: str
@@ -33,6 +35,7 @@ class PatchTokens:
     num_prefix_tokens: int
     read_frames: Callable[[Any, Tensor], Tensor]
     grid_of: Callable[[Any, Grid], Grid]
+    size_of: Callable[[Any], Grid | None]
 
     def read(self, backbone: Any, frames: Tensor) -> Tensor:
         """Read the tokens of single frames.
@@ -45,11 +48,13 @@ class PatchTokens:
             Tokens (n, N, C), N = num_prefix_tokens + H*W, in the backbone's own dtype.
 
         Raises:
-            ValueError: The number of tokens does not match the patch grid.
+            ValueError: The frames have another patch grid than the backbone, or the number of
+                tokens does not match the grid.
         """
-        tokens = self.read_frames(backbone, frames)
         height, width = frames.shape[-2:]
         grid = self.grid_of(backbone, (height, width))
+        self._check_size(backbone, (height, width), grid)
+        tokens = self.read_frames(backbone, frames)
         expected = (len(frames), self.num_prefix_tokens + grid[0] * grid[1], self.width)
         if tuple(tokens.shape) != expected:
             raise ValueError(
@@ -59,6 +64,23 @@ class PatchTokens:
                 "(patch dropout, masking) or merge them?"
             )
         return tokens
+
+    def _check_size(self, backbone: Any, size: Grid, grid: Grid) -> None:
+        """Check the grid, also where another one has as many patches (18x32 and 24x24)."""
+        own_size = self.size_of(backbone)
+        if own_size is None or (own_grid := self.grid_of(backbone, own_size)) == grid:
+            return
+        raise ValueError(
+            f"{self.family}: frames are {size[0]}x{size[1]} pixels, a grid of {grid[0]}x{grid[1]} "
+            f"patches, but {type(backbone).__name__} takes {own_size[0]}x{own_size[1]} pixels, "
+            f"{own_grid[0]}x{own_grid[1]} patches: resize and crop the frames as its processor does"
+        )
+
+
+def as_pair(value: int | Sequence[int]) -> Grid:
+    """Return (height, width) of a size given by one or two numbers."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
 
 
 def prepend_embedding(embedding: Tensor, patches: Tensor) -> Tensor:

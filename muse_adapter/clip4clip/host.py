@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from muse_adapter.checkpoint import convert_official, is_official
 from muse_adapter.clip4clip.head import HostHead
 from muse_adapter.config import AGGREGATIONS, INITS, MIXERS, MuseConfig
 from muse_adapter.training.optim import undecayed_ids
@@ -102,6 +104,7 @@ def attach(model: nn.Module, task_config: Any) -> None:
         head.freeze_pyramid()
     head.set_grad_checkpointing(task_config.muse_grad_checkpointing)
     host.muse = head
+    model._register_load_state_dict_pre_hook(partial(_convert_official, head))
 
 
 def fused_frames(
@@ -203,12 +206,30 @@ def regroup(groups: list[dict[str, Any]], model: nn.Module, args: Any) -> list[d
 
 def _reject_head(state_dict: Any, prefix: str, *_: Any) -> None:
     """Raise if a checkpoint contains a head that a host without one would silently drop."""
-    name = next((name for name in state_dict if name.startswith(f"{prefix}muse.")), None)
+    ours = (name for name in state_dict if name.startswith(f"{prefix}muse.") or is_official(name))
+    name = next(ours, None)
     if name is not None:
         raise ValueError(
             f"the checkpoint contains a MUSE head ({name}, ...), but --muse is not given; its CLIP "
             "was trained with the head and gives other results without it"
         )
+
+
+def _convert_official(head: HostHead, state_dict: Any, prefix: str, *_: Any) -> None:
+    """Rename the head of an official MUSE checkpoint, which the host would silently drop."""
+    official = [name for name in state_dict if is_official(name)]
+    if not official:
+        return
+    if any(name.startswith(f"{prefix}muse.") for name in state_dict):
+        raise ValueError(
+            f"the checkpoint contains two MUSE heads: {official[0]}, ... of the official code and "
+            f"{prefix}muse.*"
+        )
+    converted = convert_official(head, {name: state_dict[name] for name in official})
+    for name in official:
+        del state_dict[name]
+    state_dict.update({f"{prefix}muse.{name}": value for name, value in converted.items()})
+    logger.info("converted the MUSE head of an official checkpoint (%d tensors)", len(official))
 
 
 def _command_line_form(value: Any) -> str:

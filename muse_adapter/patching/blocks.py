@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from muse_adapter.patching.errors import PatchError
-from muse_adapter.patching.source import line_ending
+from muse_adapter.patching.source import comment_lines, line_ending
 from muse_adapter.version import VERSION
 
 _BEGIN = re.compile(r"[ \t]*# >>> muse-adapter (\S+) (\S+)[ \t]*")
@@ -24,6 +24,7 @@ class Block:
         code: Its lines between the markers, without indentation and line endings.
         indent: Indentation of its lines.
         version: Version of the package that wrote it.
+        line: Number of its first marker in the file; 0 if it is not in the file.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Block:
     code: tuple[str, ...]
     indent: str = ""
     version: str = VERSION
+    line: int = field(default=0, compare=False)
 
 
 def insert(lines: Sequence[str], blocks: Sequence[Block]) -> list[str]:
@@ -60,8 +62,9 @@ def strip(file: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
         The remaining lines, and the removed blocks.
 
     Raises:
-        PatchError: A begin or end marker is unpaired.
+        PatchError: A begin or end marker is unpaired, or stands inside a string.
     """
+    _check_markers(file, lines)
     result: list[str] = []
     blocks: list[Block] = []
     start, header = 0, None
@@ -72,7 +75,7 @@ def strip(file: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
             start, header = number, begin
         elif header is not None and end and end[1] == header[2]:
             code = tuple(inner.strip() for inner in lines[start + 1 : number])
-            blocks.append(Block(header[2], len(result), code, version=header[1]))
+            blocks.append(Block(header[2], len(result), code, version=header[1], line=start + 1))
             if number == len(lines) - 1 and not line_ending(line) and result:
                 result[-1] = result[-1].rstrip("\r\n")
             header = None
@@ -83,6 +86,24 @@ def strip(file: str, lines: Sequence[str]) -> tuple[list[str], list[Block]]:
     if header is not None:
         raise _unpaired(file, start)
     return result, blocks
+
+
+def _check_markers(file: str, lines: Sequence[str]) -> None:
+    """Check that lines that look like markers are comments."""
+    markers = [
+        number
+        for number, line in enumerate(lines)
+        if _BEGIN.fullmatch(bare := line.rstrip("\r\n")) or _END.fullmatch(bare)
+    ]
+    if not markers:
+        return
+    comments = comment_lines(file, lines)
+    for number in markers:
+        if number not in comments:
+            raise PatchError(
+                f"{file}, line {number + 1}: a marker of muse-adapter inside a string, where it "
+                "cannot be told from your text; change the string"
+            )
 
 
 def _unpaired(file: str, number: int) -> PatchError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from muse_adapter.patching.errors import PatchError
@@ -39,8 +41,10 @@ def read(root: Path, name: str, option: str) -> Source:
     Raises:
         PatchError: The file is missing, is a link out of the checkout, or cannot be decoded.
     """
-    path = root / name
-    resolved = path.resolve()
+    try:
+        resolved = (root / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise PatchError(f"{name} cannot be read: {error}") from error
     if not resolved.is_relative_to(root):
         raise PatchError(
             f"{name} is outside of the checkout, at {resolved}; patch that tree, or copy the file "
@@ -66,20 +70,43 @@ def find_existing(root: Path, names: Sequence[str], option: str) -> str:
     )
 
 
-def uncommitted(root: Path, names: Sequence[str]) -> list[str]:
-    """Return those of the files that git tracks and that differ from the last commit."""
+def uncommitted(root: Path, sources: Sequence[Source]) -> list[str]:
+    """Return the names of the files that differ from the last commit of a git repository.
+
+    Nothing that the checkout configures is run: `git status` would run its file monitor, filters
+    and hooks. Git is only asked for the hashes of the committed files, which are compared here.
+    """
+    changed = []
+    for source in sources:
+        committed = _committed_hash(root, source.path.relative_to(root))
+        # With autocrlf a file has other line endings than its commit.
+        contents = (source.raw, source.raw.replace(b"\r\n", b"\n"))
+        if committed is not None and committed not in map(partial(_blob_hash, committed), contents):
+            changed.append(source.name)
+    return changed
+
+
+def _committed_hash(root: Path, path: Path) -> str | None:
+    """Return the hash of a file in the last commit; None if there is no git, commit or file."""
     if shutil.which("git") is None:
-        return []
+        return None
+    command = ["git", "--no-pager", "--literal-pathspecs", "-c", "core.fsmonitor=false"]
+    command += ["-c", "core.hooksPath=/dev/null", "-C", str(root)]
+    command += ["ls-tree", "-z", "HEAD", "--", path.as_posix()]
+    # A partial clone would fetch missing objects, by programs that its configuration names.
+    offline = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
     done = subprocess.run(
-        ["git", "-C", str(root), "status", "--porcelain", "-z", "--", *names],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
+        command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, **offline}
     )
-    if done.returncode:  # not a repository
-        return []
-    entries = [entry for entry in done.stdout.decode(errors="replace").split("\0") if entry]
-    changed = [entry[3:] for entry in entries if not entry.startswith("??")]
-    return [name for name in names if any(entry.endswith(name) for entry in changed)]
+    if done.returncode or not done.stdout:
+        return None
+    return done.stdout.split(b"\t", 1)[0].split()[2].decode()
+
+
+def _blob_hash(like: str, content: bytes) -> str:
+    """Return the hash of a file as git computes it, by the algorithm of the hash `like`."""
+    algorithm = "sha1" if len(like) == 40 else "sha256"
+    return hashlib.new(algorithm, b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def replace_files(contents: Mapping[Path, tuple[bytes, bytes]]) -> None:

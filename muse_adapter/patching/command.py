@@ -34,7 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--write", action="store_true", help="insert the lines")
     actions.add_argument(
-        "--reverse", action="store_true", help="remove the lines: restores the tree byte for byte"
+        "--reverse",
+        action="store_true",
+        help="remove the lines: restores the tree byte for byte; blocks that were edited are shown "
+        "and kept",
     )
     actions.add_argument(
         "--check",
@@ -108,8 +111,8 @@ def _write(plan: Plan, done: str) -> int:
 
 def _check_clean(path: str, plan: Plan) -> None:
     # A file that contains blocks differs from its commit for that reason alone.
-    names = [change.source.name for change in plan.changes if not change.found]
-    dirty = checkout.uncommitted(checkout.resolve_root(path), names)
+    sources = [change.source for change in plan.changes if not change.found]
+    dirty = checkout.uncommitted(checkout.resolve_root(path), sources)
     if dirty:
         raise PatchError(
             f"{', '.join(dirty)} has uncommitted changes; commit them first, or add --allow-dirty: "

@@ -13,8 +13,8 @@ from muse_adapter.patching.blocks import Block, insert, strip
 from muse_adapter.patching.contract import clip_problems
 from muse_adapter.patching.errors import PatchError
 from muse_adapter.patching.hosts import Host
-from muse_adapter.patching.insertions import main_blocks, model_blocks
-from muse_adapter.patching.source import Source, parse
+from muse_adapter.patching.insertions import is_ours, main_blocks, model_blocks
+from muse_adapter.patching.source import TOO_DEEP, Source, parse
 from muse_adapter.version import VERSION
 
 
@@ -95,12 +95,12 @@ class Plan:
         """Return the present and the new content of the files that change, for `replace_files`.
 
         Raises:
-            PatchError: A block was edited by hand, or a newer version of the package wrote it.
+            PatchError: A block contains what this package did not write, or is of a newer version.
         """
         for change in self.changes:
             expected = {block.name: block for block in change.expected}
             for block in change.found:
-                _check_replaceable(change.source.name, block, expected.get(block.name))
+                _check_removable(change.source.name, block, expected.get(block.name))
         return {
             change.source.path: (
                 change.source.raw,
@@ -123,6 +123,16 @@ def make_plan(path: str | os.PathLike[str], host: Host) -> Plan:
             not behave like CLIP4Clip there.
     """
     root = checkout.resolve_root(path)
+    try:
+        changes, problems = _find_changes(root, host)
+    except RecursionError as error:
+        raise PatchError(f"a file of {root} cannot be read: {TOO_DEEP}") from error
+    if problems:
+        raise PatchError(_contract_message(problems))
+    return Plan(tuple(changes))
+
+
+def _find_changes(root: Path, host: Host) -> tuple[list[Change], list[str]]:
     clip = checkout.read(root, host.clip_file, "--clip-file")
     problems = clip_problems(parse(clip.name, list(clip.lines)), host, clip.name)
     changes = []
@@ -133,9 +143,7 @@ def make_plan(path: str | os.PathLike[str], host: Host) -> Plan:
         change = Change(source, tuple(base), tuple(found), tuple(expected))
         parse(f"{source.name} (patched)", list(change.after))
         changes.append(change)
-    if problems:
-        raise PatchError(_contract_message(problems))
-    return Plan(tuple(changes))
+    return changes, problems
 
 
 def make_reverse_plan(path: str | os.PathLike[str], host: Host) -> Plan:
@@ -164,23 +172,29 @@ def override_names(host: Host, **names: str | None) -> Host:
 
 def _targets(root: Path, host: Host) -> list[Source]:
     main = checkout.find_existing(root, host.main_files, "--main-file")
-    return [
+    sources = [
         checkout.read(root, host.model_file, "--model-file"),
         checkout.read(root, main, "--main-file"),
     ]
+    if sources[0].path == sources[1].path:
+        raise PatchError(f"{host.model_file} and {main} are the same file, {sources[0].path}")
+    return sources
 
 
-def _check_replaceable(file: str, block: Block, expected: Block | None) -> None:
-    own_version, block_version = _version_tuple(VERSION), _version_tuple(block.version)
-    if block_version > own_version:
+def _check_removable(file: str, block: Block, expected: Block | None) -> None:
+    """Check that removing a block, or replacing it by `expected`, deletes only our own lines."""
+    if _version_tuple(block.version) > _version_tuple(VERSION):
         raise PatchError(
             f"{file}: the block {block.name} was written by muse-adapter {block.version}, newer "
             f"than this one ({VERSION}); use that version or a later one"
         )
-    if expected is not None and block_version == own_version and block.code != expected.code:
+    same_version = expected is not None and block.version == VERSION
+    if not is_ours(block) or (same_version and block.code != expected.code):  # type: ignore[union-attr]
+        lines = "".join(f"\n  {line}" for line in block.code) or "\n  (no line)"
         raise PatchError(
-            f"{file}: the block {block.name} was edited by hand and would be overwritten; move "
-            "your lines out of the markers, or remove all blocks first (--reverse)"
+            f"{file}, line {block.line}: the block {block.name} was edited by hand; nothing was "
+            f"written. Between its markers stands{lines}\nMove your lines out of the markers, or "
+            "delete the block by hand"
         )
 
 

@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +48,24 @@ def decode(name: str, path: Path, raw: bytes) -> Source:
         raise PatchError(f"{name} cannot be read as Python: {error}; {_ADVICE}") from error
     try:
         text = raw.decode(encoding)
+        encoded = text.encode(encoding)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise PatchError(
             f"{name} is not {encoding}: byte 0x{raw[error.start]:02x} in line {line}; {_ADVICE}"
         ) from error
-    if text.encode(encoding) != raw:
+    except (LookupError, ValueError) as error:  # codecs of no text (rot13), or of one direction
+        raise PatchError(f"{name} cannot be read as {encoding}: {error}; {_ADVICE}") from error
+    if encoded != raw:
         raise PatchError(f"{name} cannot be decoded and encoded as {encoding} unchanged; {_ADVICE}")
     return Source(name, path, raw, encoding, tuple(split_lines(text)))
 
 
 _ADVICE = "save it as UTF-8, or declare its encoding in the first line (# -*- coding: ... -*-)"
+
+
+# What Python's parser and compiler, and walks through the tree, give up on.
+TOO_DEEP = "an expression in it is nested too deeply"
 
 
 def split_lines(text: str) -> list[str]:
@@ -68,6 +76,21 @@ def split_lines(text: str) -> list[str]:
 def line_ending(line: str) -> str:
     """Return the ending of a line; empty if it has none."""
     return line[len(line.rstrip("\r\n")) :]
+
+
+def comment_lines(name: str, lines: Sequence[str]) -> set[int]:
+    """Return the indices of the lines that contain a comment, as opposed to a string with a `#`.
+
+    Raises:
+        PatchError: They cannot be split into tokens.
+    """
+    # Line endings of every kind become the one that all tokenizers know.
+    texts = iter([line.rstrip("\r\n") + "\n" for line in lines])
+    try:
+        tokens = list(tokenize.generate_tokens(lambda: next(texts, "")))
+    except (tokenize.TokenError, SyntaxError, RecursionError, MemoryError) as error:
+        raise PatchError(f"{name} is not Python, so its markers cannot be told: {error}") from error
+    return {token.start[0] - 1 for token in tokens if token.type == tokenize.COMMENT}
 
 
 def parse(name: str, lines: list[str]) -> ast.Module:
@@ -82,6 +105,8 @@ def parse(name: str, lines: list[str]) -> ast.Module:
             warnings.simplefilter("ignore")
             compile(text, name, "exec", dont_inherit=True)
             return ast.parse(text, name)
+    except (RecursionError, MemoryError) as error:
+        raise PatchError(f"{name} does not compile: {TOO_DEEP}") from error
     except (SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise PatchError(f"{name}{where} does not compile: {error}") from error

@@ -2,64 +2,100 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from muse_adapter.retrieval import normalization
+
+if TYPE_CHECKING:
+    import numpy
+
 
 def retrieval_metrics(
-    similarity: Tensor,
-    targets: Tensor | Sequence[int] | None = None,
+    similarity: Tensor | numpy.ndarray,
+    targets: Tensor | numpy.ndarray | Sequence[int] | None = None,
     ks: Sequence[int] = (1, 5, 10),
+    *,
+    dual_softmax: bool = False,
+    query_bank: Tensor | numpy.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
     """Compute text-to-video and video-to-text retrieval metrics.
 
     Text to video: every text is a query, the gallery is all videos. Video to text: every video that
     has a text is a query, the gallery is all texts, and the best of its own texts counts; videos
     without a text are in the gallery only. With several texts per video, CLIP4Clip's evaluation
-    instead ranks the videos by their best text. Where each of the V videos has a text, that is
-    `retrieval_metrics(best)["v2t"]` of the square matrix `best = torch.full((V, V), -torch.inf)
-    .scatter_reduce(0, targets[:, None].expand(-1, V), similarity, "amax")`.
+    instead ranks the videos by their best text. Where each of the V videos has a text, that is:
+
+    >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.4, 0.8]])
+    >>> targets = torch.tensor([0, 0, 1])
+    >>> lowest = similarity.new_full((2, 2), -torch.inf)  # (V, V)
+    >>> index = targets[:, None].expand(-1, 2)
+    >>> best = lowest.scatter_reduce(0, index, similarity, "amax")
+    >>> retrieval_metrics(best)["v2t"]["R@1"]
+    100.0
 
     The order of items with equal similarity is random; each metric is the exact expectation over
     that order, so constant similarities give chance level and not 100 percent.
 
     Args:
-        similarity: (texts, videos), floating point, finite; higher is more similar.
+        similarity: (texts, videos), a tensor or a numpy array, floating point, finite; higher is
+            more similar.
         targets: (texts,) integers, the index of each text's video. None: text i belongs to video i,
             and the matrix is square.
         ks: The values of K in R@K.
+        dual_softmax: Whether to add the metrics after `dual_softmax`, in both directions;
+            `similarity` must be cosines.
+        query_bank: (bank texts, videos), cosines of other texts with these videos. Given: the
+            metrics after `query_bank_normalization` are added; `similarity` must be cosines.
 
     Returns:
-        One mapping for each direction, `"t2v"` and `"v2t"`. It contains, as floats, `"R@K"` for
-        every K, the percentage of queries whose rank is at most K; `"MdR"`, the median over the
-        queries of the expected rank; `"MnR"`, its mean. Ranks start at 1.
+        One mapping for each direction, `"t2v"` and `"v2t"`; if asked for, also `"t2v+DSL"`,
+        `"v2t+DSL"` and `"t2v+QB-Norm"`. It contains, as floats, `"R@K"` for every K, the percentage
+        of queries whose rank is at most K; `"MdR"`, the median over the queries of the expected
+        rank; `"MnR"`, its mean. Ranks start at 1.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: An argument has the wrong shape or range, or `similarity` is not finite.
+        ValueError: An argument has the wrong shape or range, or is not finite.
     """
-    _check_similarity(similarity)
+    matrix = _as_matrix("similarity", "texts", similarity)
     _check_ks(ks)
-    similarity = similarity.detach()
-    target = _as_targets(targets, similarity)  # (texts,)
-    videos = similarity.shape[1]
+    target = _as_targets(targets, matrix)  # (texts,)
+    metrics = {"t2v": _text_to_video(matrix, target, ks), "v2t": _video_to_text(matrix, target, ks)}
+    if dual_softmax:
+        target = target.cpu()
+        by_text = normalization.dual_softmax(matrix)
+        by_video = normalization.dual_softmax(matrix.T).T
+        metrics["t2v+DSL"] = _text_to_video(by_text, target, ks)
+        metrics["v2t+DSL"] = _video_to_text(by_video, target, ks)
+    if query_bank is not None:
+        bank = _as_matrix("query_bank", "bank texts", query_bank)
+        lowered = normalization.query_bank_normalization(matrix, bank)
+        metrics["t2v+QB-Norm"] = _text_to_video(lowered, target.cpu(), ks)
+    return metrics
 
+
+def _text_to_video(similarity: Tensor, target: Tensor, ks: Sequence[int]) -> dict[str, float]:
     own = similarity.gather(1, target[:, None])  # (texts, 1)
     higher = (similarity > own).sum(1)
     tied = (similarity == own).sum(1) - 1
-    t2v = _summary(higher, tied, torch.ones_like(tied), ks)
+    return _summary(higher, tied, torch.ones_like(tied), ks)
 
-    lowest = similarity.new_full((videos,), -torch.inf)
-    best = lowest.scatter_reduce(0, target, own[:, 0], "amax")  # (videos,)
-    is_best = (own[:, 0] == best[target]).long()
+
+def _video_to_text(similarity: Tensor, target: Tensor, ks: Sequence[int]) -> dict[str, float]:
+    own = similarity.gather(1, target[:, None])[:, 0]  # (texts,)
+    lowest = similarity.new_full((similarity.shape[1],), -torch.inf)
+    best = lowest.scatter_reduce(0, target, own, "amax")  # (videos,)
+    is_best = (own == best[target]).long()
     own_best = torch.zeros_like(best, dtype=torch.long).scatter_add(0, target, is_best)
     higher = (similarity > best).sum(0)
     tied = (similarity == best).sum(0) - own_best
     queries = own_best > 0
-    v2t = _summary(higher[queries], tied[queries], own_best[queries], ks)
-    return {"t2v": t2v, "v2t": v2t}
+    return _summary(higher[queries], tied[queries], own_best[queries], ks)
 
 
 def _summary(higher: Tensor, tied: Tensor, correct: Tensor, ks: Sequence[int]) -> dict[str, float]:
@@ -101,22 +137,39 @@ def _hit_probability(places: Tensor, tied: Tensor, correct: Tensor) -> Tensor:
     return 1 - missed
 
 
-def _check_similarity(similarity: Tensor) -> None:
-    if not isinstance(similarity, Tensor):
-        raise TypeError(f"similarity must be a torch tensor, got {type(similarity).__name__}")
-    if not similarity.is_floating_point():
-        raise TypeError(f"similarity must be floating point, got {similarity.dtype}")
-    if similarity.dim() != 2 or similarity.numel() == 0:
-        raise ValueError(
-            "similarity must have shape (texts, videos), neither of them 0, "
-            f"got {tuple(similarity.shape)}"
+def _as_matrix(name: str, rows: str, given: Any) -> Tensor:
+    """Return a checked matrix (rows, videos), detached."""
+    matrix = _from_numpy(given)
+    if not isinstance(matrix, Tensor):
+        raise TypeError(
+            f"{name} must be a torch tensor or a numpy array, got {type(given).__name__}"
         )
-    not_finite = int((~torch.isfinite(similarity)).sum())
+    if not matrix.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {matrix.dtype}")
+    if matrix.dim() != 2 or matrix.numel() == 0:
+        raise ValueError(
+            f"{name} must have shape ({rows}, videos), neither of them 0, got {tuple(matrix.shape)}"
+        )
+    not_finite = int((~torch.isfinite(matrix)).sum())
     if not_finite:
         raise ValueError(
-            f"similarity must be finite, got {not_finite} NaN or infinite values out of "
-            f"{similarity.numel()}"
+            f"{name} must be finite, got {not_finite} NaN or infinite values out of "
+            f"{matrix.numel()}"
         )
+    return matrix.detach()
+
+
+def _from_numpy(value: Any) -> Any:
+    """Convert a numpy array, in any byte order and with any strides; return others as they are."""
+    numpy = sys.modules.get("numpy")  # not loaded: then nothing is an array of it
+    if numpy is None or not isinstance(value, numpy.ndarray):
+        return value
+    # A copy: torch warns about read-only arrays.
+    native = numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True)
+    try:
+        return torch.from_numpy(native)
+    except TypeError as error:
+        raise TypeError(f"numpy arrays of {value.dtype} cannot be converted: {error}") from error
 
 
 def _check_ks(ks: Sequence[int]) -> None:
@@ -129,7 +182,7 @@ def _check_ks(ks: Sequence[int]) -> None:
         raise ValueError(f"ks must be positive, without repeats and not empty, got {ks!r}")
 
 
-def _as_targets(targets: Tensor | Sequence[int] | None, similarity: Tensor) -> Tensor:
+def _as_targets(targets: Any, similarity: Tensor) -> Tensor:
     texts, videos = similarity.shape
     if targets is None:
         if texts != videos:
@@ -138,7 +191,7 @@ def _as_targets(targets: Tensor | Sequence[int] | None, similarity: Tensor) -> T
                 f"got (texts, videos) = {(texts, videos)}"
             )
         return torch.arange(texts, device=similarity.device)
-    indices = torch.as_tensor(targets, device=similarity.device)
+    indices = torch.as_tensor(_from_numpy(targets), device=similarity.device)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {indices.dtype}")
     if indices.shape != (texts,):

@@ -135,6 +135,20 @@ def test_microsofts_x_clip_is_rejected() -> None:
 
 @pytest.mark.parametrize(
     ("name", "config"),
+    [
+        ("TimesformerModel", "TimesformerConfig"),
+        ("VivitModel", "VivitConfig"),
+        ("VideoMAEModel", "VideoMAEConfig"),
+        ("VJEPA2Model", "VJEPA2Config"),
+    ],
+)
+def test_video_transformers_are_rejected(name: str, config: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a video transformer .*one by one"):
+        find_patch_tokens(hf(name, config, **VISION)())
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
     [("BeitModel", "BeitConfig"), ("BlipVisionModel", "BlipVisionConfig")],
     ids=["norm after the pool", "norm inside"],
 )

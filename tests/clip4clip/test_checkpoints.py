@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,68 @@ def test_a_checkpoint_with_a_head_needs_the_head(
     _, model = trained
     with pytest.raises(ValueError, match=r"contains a MUSE head .* but --muse is not given"):
         patched.load(patched.args(), model.state_dict())
+
+
+OFFICIAL = (
+    (r"^muse\.layers\.(\d+)\.norm\.", r"MS_mamba.\1.layer_norm1."),
+    (r"^muse\.layers\.(\d+)\.mixer\.", r"MS_mamba.\1.mamba."),
+    (r"^muse\.layers\.(\d+)\.fc\.", r"MS_mamba.\1.temporal_fc."),
+    (r"^muse\.pyramid\.stages\.", "mamba_stages."),
+)
+
+
+def official(state: dict[str, Tensor], pyramid: bool) -> dict[str, Tensor]:
+    """Rename the head of a host's checkpoint as the official code names it."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for ours, theirs in OFFICIAL:
+            name = re.sub(ours, theirs, name)
+        if pyramid or not name.startswith("mamba_stages."):
+            renamed[name] = value
+    assert not any(name.startswith("muse.") for name in renamed)
+    return renamed
+
+
+def test_an_official_checkpoint_is_converted(patched: Session, trained: tuple[Any, Any]) -> None:
+    args, model = trained
+    loaded = patched.load(args, official(model.state_dict(), pyramid=True))
+    assert same(dict(loaded.muse.state_dict()), dict(model.muse.state_dict()))
+    expected = patched.similarity(model, make_batch(9))
+    assert torch.equal(patched.similarity(loaded, make_batch(9)), expected)
+
+
+def test_a_published_checkpoint_has_no_pyramid(patched: Session, trained: tuple[Any, Any]) -> None:
+    args, model = trained
+    state = official(model.state_dict(), pyramid=False)
+    with pytest.warns(UserWarning, match="has no pyramid"):
+        loaded = patched.load(args, state)
+    layers = loaded.muse.layers.state_dict()
+    assert same(dict(layers), dict(model.muse.layers.state_dict()))
+    # torch's own loading takes the same way, and finds every name.
+    with pytest.warns(UserWarning, match="has no pyramid"):
+        patched.build(args).load_state_dict(official(model.state_dict(), pyramid=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ([], {}, r"MUSE head \((mamba_stages|MS_mamba)\..* but --muse is not given"),
+        ([*SMALL, "--muse_depth", "3"], {}, "missing MS_mamba.2.layer_norm1.weight"),
+        (SMALL, {"muse.layers.0.fc.bias": torch.zeros(64)}, "contains two MUSE heads"),
+    ],
+    ids=["no head", "other depth", "two heads"],
+)
+def test_official_checkpoints_that_are_refused(
+    patched: Session,
+    trained: tuple[Any, Any],
+    options: list[str],
+    change: dict[str, Tensor],
+    message: str,
+) -> None:
+    _, model = trained
+    state = official(model.state_dict(), pyramid=True) | change
+    with pytest.raises(ValueError, match=message):
+        patched.load(patched.args(*options), state)
 
 
 def test_the_head_can_be_saved_alone(trained: tuple[Any, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_adapter.encoders.text import check_tower, embed_text
-from tests.support.real_backbones import SIGLIP_2, TEXT, VISION, hf
+from tests.support.real_backbones import SIGLIP_2, TEXT, VISION, hf, open_clip_model
 from tests.support.small_encoders import ROUNDING
 from tests.support.tiny_clips import Words, shake, token_ids
 
@@ -62,6 +62,39 @@ class NoEmbedding(nn.Module):
 def vision_model() -> nn.Module:
     values = {**VISION, "projection_dim": 12}
     return hf("CLIPVisionModelWithProjection", "CLIPVisionConfig", **values)()
+
+
+LAST_TOKEN = {
+    "SiglipTextModel": hf("SiglipTextModel", "SiglipTextConfig", **TEXT),
+    "Siglip2Model": hf("Siglip2Model", "Siglip2Config", **SIGLIP_2),
+    "open_clip SigLIP": open_clip_model("CustomTextCLIP", text={"pool_type": "last"}),
+}
+
+
+@pytest.mark.parametrize("build", LAST_TOKEN.values(), ids=LAST_TOKEN.keys())
+def test_towers_that_read_their_last_token_need_full_length(
+    build: Callable[[], nn.Module],
+) -> None:
+    tower = build().eval()
+    assert embed_text(tower, token_ids()).shape[0] == 3
+    with pytest.raises(ValueError, match=r"padded to 8 tokens, got 5.*padding=.max_length"):
+        embed_text(tower, token_ids()[:, :5])
+
+
+def test_masked_padding_of_siglip_is_refused() -> None:
+    tower = LAST_TOKEN["SiglipTextModel"]().eval()
+    mask = torch.ones(3, 8, dtype=torch.long)
+    mask[1, 5:] = 0
+    with pytest.raises(ValueError, match="without an attention mask"):
+        embed_text(tower, {"input_ids": token_ids(), "attention_mask": mask})
+
+
+def test_clip_takes_short_texts() -> None:
+    ids = token_ids()
+    ids[:, 4] = 49  # the end of the text
+    tower = hf("CLIPTextModel", "CLIPTextConfig", **TEXT, eos_token_id=49)().eval()
+    short = embed_text(tower, ids[:, :5])
+    torch.testing.assert_close(short, embed_text(tower, ids), **ROUNDING[torch.float32])
 
 
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {

@@ -172,14 +172,14 @@ def test_leaves_its_input_alone() -> None:
     assert torch.equal(similarity, before) and similarity.grad is None
 
 
-def test_clip4clip_protocol_of_the_docstring() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_clip4clip_protocol_of_the_docstring(dtype: torch.dtype) -> None:
     # CLIP4Clip counts videos above, not captions: both captions of video 1 beat video 0's best.
-    similarity = torch.tensor([[5.0, 0], [1, 0], [6, 1], [7, 2]])
+    similarity = torch.tensor([[5.0, 0], [1, 0], [6, 1], [7, 2]], dtype=dtype)
     targets = torch.tensor([0, 0, 1, 1])
     assert retrieval_metrics(similarity, targets)["v2t"]["MnR"] == (3 + 1) / 2
-    best = torch.full((2, 2), -torch.inf).scatter_reduce(
-        0, targets[:, None].expand(-1, 2), similarity, "amax"
-    )
+    lowest = similarity.new_full((2, 2), -torch.inf)
+    best = lowest.scatter_reduce(0, targets[:, None].expand(-1, 2), similarity, "amax")
     assert retrieval_metrics(best)["v2t"]["MnR"] == (2 + 1) / 2
 
 
@@ -189,7 +189,13 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("similarity", "targets", "ks", "error", "message"),
     [
-        ([[1.0]], None, (1,), TypeError, "similarity must be a torch tensor, got list"),
+        (
+            [[1.0]],
+            None,
+            (1,),
+            TypeError,
+            "similarity must be a torch tensor or a numpy array, got list",
+        ),
         (torch.ones(2, 2).int(), None, (1,), TypeError, "must be floating point, got torch.int32"),
         (torch.ones(2), None, (1,), ValueError, r"must have shape \(texts, videos\).*got \(2,\)"),
         (torch.ones(1, 2, 2), None, (1,), ValueError, r"got \(1, 2, 2\)"),

@@ -57,21 +57,31 @@ def timm_model(name: str, **values: Any) -> Callable[[], nn.Module]:
 
 
 def open_clip_model(
-    kind: str = "CLIP", bias: float | None = None, **vision: Any
+    kind: str = "CLIP",
+    bias: float | None = None,
+    text: dict[str, Any] | None = None,
+    **vision: Any,
 ) -> Callable[[], nn.Module]:
     """Return a function that builds an open_clip model.
 
     Args:
         kind: Name of the class.
         bias: Initial logit bias, or None.
+        text: Settings of the text tower.
         **vision: Settings of the image tower.
     """
 
     def build() -> nn.Module:
-        text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+        text_cfg = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
         vision_cfg = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8}
+        text_cfg |= text or {}
         clip = getattr(load("open_clip"), kind)
-        return clip(12, vision_cfg=vision_cfg | vision, text_cfg=text, init_logit_bias=bias)
+        return clip(
+            12,
+            vision_cfg=vision_cfg | vision,
+            text_cfg=text_cfg,
+            init_logit_bias=bias,
+        )
 
     return build
 
