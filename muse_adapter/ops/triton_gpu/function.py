@@ -280,7 +280,7 @@ def run_forward(
         SAVED=saved_states is not None,
         CHUNK=CHUNK,
         STEPS=STEPS_FORWARD,
-            AHEAD=AHEAD,
+        AHEAD=AHEAD,
         **plan.flags(),
     )
     return y, last
