@@ -98,10 +98,9 @@ def describe(module: ModuleType, name: str, target: int, options: argparse.Names
     values, warps = aot.constants(module, name, given), compiled.metadata.num_warps
     code, loops = sass.parse(listing)
     source = Source(getattr(module, name).fn, values, warps)
-    turns = [(turn, loop) for loop in loops if (turn := source.turn(loop)) is not None]
+    turns = [(turn, loop.code) for loop in loops if (turn := source.turn(loop)) is not None]
     if not turns:
-        steps = values.get("STEPS", 1)
-        turns = [(Turn("no loop: all of a program", steps, 1.0), code)]
+        turns = [(Turn("no loop: all of a program", 1), code)]
     parts = [counts(turn, loop) for turn, loop in turns]
     return {
         "kernel": name,
@@ -148,7 +147,7 @@ def bound(parts: list[Row], steps: int, chip: Chip) -> Row:
     times = {}
     for unit, lanes in chip.lanes.items():
         key = "total" if unit == "issue" else unit
-        a_step = sum(part["share"] * part[key] for part in parts)
+        a_step = sum(part[key] for part in parts)
         times[unit] = steps * a_step * 32 / lanes / (chip.processors * chip.clock_hz) * 1e6
     return {"busy_us": times, "limit": max(times, key=lambda unit: times[unit])}
 
@@ -165,9 +164,9 @@ def markdown(figures: Mapping[str, Any]) -> str:
         "",
         "The first table has the time, in microseconds, that each unit is busy; the bound is the "
         "busiest one. The second has the instructions of a warp for a step of time; without a "
-        "loop a program has one step or, in `convolve_forward`, 16. Waits: loads whose result the "
-        "same turn of the loop needs, of how many loads in a turn, and the fewest instructions "
-        "between such a load and what needs it.",
+        "loop a program has one step. Waits: loads whose result the same turn of the loop needs, "
+        "of how many loads in a turn, and the fewest instructions between such a load and what "
+        "needs it. Loads to shared memory (LDGSTS) are for a later turn.",
     ]
     for target, chip in settings["chips"].items():
         rows = [row for row in figures["kernels"] if row["target"] == target]

@@ -17,12 +17,10 @@ class Turn(NamedTuple):
     Attributes:
         title: The loop as Python has it.
         steps: Steps of time in a turn.
-        share: Part of all steps that go through this loop.
     """
 
     title: str
     steps: int
-    share: float
 
 
 class Source:
@@ -49,59 +47,54 @@ class Source:
             if isinstance(node, ast.For) and "static_range" not in ast.unparse(node.iter)
         ]
 
-    def turn(self, code: list[sass.Instruction]) -> Turn | None:
-        """Describe a turn of the loop with these instructions; None if Python has no such loop."""
-        node = self._loop_of(code)
+    def turn(self, loop: sass.Loop) -> Turn | None:
+        """Describe a turn of this loop; None if Python has no such loop."""
+        node = self._loop_of(loop)
         if node is None:
             return None
-        steps = self._written_steps(node) or self._unrolled_steps(code)
-        share = 1.0
-        for outer in self.loops:
-            if "runs - 1" in ast.unparse(outer.iter) and node in ast.walk(outer):
-                share = 1 - self._run() / self.values["CHUNK"]  # all runs of a chunk but one
         over = f"for {ast.unparse(node.target)} in {ast.unparse(node.iter)}"
-        return Turn(f"`{over}`, line {node.lineno}", steps, share)
+        steps = self._written_steps(node) or self._unrolled_steps(loop.code)
+        return Turn(f"`{over}`, line {node.lineno}", steps)
 
-    def _loop_of(self, code: list[sass.Instruction]) -> ast.For | None:
-        """Return the innermost loop that holds most lines of these instructions.
+    def _loop_of(self, loop: sass.Loop) -> ast.For | None:
+        """Return the innermost loop of Python that holds the loops inside this one.
 
-        Not all: compilers move code, and give what they merge the line of one of the two.
+        Lines do not tell: what a pipelined loop loads before its first turn has the lines of that
+        loop, but runs in the loop around it. Without loops inside, it is the innermost that holds
+        most lines. Not all: compilers move code, and give what they merge the line of one of the
+        two.
         """
-        mine = [item.line for item in code if item.file == self.file]
-
-        def held(node: ast.For) -> int:
-            return sum(node.lineno <= line <= (node.end_lineno or 0) for line in mine)
-
-        most = max(map(held, self.loops), default=0)
-        fitting = [node for node in self.loops if most and held(node) > most / 2]
+        if inner := [node for each in loop.inner if (node := self._loop_of(each)) is not None]:
+            fitting = [
+                node
+                for node in self.loops
+                if all(each is not node and each in ast.walk(node) for each in inner)
+            ]
+        else:
+            mine = [item.line for item in loop.code if item.file == self.file]
+            held = {
+                node: sum(node.lineno <= line <= (node.end_lineno or 0) for line in mine)
+                for node in self.loops
+            }
+            most = max(held.values(), default=0)
+            fitting = [node for node in self.loops if most and held[node] > most / 2]
         return max(fitting, key=lambda node: node.lineno, default=None)
 
-    def _run(self) -> int:
-        """Return the steps in a run, which the backward pass works on at once."""
-        return int(self.values["RUN" if "RUN" in self.values else "STEPS"])
-
     def _written_steps(self, node: ast.For) -> int | None:
-        """Return the steps in a turn of a loop over chunks, runs or tiles, or of unrolled steps."""
+        """Return the steps in a turn of a loop over chunks, or over tiles or steps so far apart."""
         variable = ast.unparse(node.target)
         if variable.startswith("chunk"):
             return int(self.values["CHUNK"])
-        if variable.startswith("run"):
-            return self._run()
+        each = int(self.values["STEPS"]) if variable.startswith("run") else 1
         if isinstance(node.iter, ast.Call) and len(node.iter.args) == 3:
-            return int(self.values[ast.unparse(node.iter.args[2])])
-        for inner in ast.walk(node):
-            if not isinstance(inner, ast.For) or not isinstance(inner.iter, ast.Call):
-                continue
-            count = ast.unparse(inner.iter.args[0])
-            targets = [
-                ast.unparse(target)
-                for statement in ast.walk(inner)
-                if isinstance(statement, ast.Assign)
-                for target in statement.targets
-            ]
-            if "static_range" in ast.unparse(inner.iter) and "t" in targets:
-                return int(self.values[count])
-        return None
+            return each * self._value(node.iter.args[2])
+        return each if each > 1 else None
+
+    def _value(self, node: ast.expr) -> int:
+        """Compute a constant, or a quotient of two."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv):
+            return self._value(node.left) // self._value(node.right)
+        return int(self.values[ast.unparse(node)])
 
     def _unrolled_steps(self, code: list[sass.Instruction]) -> int:
         """Count the steps in a turn from the decays in it: the compiler may have unrolled it."""

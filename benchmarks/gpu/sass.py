@@ -53,11 +53,23 @@ class Instruction(NamedTuple):
         return 4 if re.search(r"\.128|\.M88\.4", self.code) else 2 if ".64" in self.code else 1
 
 
+class Loop(NamedTuple):
+    """A loop.
+
+    Attributes:
+        code: Its instructions, without those of inner loops.
+        inner: Loops inside it, at any depth.
+    """
+
+    code: list[Instruction]
+    inner: list[Loop]
+
+
 class Waits(NamedTuple):
     """Loads from global memory in a loop.
 
     Attributes:
-        loads: All.
+        loads: All. Nothing reads what LDGSTS loads: it goes to shared memory.
         waited: Those that the same turn of the loop needs.
         distance: Fewest instructions from such a load to the first that needs it.
     """
@@ -87,11 +99,11 @@ def _run(command: list[str], cubin: bytes) -> str:
         ).stdout
 
 
-def parse(listing: str) -> tuple[list[Instruction], list[list[Instruction]]]:
+def parse(listing: str) -> tuple[list[Instruction], list[Loop]]:
     """Read a listing.
 
     Returns:
-        All instructions, and those of each loop, without its inner loops.
+        All instructions, and all loops, an outer loop before those inside it.
     """
     code: list[Instruction] = []
     labels: dict[str, int] = {}
@@ -107,13 +119,14 @@ def parse(listing: str) -> tuple[list[Instruction], list[list[Instruction]]]:
                 branches.append((len(code), target[1]))
             code.append(Instruction(found[1], found[2], file, line))
     # A branch back closes a loop. The jump to itself behind a kernel's end is none.
-    spans = sorted((labels[name], at) for at, name in branches if labels[name] < at)
-    loops = []
-    for first, last in spans:
-        nested = [(a, b) for a, b in spans if first <= a and b <= last and (a, b) != (first, last)]
-        inside = range(first, last + 1)
-        loops.append([code[i] for i in inside if not any(a <= i <= b for a, b in nested)])
-    return [item for item in code if item.code != "NOP"], loops
+    spans = [(labels[name], at) for at, name in branches if labels[name] < at]
+    loops: dict[tuple[int, int], Loop] = {}
+    for first, last in sorted(spans, key=lambda span: span[1] - span[0]):
+        nested = [span for span in loops if first <= span[0] and span[1] <= last]
+        own = [i for i in range(first, last + 1) if not any(a <= i <= b for a, b in nested)]
+        loops[first, last] = Loop([code[i] for i in own], [loops[span] for span in nested])
+    in_order = sorted(loops, key=lambda span: (span[0], -span[1]))
+    return [item for item in code if item.code != "NOP"], [loops[span] for span in in_order]
 
 
 def mix(code: Iterable[Instruction]) -> dict[str, int]:
@@ -137,10 +150,12 @@ def waits(loop: Sequence[Instruction]) -> Waits:
     """Find the loads of a loop that are not fetched a turn ahead."""
     loads, distances = 0, []
     for index, item in enumerate(loop):
-        target = re.match(r"R(\d+)", item.operands)
-        if item.pipe != "LDG" or target is None:
+        if item.pipe != "LDG":
             continue
         loads += 1
+        target = re.match(r"R(\d+)", item.operands)
+        if target is None:
+            continue
         wanted = {int(target[1]) + more for more in range(item.registers)}
         for later, other in enumerate(loop[index + 1 :], 1):
             written = re.match(r"R(\d+)", other.operands)

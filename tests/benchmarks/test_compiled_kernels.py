@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("triton", "3.6", reason="the compiler's interface of triton 3.6")
 
-from benchmarks.gpu import aot, sass
+from benchmarks.gpu import aot, loops, sass
 from benchmarks.gpu.compiled_kernels import Chip, bound, pairs
+from muse_adapter.ops.triton_gpu import function
 
 # An outer loop of 3 instructions of its own, around an inner one of 9.
 LISTING = """
@@ -42,7 +43,9 @@ kernel:
 def test_loops_of_a_listing():
     code, (outer, inner) = sass.parse(LISTING)
     assert len(code) == 15 and code[1].line == 3 and code[2].line == 5
-    assert [item.code for item in outer] == ["IADD3", "UIADD3", "BRA"]
+    assert [item.code for item in outer.code] == ["IADD3", "UIADD3", "BRA"]
+    assert outer.inner == [inner] and inner.inner == []
+    inner = inner.code
     assert len(inner) == 9 and inner[4].operands == "R4, R5, 0.25"
     expected = {"MUFU": 2, "FMA": 2, "SHFL": 1, "STS": 1, "LDG": 2, "control": 1}
     assert {name: n for name, n in sass.mix(inner).items() if n} == expected
@@ -53,16 +56,50 @@ def test_loops_of_a_listing():
 def test_loads_that_a_turn_waits_for():
     """R7, the second register of its load, is read 2 on; R4 is written over before it is read."""
     _, (_, inner) = sass.parse(LISTING)
-    assert sass.waits(inner) == sass.Waits(loads=2, waited=1, distance=2)
+    assert sass.waits(inner.code) == sass.Waits(loads=2, waited=1, distance=2)
+    to_shared = sass.Instruction("LDGSTS.E.64", "[R7], desc[UR4][R8.64]", "kernel.py", 5)
+    assert sass.waits([to_shared, *inner.code]) == sass.Waits(loads=3, waited=1, distance=2)
+    assert sass.memory_cycles([to_shared]) == 2
+
+
+def nested(chunks, runs, begin, stop, STEPS, WIDE):
+    """Loops as kernels have them."""
+    for chunk_back in range(chunks):
+        for run in range(0, runs, WIDE // STEPS):
+            print(chunk_back, run)
+        for run_back in range(runs):
+            print(chunk_back, run_back)
+    for t in range(begin, stop, STEPS):
+        print(t)
+
+
+def test_loops_of_python():
+    """A loop of chunks may have no line but those of a loop inside it."""
+    source = loops.Source(nested, {"CHUNK": 32, "STEPS": 2, "WIDE": 4}, warps=1)
+    first = nested.__code__.co_firstlineno
+
+    def loop(line, *inner):
+        return sass.Loop([sass.Instruction("LDG", "R1", __file__, first + line)], list(inner))
+
+    run, run_back = loop(4), loop(6)
+    expected = [
+        (loop(6, run, run_back), "`for chunk_back in range(chunks)`", 2, 32),
+        (run, "`for run in range(0, runs, WIDE // STEPS)`", 3, 4),
+        (run_back, "`for run_back in range(runs)`", 5, 2),
+        (loop(8), "`for t in range(begin, stop, STEPS)`", 7, 2),
+    ]
+    for compiled, title, line, steps in expected:
+        assert source.turn(compiled) == (f"{title}, line {first + line}", steps)
+    assert source.turn(loop(1)) is None
 
 
 def test_bound_is_of_the_busiest_unit():
     chip = Chip("", 100, 1e9, {"issue": 128, "MUFU": 16})
-    loops = [
-        {"share": 1.0, "total": 20, "MUFU": 4},
-        {"share": 0.5, "total": 8, "MUFU": 2},
+    parts = [
+        {"total": 20, "MUFU": 4},
+        {"total": 4, "MUFU": 1},
     ]
-    found = bound(loops, 1_000_000, chip)
+    found = bound(parts, 1_000_000, chip)
     assert found["limit"] == "MUFU"
     # 5 and 24 instructions of 32 lanes, a million times; 16 and 128 lanes, 100 processors, 1 GHz.
     assert found["busy_us"] == pytest.approx({"MUFU": 100.0, "issue": 60.0})
@@ -106,7 +143,10 @@ def test_command(run_python, tmp_path):
         assert done.returncode == 0, done.stderr
         assert re.search(r"^\| summaries \| \d+ \| 0 \| 0 \|", done.stdout, re.MULTILINE)
         rows += json.loads((tmp_path / "figures.json").read_text())["kernels"]
-    loops = [next(loop for loop in row["loops"] if loop["MUFU"]) for row in rows]
+    found = [next(loop for loop in row["loops"] if loop["MUFU"]) for row in rows]
     # Exponentials of 16 states by 32 channels, by a warp; those of softplus come on top.
-    assert 16 <= loops[0]["MUFU"] <= 20 and 32 <= loops[1]["MUFU"] <= 40
-    assert all(loop["steps"] == 1 for loop in loops) and rows[0]["limit"] in rows[0]["busy_us"]
+    assert 16 <= found[0]["MUFU"] <= 20 and 32 <= found[1]["MUFU"] <= 40
+    assert (
+        all(loop["steps"] == function.STEPS_FORWARD for loop in found)
+        and rows[0]["limit"] in rows[0]["busy_us"]
+    )
