@@ -11,7 +11,7 @@ OPS = Path(__file__).resolve().parents[2] / "muse_adapter" / "ops"
 
 # What the public functions stand on; each may import those before it.
 FOUNDATION = [
-    "torch_private", "autocast", "checks", "library", "inputs", "mixer_inputs",
+    "torch_private", "autograd", "autocast", "checks", "library", "inputs", "mixer_inputs",
     "short_convolution", "backend", "operator",
 ]  # fmt: skip
 BACKENDS = {
