@@ -10,7 +10,7 @@ from muse_adapter.patching.errors import PatchError
 from muse_adapter.patching.source import comment_lines, line_ending
 from muse_adapter.version import VERSION
 
-_BEGIN = re.compile(r"[ \t]*# >>> muse-adapter (\S+) (\S+)[ \t]*")
+_BEGIN = re.compile(r"[ \t]*# >>> muse-adapter (\S{1,40}) (\S+)[ \t]*")
 _END = re.compile(r"[ \t]*# <<< muse-adapter (\S+)[ \t]*")
 
 

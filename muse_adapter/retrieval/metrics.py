@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.retrieval import normalization
+from muse_adapter.retrieval.checks import as_matrix, from_numpy
 
 if TYPE_CHECKING:
     import numpy
@@ -62,7 +62,7 @@ def retrieval_metrics(
         TypeError: An argument has the wrong type or dtype.
         ValueError: An argument has the wrong shape or range, or is not finite.
     """
-    matrix = _as_matrix("similarity", "texts", similarity)
+    matrix = as_matrix("similarity", "texts", similarity)
     _check_ks(ks)
     target = _as_targets(targets, matrix)  # (texts,)
     metrics = {"t2v": _text_to_video(matrix, target, ks), "v2t": _video_to_text(matrix, target, ks)}
@@ -73,7 +73,7 @@ def retrieval_metrics(
         metrics["t2v+DSL"] = _text_to_video(by_text, target, ks)
         metrics["v2t+DSL"] = _video_to_text(by_video, target, ks)
     if query_bank is not None:
-        bank = _as_matrix("query_bank", "bank texts", query_bank)
+        bank = as_matrix("query_bank", "bank texts", query_bank)
         lowered = normalization.query_bank_normalization(matrix, bank)
         metrics["t2v+QB-Norm"] = _text_to_video(lowered, target.cpu(), ks)
     return metrics
@@ -137,41 +137,6 @@ def _hit_probability(places: Tensor, tied: Tensor, correct: Tensor) -> Tensor:
     return 1 - missed
 
 
-def _as_matrix(name: str, rows: str, given: Any) -> Tensor:
-    """Return a checked matrix (rows, videos), detached."""
-    matrix = _from_numpy(given)
-    if not isinstance(matrix, Tensor):
-        raise TypeError(
-            f"{name} must be a torch tensor or a numpy array, got {type(given).__name__}"
-        )
-    if not matrix.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {matrix.dtype}")
-    if matrix.dim() != 2 or matrix.numel() == 0:
-        raise ValueError(
-            f"{name} must have shape ({rows}, videos), neither of them 0, got {tuple(matrix.shape)}"
-        )
-    not_finite = int((~torch.isfinite(matrix)).sum())
-    if not_finite:
-        raise ValueError(
-            f"{name} must be finite, got {not_finite} NaN or infinite values out of "
-            f"{matrix.numel()}"
-        )
-    return matrix.detach()
-
-
-def _from_numpy(value: Any) -> Any:
-    """Convert a numpy array, in any byte order and with any strides; return others as they are."""
-    numpy = sys.modules.get("numpy")  # not loaded: then nothing is an array of it
-    if numpy is None or not isinstance(value, numpy.ndarray):
-        return value
-    # A copy: torch warns about read-only arrays.
-    native = numpy.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True)
-    try:
-        return torch.from_numpy(native)
-    except TypeError as error:
-        raise TypeError(f"numpy arrays of {value.dtype} cannot be converted: {error}") from error
-
-
 def _check_ks(ks: Sequence[int]) -> None:
     integers = isinstance(ks, (tuple, list, range)) and all(
         isinstance(k, int) and not isinstance(k, bool) for k in ks
@@ -191,7 +156,7 @@ def _as_targets(targets: Any, similarity: Tensor) -> Tensor:
                 f"got (texts, videos) = {(texts, videos)}"
             )
         return torch.arange(texts, device=similarity.device)
-    indices = torch.as_tensor(_from_numpy(targets), device=similarity.device)
+    indices = torch.as_tensor(from_numpy(targets), device=similarity.device)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"targets must be integers, got {indices.dtype}")
     if indices.shape != (texts,):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from muse_adapter.retrieval.checks import as_matrix
+
 
 def dual_softmax(similarity: Tensor, *, temperature: float = 0.01) -> Tensor:
     """Weight each similarity by the softmax over the queries (CAMoE's dual softmax, DSL).
@@ -21,15 +23,12 @@ def dual_softmax(similarity: Tensor, *, temperature: float = 0.01) -> Tensor:
         so tied.
 
     Raises:
-        ValueError: `similarity` is not a matrix, or `temperature` is not positive.
+        TypeError: `similarity` is neither a floating point tensor nor such a numpy array.
+        ValueError: `similarity` is no matrix of finite numbers, or `temperature` is not positive.
     """
-    if similarity.ndim != 2:
-        raise ValueError(
-            f"similarity must have shape (queries, gallery), got {tuple(similarity.shape)}"
-        )
+    wide = as_matrix("similarity", "queries", similarity).cpu().double()
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    wide = similarity.cpu().double()
     return wide * (wide / temperature).softmax(0)
 
 
@@ -55,15 +54,15 @@ def query_bank_normalization(
     Raises:
         ValueError: The shapes do not fit, the bank is empty, or `temperature` is not positive.
     """
-    shapes = tuple(similarity.shape), tuple(bank.shape)
-    if similarity.ndim != 2 or bank.ndim != 2 or len(bank) == 0 or shapes[0][1] != shapes[1][1]:
+    wide = as_matrix("similarity", "queries", similarity).cpu().double()
+    bank = as_matrix("bank", "bank queries", bank).cpu().double()
+    if wide.shape[1] != bank.shape[1]:
         raise ValueError(
-            "similarity (queries, gallery) and bank (bank queries, gallery) must be of one gallery "
-            f"and the bank not empty, got {shapes[0]} and {shapes[1]}"
+            "similarity (queries, gallery) and bank (bank queries, gallery) must be of one "
+            f"gallery, got {tuple(wide.shape)} and {tuple(bank.shape)}"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    wide, bank = similarity.cpu().double(), bank.cpu().double()
     hub = torch.zeros(wide.shape[1], dtype=torch.bool)
     hub[bank.argmax(1)] = True
     lowered = wide - temperature * (bank / temperature).logsumexp(0)

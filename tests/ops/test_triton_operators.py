@@ -154,3 +154,33 @@ def test_the_interpreter_is_never_chosen_automatically(monkeypatch):
     monkeypatch.setattr(NUMBA, "unavailable", lambda device=None: "hidden")
     assert ops.backends("cpu")["triton"].available
     assert ops.backend_for(torch.device("cpu")) == "torch"
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["B and C alike", "C of another type"])
+def test_gradients_have_the_types_that_are_traced(other):
+    """Of B and C in half precision: compiled code reads what the fake operator promises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    batch, length, channels, states = 1, 3, 4, 2
+    fields = [
+        normal(batch, length, channels, dtype=torch.float32),
+        normal(batch, length, channels, dtype=torch.float32),
+        -normal(channels, states, dtype=torch.float32).abs(),
+        normal(batch, length, 1, states, dtype=torch.bfloat16),
+        normal(batch, length, 1, states, dtype=torch.float32 if other else torch.bfloat16),
+        normal(channels, dtype=torch.float32),
+        normal(channels, dtype=torch.float32),
+    ]
+    saved = torch.zeros(1, 1, batch, states, channels, device=DEVICE)
+    dy = [normal(batch, length, channels, dtype=torch.float32)]
+
+    def run(dy, saved, fields):
+        return torch.ops.muse_adapter.triton_scan_backward(dy, [], saved, fields, [], None, 0, True)
+
+    got = run(dy, saved, fields)
+    with FakeTensorMode() as mode:
+        faked = [[mode.from_tensor(t) for t in tensors] for tensors in (dy, [saved], fields)]
+        promised = run(faked[0], faked[1][0], faked[2])
+    assert [(t.shape, t.dtype, t.stride()) for t in got] == [
+        (t.shape, t.dtype, t.stride()) for t in promised
+    ]

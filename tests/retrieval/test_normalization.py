@@ -81,6 +81,9 @@ def test_numpy_arrays() -> None:
     for given in (array, array.astype(">f4"), array[::-1].copy()[::-1], read_only):
         assert retrieval_metrics(given, targets.numpy(), query_bank=bank.numpy()) == expected
     assert retrieval_metrics(array, targets.numpy().astype(np.uint8), query_bank=bank) == expected
+    assert torch.equal(dual_softmax(array), dual_softmax(similarity))
+    lowered = query_bank_normalization(array, bank.numpy())
+    assert torch.equal(lowered, query_bank_normalization(similarity, bank))
     with pytest.raises(TypeError, match=r"similarity must be floating point, got torch\.int"):
         retrieval_metrics(array.astype(int))
     with pytest.raises(TypeError, match="numpy arrays of object cannot be converted"):
@@ -90,13 +93,19 @@ def test_numpy_arrays() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: dual_softmax(torch.ones(3)), r"\(queries, gallery\), got \(3,\)"),
+        (
+            lambda: dual_softmax(torch.ones(3)),
+            r"\(queries, videos\), neither of them 0, got \(3,\)",
+        ),
         (lambda: dual_softmax(torch.ones(2, 2), temperature=0), "positive, got 0"),
         (
             lambda: query_bank_normalization(torch.ones(2, 3), torch.ones(2, 4)),
-            r"of one gallery .* got \(2, 3\) and \(2, 4\)",
+            r"of one gallery, got \(2, 3\) and \(2, 4\)",
         ),
-        (lambda: query_bank_normalization(torch.ones(2, 3), torch.ones(0, 3)), "not empty"),
+        (
+            lambda: query_bank_normalization(torch.ones(2, 3), torch.ones(0, 3)),
+            "bank must have shape .* neither of them 0",
+        ),
         (
             lambda: query_bank_normalization(torch.ones(1, 1), torch.ones(1, 1), temperature=-1),
             "positive, got -1",

@@ -55,7 +55,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     av = import_av()
     try:
         # Text of damaged files is replaced, not refused: it is not needed.
-        container = av.open(str(path), metadata_errors="replace")
+        # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         raise UnreadableVideo(path, error) from error
     with container:

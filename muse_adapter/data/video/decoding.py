@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from muse_adapter.data.video.container import import_av, open_video
+from muse_adapter.data.video.container import UnreadableVideo, import_av, open_video
 from muse_adapter.data.video.picture import to_tensor
 from muse_adapter.data.video.seeking import Run, needed_runs
 from muse_adapter.data.video.timeline import Listing
@@ -90,6 +90,9 @@ def decode_all(
         wanted: Positions of the wanted frames among those that can be decoded.
         size: Short side, see `to_tensor`.
         threads: Threads of the decoder (None: chosen by the size of the frames).
+
+    Raises:
+        UnreadableVideo: The pixels of a wanted frame cannot be converted.
     """
     av = import_av()
     decoded = Decoded()
@@ -105,7 +108,12 @@ def decode_all(
             for picture in pictures:
                 position = len(decoded.stamps)
                 if position in wanted:
-                    decoded.frames[position] = to_tensor(picture, size)
+                    try:
+                        decoded.frames[position] = to_tensor(picture, size)
+                    except av.FFmpegError as error:
+                        raise UnreadableVideo(
+                            path, f"its pixels ({picture.format.name}) cannot be converted: {error}"
+                        ) from error
                 decoded.stamps.append(picture.pts)
     return decoded
 

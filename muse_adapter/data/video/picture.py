@@ -30,7 +30,10 @@ def to_tensor(frame: Any, size: int | None) -> Tensor:
 
 def _upright(image: Tensor, frame: Any) -> Tensor:
     """Apply the display matrix, which phones store instead of turning or mirroring pixels."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV reads all side data, and refuses kinds that it has no name for
+        return torch.rot90(image, round(frame.rotation / 90), (1, 2))  # no word of mirrors
     if matrix is None:
         return image
     # x' = a x + c y and y' = b x + d y (ISO 14496-12, 8.3.2); y points down.

@@ -87,7 +87,7 @@ def _sample(
 ) -> tuple[list[Tensor], int]:
     """Return the sampled frames, and the number of packets that were left out."""
     timeline = listing.expected()
-    positions = sampling.positions(timeline.times, timeline.duration)
+    positions = sampling.positions(timeline.times, timeline.duration, timeline.rounding)
     if listing.is_exact and positions:
         wanted = {timeline.stamps[position]: position for position in positions}
         needed = decode_needed(path, listing, wanted, size)
@@ -102,7 +102,7 @@ def _sample(
             continue
         # The decoder may give other frames than the file lists: then sample from those.
         timeline, expected = listing.timeline(decoded.stamps), positions
-        positions = sampling.positions(timeline.times, timeline.duration)
+        positions = sampling.positions(timeline.times, timeline.duration, timeline.rounding)
         num_lost = decoded.num_damaged + listing.first_key
         if not positions:
             raise UnreadableVideo(path, _why_none(timeline, sampling, num_lost))

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Seconds by which rounded times may miss each other: a hundredth of the shortest tick in use.
+# Seconds by which times in floating point may miss each other.
 TOLERANCE_S = 1e-7
 
 
@@ -41,26 +41,30 @@ class Sampling:
         if self.end is not None and self.end <= (self.start or 0.0):
             raise ValueError(f"end must be after start={self.start or 0.0}, got end={self.end}")
 
-    def positions(self, times: Sequence[float], duration: float) -> list[int]:
+    def positions(
+        self, times: Sequence[float], duration: float, rounding: float = 0.0
+    ) -> list[int]:
         """Compute the positions of the sampled frames.
 
         Args:
             times: Ascending seconds of all frames, the first 0.
             duration: Seconds from the first frame to the end of the last.
+            rounding: Seconds by which a time may be off.
 
         Returns:
             Ascending positions in `times`, at most `num_frames`. With `fps`, a frame that is shown
             for long is repeated. Empty if the video ends before `start`.
         """
         start, end = self.start or 0.0, duration if self.end is None else min(self.end, duration)
-        if not times or (self.start is not None and start >= duration - TOLERANCE_S):
+        close = max(TOLERANCE_S, rounding)
+        if not times or (self.start is not None and start >= duration - close):
             return []
         if self.fps is not None:
-            count = max(1, math.ceil((end - start - TOLERANCE_S) * self.fps))
+            count = max(1, math.ceil((end - start - close) * self.fps))
             steps = sample_positions(count, self.num_frames)
-            return [_shown_at(times, start + step / self.fps) for step in steps]
-        first = _shown_at(times, start)
-        stop = len(times) if self.end is None else bisect_left(times, self.end - TOLERANCE_S)
+            return [_shown_at(times, start + step / self.fps, close) for step in steps]
+        first = _shown_at(times, start, close)
+        stop = len(times) if self.end is None else bisect_left(times, self.end - close)
         return [first + i for i in sample_positions(max(1, stop - first), self.num_frames)]
 
 
@@ -103,6 +107,6 @@ def _is_time(value: object) -> bool:
     )
 
 
-def _shown_at(times: Sequence[float], time: float) -> int:
+def _shown_at(times: Sequence[float], time: float, close: float) -> int:
     """Return the position of the last frame that begins at or before a time."""
-    return max(0, bisect_right(times, time + TOLERANCE_S) - 1)
+    return max(0, bisect_right(times, time + close) - 1)

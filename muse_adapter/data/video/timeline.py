@@ -39,11 +39,14 @@ class Timeline:
         stamps: Time stamps, in ticks; None where there is none.
         times: Seconds after the first frame, ascending.
         duration: Seconds from the first frame to the end of the last.
+        rounding: Seconds by which a time may be off: stamps are whole ticks (a millisecond in
+            Matroska).
     """
 
     stamps: Sequence[int | None]
     times: Sequence[float]
     duration: float
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,10 @@ class Listing:
             if origin is None or (times and seconds - origin <= times[-1]):
                 origin = seconds - following
             times.append(seconds - origin)
-        return Timeline(stamps, times, times[-1] + self.last_seconds if times else 0.0)
+        # A tick that is about as long as a frame is the frame's own, and rounds nothing.
+        rounding = 0.51 * float(self.tick) if 8 * self.tick <= self.frame_seconds else 0.0
+        duration = times[-1] + self.last_seconds if times else 0.0
+        return Timeline(stamps, times, duration, rounding)
 
 
 def list_frames(path: Path) -> Listing:

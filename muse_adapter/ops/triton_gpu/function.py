@@ -102,9 +102,11 @@ class Plan:
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.x = [side.x.contiguous() for side in sides]
         self.delta = [side.delta.contiguous() for side in sides]
-        self.stacked = alike([gain for side in sides for gain in (side.B, side.C)])
+        gains = [gain for side in sides for gain in (side.B, side.C)]
+        self.stacked = alike(gains)
+        self.gain_types = [gain.dtype for gain in gains]  # which their gradients have, too
         # In the type of the state: what is narrower than 4 bytes the kernels cannot read ahead.
-        gains = self._widened([gain for side in sides for gain in (side.B, side.C)])
+        gains = self._widened(gains)
         self.B, self.C = self._gains(gains[::2]), self._gains(gains[1::2])
         self.A = self._stack([side.A.t() for side in sides])
         self.D = self._alike([side.D for side in sides])
@@ -304,7 +306,7 @@ def run_backward(
         initial: Whether the gradient of the initial states is wanted, (directions, batch, S, E).
     """
     B, C = plan.B, plan.C
-    dy = [grad.contiguous() for grad in dy]
+    dy = [grad.to(plan.dtype).contiguous() for grad in dy]
     entries = dlast
     segments, steps = plan.segments(ENOUGH_BACKWARD)
     if segments > 1:
@@ -382,12 +384,10 @@ def _sums(plan: Plan, parts: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     if isinstance(parts, Tensor):
         sums = parts.sum(1)
         sums = sums.transpose(1, 2)[:, None, None] if plan.B.constant else sums
-        return sums.to(plan.B.tensors[0].dtype).contiguous()
+        return sums.to(plan.gain_types[0]).contiguous()
     return [
-        (part.sum(0).t()[None, None] if gains.constant else part.sum(0))
-        .to(gains.tensors[side].dtype)
-        .contiguous()
-        for part, (gains, side) in zip(parts, _in_order(plan), strict=True)
+        (part.sum(0).t()[None, None] if gains.constant else part.sum(0)).to(dtype).contiguous()
+        for part, (gains, _), dtype in zip(parts, _in_order(plan), plan.gain_types, strict=True)
     ]
 
 

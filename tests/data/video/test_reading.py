@@ -12,7 +12,12 @@ import torch
 np = pytest.importorskip("numpy", reason="making videos needs numpy")
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 
-from muse_adapter.data.video import UnreadableVideo, read_frames, sample_positions  # noqa: E402
+from muse_adapter.data.video import (  # noqa: E402
+    UnreadableVideo,
+    picture,
+    read_frames,
+    sample_positions,
+)
 from tests.support.video_files import (  # noqa: E402
     LEVEL_STEP,
     grey_video,
@@ -204,3 +209,20 @@ def test_an_old_pyav_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(av, "__version__", "16.1.0")
     with pytest.raises(ImportError, match=r"needs PyAV 17 or newer.* found 16\.1\.0: pip"):
         read_frames(tmp_path / "clip.mp4", 4)
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_side_data_that_pyav_has_no_name_for(rotation: int) -> None:
+    """Then the rotation is known, and mirrors are not."""
+
+    class Frame:
+        def __init__(self) -> None:
+            self.rotation = rotation
+
+        @property
+        def side_data(self) -> dict:
+            raise ValueError("31 is not a valid Type")
+
+    image = torch.arange(24).reshape(1, 4, 6)
+    expected = torch.rot90(image, rotation // 90, (1, 2))
+    assert torch.equal(picture._upright(image, Frame()), expected)

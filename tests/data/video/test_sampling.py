@@ -38,6 +38,25 @@ def test_sampling_by_time(
     assert positions_in(frames[mask]) == expected
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "mkv", "ts"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"fps": 15}, list(range(0, 24, 2))),
+        ({"fps": 30}, list(range(24))),
+        ({"start": 2 / 30, "end": 5 / 30}, [2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_times_that_the_file_rounds(
+    tmp_path: Path, suffix: str, arguments: dict, expected: list[int]
+) -> None:
+    """30 frames a second are not whole milliseconds, which Matroska counts in."""
+    path = grey_video(tmp_path / f"v.{suffix}", 24, rate=30)
+    frames, mask = read_frames(path, 30, **arguments)
+    assert positions_in(frames[mask]) == expected
+
+
 def test_a_frame_that_is_shown_for_long_is_repeated(tmp_path: Path) -> None:
     path = grey_video(tmp_path / "v.mkv", 5, stamps=[0, 100, 3100, 3200, 4000])
     frames, mask = read_frames(path, 10, fps=1)
