@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,12 +100,12 @@ def check_positive(name: str, value: int) -> None:
 
 
 def _is_time(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value)) and float(value) >= 0
+    except OverflowError:  # an integer beyond floating point
+        return False
 
 
 def _shown_at(times: Sequence[float], time: float, close: float) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from triton.runtime import JITFunction
 
@@ -47,7 +48,8 @@ def launch(
         strides: Integers of which it matters whether they are 1 or multiples of 16.
         constants: By name, in one order on all launches from one place.
     """
-    if not isinstance(kernel, JITFunction):  # the interpreter
+    # The interpreter; and ROCm, where Triton also compiles anew for tensors above 2 GiB.
+    if torch.version.hip or not isinstance(kernel, JITFunction):
         kernel[grid](*tensors, *sizes, *strides, **constants, **options)
         return
     addresses = [tensor.data_ptr() for tensor in tensors]

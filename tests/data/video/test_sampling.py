@@ -100,3 +100,12 @@ def test_a_start_beyond_the_video(tmp_path: Path) -> None:
 def test_wrong_times(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_frames(tmp_path / "v.mp4", 4, **arguments)
+
+
+def test_times_of_numpy_and_beyond_floating_point(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    path = grey_video(tmp_path / "v.mp4", 24)
+    frames, mask = read_frames(path, 30, start=np.int64(1), end=np.float32(2))
+    assert positions_in(frames[mask]) == list(range(8, 16))
+    with pytest.raises(ValueError, match="fps must be None or a finite number"):
+        read_frames(path, 30, fps=10**400)
