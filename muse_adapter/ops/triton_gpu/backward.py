@@ -118,6 +118,7 @@ def gradients(
         dinitial: (directions, batch, S, E), written with INITIAL: the gradient of the state that
             enters the first segment.
         segment: a multiple of CHUNK.
+        WIDE: steps that are read at once where states are computed anew, a multiple of STEPS.
     """
     part = tl.program_id(1)
     block, side, sides = place(E, BLOCK)

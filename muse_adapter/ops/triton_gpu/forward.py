@@ -3,8 +3,7 @@
 A program works for BLOCK neighbouring channels with all their states, a tile (STATES, BLOCK), over
 one segment of time of one video in one direction (a side). Segments are counted in the order of
 time: step t of a video with `valid` tokens is position t, or valid - 1 - t in the direction that
-runs backwards. STEPS neighbouring steps are read at once, before the steps in front of them are
-worked on: no step waits for memory.
+runs backwards. STEPS neighbouring steps are read at once, while those before them are worked on.
 
 Arguments that kernels share (0 and 1: of the first and the second direction)
     x, delta: (batch, L, E), contiguous.
@@ -15,6 +14,7 @@ Arguments that kernels share (0 and 1: of the first and the second direction)
     lengths: (batch,), int32, read with MASKED only. Behind them nothing is read or written.
     segment: steps in a segment.
     STEPS: steps that are read at once.
+    AHEAD: tiles of STEPS steps that are held: one is worked on, the others are on their way.
     backwards: bit d is set if direction d runs backwards.
     TYPE: type of the state.
 """

@@ -1,4 +1,4 @@
-"""The kernels as functions of tensors: layouts they can read, programs, memory, gradients."""
+"""The kernels as functions of tensors: layouts they can read, programs, memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from muse_adapter.ops.triton_gpu.backward import gradient_summaries, gradients
 from muse_adapter.ops.triton_gpu.elementary import check_offsets, checked_grid
 from muse_adapter.ops.triton_gpu.forward import carries, outputs, summaries
+from muse_adapter.ops.triton_gpu.gradient_parts import Gradients, gain_parts, summed
 from muse_adapter.ops.triton_gpu.launch import cdiv, launch, next_power_of_2
 
 BLOCK = 32  # channels of a program: one warp, 4 channels x 4 states of 16 a lane
@@ -63,22 +64,6 @@ class Gains(NamedTuple):
     constant: bool
     time: int
     channels: int
-
-
-class Gradients(NamedTuple):
-    """The gradients of all sides, in as few tensors as hold them.
-
-    Attributes:
-        rows: Of x of each side, then of delta of each side, (batch, L, E).
-        gains: Of B and C of each side, as they were given; one tensor of all where they are alike.
-        weights: (directions, E S + 2 E), of A (E, S), D and bias.
-        initial: (directions, batch, S, E) or None.
-    """
-
-    rows: list[Tensor]
-    gains: Tensor | list[Tensor]
-    weights: Tensor
-    initial: Tensor | None
 
 
 class Plan:
@@ -243,8 +228,7 @@ def run_forward(
     """
     last = [plan.empty(plan.batch, plan.E, plan.S) for _ in range(plan.count)]
     entries = initial
-    B, C = plan.B, plan.C
-    segments, steps = plan.segments(ENOUGH_FORWARD)
+    B, C, (segments, steps) = plan.B, plan.C, plan.segments(ENOUGH_FORWARD)
     if segments > 1:
         entries = plan.empty(*plan.shape(segments))
         totals = plan.empty(segments, plan.count, plan.batch, plan.E)
@@ -333,7 +317,7 @@ def run_backward(
         )
     dx = plan.in_time(plan.x, dtype=plan.x[0].dtype)
     ddelta = plan.in_time(plan.delta, dtype=plan.delta[0].dtype)
-    gains = _gain_parts(plan, segments)
+    gains = gain_parts(plan, segments)
     dweights = plan.empty(segments, plan.count, plan.batch, plan.E * (plan.S + 2))
     dinitial = plan.empty(*plan.shape()) if initial else None
     work = plan.empty(segments, plan.count, plan.batch, CHUNK // STEPS_BACKWARD, plan.S, plan.E)
@@ -357,43 +341,7 @@ def run_backward(
         AHEAD=AHEAD,
         **plan.flags(),
     )
-    return Gradients([*dx, *ddelta], _sums(plan, gains), dweights.sum((0, 2)), dinitial)
-
-
-def _gain_parts(plan: Plan, segments: int) -> Tensor | list[Tensor]:
-    """Memory for the parts of the gradients of B and C, which are summed over the first dimension.
-
-    No two programs write to one place, and the sum has a fixed order.
-
-    Returns:
-        As `Gradients.gains`, each with its parts in front.
-    """
-    shapes = [
-        (segments * plan.batch, plan.S, plan.E)
-        if gains.constant
-        else (cdiv(gains.channels, plan.block), *gains.tensors[side].shape)
-        for gains, side in _in_order(plan)
-    ]
-    if plan.stacked:
-        return plan.parts(len(shapes), *shapes[0])
-    return [plan.parts(*shape) for shape in shapes]
-
-
-def _sums(plan: Plan, parts: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-    """Sum the parts of the gradients of B and C, in the types of these."""
-    if isinstance(parts, Tensor):
-        sums = parts.sum(1)
-        sums = sums.transpose(1, 2)[:, None, None] if plan.B.constant else sums
-        return sums.to(plan.gain_types[0]).contiguous()
-    return [
-        (part.sum(0).t()[None, None] if gains.constant else part.sum(0)).to(dtype).contiguous()
-        for part, (gains, _), dtype in zip(parts, _in_order(plan), plan.gain_types, strict=True)
-    ]
-
-
-def _in_order(plan: Plan) -> list[tuple[Gains, int]]:
-    """B and C of each side."""
-    return [(gains, side) for side in range(plan.count) for gains in (plan.B, plan.C)]
+    return Gradients([*dx, *ddelta], summed(plan, gains), dweights.sum((0, 2)), dinitial)
 
 
 def alike(tensors: Sequence[Tensor]) -> bool:

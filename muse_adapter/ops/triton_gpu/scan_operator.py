@@ -172,7 +172,7 @@ def _differentiate_scan(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]
 
 
 def _by_field(fields: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    """Take apart what the backward pass returns, see `function.Gradients`.
+    """Take apart what the backward pass returns, see `gradient_parts.Gradients`.
 
     Views, which the results of an operator may not be of each other.
     """

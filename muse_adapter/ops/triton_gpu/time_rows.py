@@ -2,8 +2,8 @@
 
 A tile (STEPS, N) is spread over the lanes of a warp, every number once: one wide load for all its
 steps, and softplus is computed once a channel. The recurrence wants each step as a row that lies
-like the state, every number in the lanes of all its states. `unstack` turns two tiles into their
-rows, `stack` goes back; each passes once through shared memory.
+like the state, every number in the lanes of all its states. `unstack` turns a tile into its rows,
+`stack` goes back; each passes once through shared memory, and so do their forms for two tiles.
 """
 
 from __future__ import annotations
