@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -48,6 +49,12 @@ def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return unit(tokens if mask is None else torch.where(mask[..., None], tokens, 0))
 
 
+def inner_products(x: Tensor, y: Tensor) -> Tensor:
+    """Compute inner products (A, B) of vectors (A, D) and (B, D), without autocast."""
+    with without_autocast(x.device.type):
+        return x @ y.to(x.dtype).T
+
+
 def cosines(text: Tensor, tokens: Tensor) -> Tensor:
     """Compute inner products of texts and tokens.
 
@@ -91,14 +98,16 @@ def score_pairs(
         if text_block >= len(text) and video_block >= len(video):
             return tuple(block.T for block in score(*texts, *videos))
         rows = []
+        run = _recomputed(score) if torch.is_grad_enabled() else score
         columns = _blocks(videos, video_block)
         for text_part in _blocks(texts, text_block):
-            blocks = [
-                checkpoint(score, *text_part, *part, use_reentrant=False, preserve_rng_state=False)
-                for part in columns
-            ]
+            blocks = [run(*text_part, *part) for part in columns]
             rows.append([torch.cat(scores).T for scores in zip(*blocks, strict=True)])
         return tuple(torch.cat(scores) for scores in zip(*rows, strict=True))
+
+
+def _recomputed(score: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    return functools.partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
 
 
 def _blocks(tensors: Sequence[Tensor | None], size: int) -> list[tuple[Tensor | None, ...]]:

@@ -10,19 +10,25 @@ from torch import Tensor, nn
 
 from muse_adapter.checkpoint import load_strict
 from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.pairs import cosines, score_pairs, unit, unit_tokens
+from muse_adapter.layers.pairs import cosines, inner_products, score_pairs, unit, unit_tokens
 from muse_adapter.layers.pool import mean_pool
-from muse_adapter.layers.token_weights import gated_cosines, gated_size, weighted_similarity
+from muse_adapter.layers.token_weights import (
+    gated_cosines,
+    gated_size,
+    pool_by_own_text,
+    weighted_similarity,
+)
 from muse_adapter.models.eercf_objective import (
     EercfLoss,
     EercfScores,
     ObjectiveWeights,
     PairedVectors,
     eercf_loss,
-    pool_by_own_text,
     weighted_sum,
 )
-from muse_adapter.ops.autocast import without_autocast
+
+# Numbers of candidates that are read at once.
+_CANDIDATE_NUMBERS = 2**20
 
 
 class EERCF(nn.Module):
@@ -102,9 +108,7 @@ class EERCF(nn.Module):
         Returns:
             (A, D), not of unit norm; the inner products with `recall_video` are `video`.
         """
-        text = unit(text)
-        with without_autocast(text.device.type):
-            return text @ self.global_mat_weight.to(text.dtype)
+        return inner_products(unit(text), self.global_mat_weight.T)
 
     def recall_video(self, fused: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Pool frame features to the vectors that an index stores.
@@ -154,7 +158,8 @@ class EERCF(nn.Module):
             raise ValueError(f"only must have names of {EercfScores._fields}, got {unknown}")
         found: dict[str, Tensor | None] = dict.fromkeys(EercfScores._fields)
         if "video" in only:
-            found["video"] = self._video_score(text, self.recall_video(fused, mask))
+            video = self.recall_video(fused, mask)
+            found["video"] = inner_products(self.recall_text(text), video)
         text = unit(text)
         names = [name for name in ("frame_weak", "frame") if name in only]
         if names:
@@ -191,6 +196,41 @@ class EERCF(nn.Module):
         weights = zip(EercfScores._fields, self.rerank_weights, strict=True)
         only = [name for name, weight in weights if weight]
         return self.rerank_score(self.scores(text, frames, fused, patches, frame_mask, only=only))
+
+    def rerank_candidates(
+        self,
+        text: Tensor,
+        frames: Sequence[Tensor],
+        fused: Sequence[Tensor],
+        patches: Sequence[Tensor] | None = None,
+        frame_mask: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Compute `rerank` for one text and K candidates, whose features lie in different places.
+
+        Candidates are read in groups that fit a cache, in any floating type, so half-precision
+        features are never held in float32 all together.
+
+        Args:
+            text: (D,).
+            frames: K tensors (T, D).
+            fused: K tensors (T, D).
+            patches: K tensors (T, P, D), or None.
+            frame_mask: K tensors (T,), or None.
+
+        Returns:
+            (K,).
+        """
+        numbers = (frames if patches is None else patches)[0].numel()
+        size = max(1, _CANDIDATE_NUMBERS // numbers)
+        rows = (frames, fused, patches, frame_mask)
+        scores = []
+        for start in range(0, len(frames), size):
+            group = [
+                None if row is None else torch.stack(list(row[start : start + size]))
+                for row in rows
+            ]
+            scores.append(self.rerank(text[None], *group)[0])
+        return torch.cat(scores)
 
     def loss(
         self,
@@ -251,7 +291,7 @@ class EERCF(nn.Module):
             Scores (B, B) and vectors (B, D); None for patches without a weight.
         """
         video = self.recall_video(fused, mask)
-        video_score = self._video_score(text, video)
+        video_score = inner_products(self.recall_text(text), video)
         text = unit(text)
         frame_weak = self._frame_scores(["frame_weak"], text, frames, fused, mask)["frame_weak"]
         frame = pool_by_own_text(text, frames, fused, mask, self.frame_temperature)
@@ -261,25 +301,19 @@ class EERCF(nn.Module):
         if patches is not None and self.weights.pools_patches:
             tokens, token_mask = _flat_patches(patches, mask)
             patch = pool_by_own_text(text, tokens, None, token_mask, self.patch_temperature)
-        with without_autocast(text.device.type):
-            scores = EercfScores(
-                video_score,
-                frame_weak,
-                patch_weak,
-                text @ frame.T,
-                None if patch is None else text @ patch.T,
-            )
+        scores = EercfScores(
+            video_score,
+            frame_weak,
+            patch_weak,
+            inner_products(text, frame),
+            None if patch is None else inner_products(text, patch),
+        )
         return scores, PairedVectors(text, video, frame, patch)
 
     def extra_repr(self) -> str:
         """Return the settings shown by `repr`."""
         frames = None if self.frame_logit_weight is None else len(self.frame_logit_weight)
         return f"dim={len(self.global_mat_weight)}, num_frames={frames}"
-
-    def _video_score(self, text: Tensor, video: Tensor) -> Tensor:
-        query = self.recall_text(text)
-        with without_autocast(query.device.type):
-            return query @ video.T
 
     def _frame_scores(
         self, names: Sequence[str], text: Tensor, frames: Tensor, fused: Tensor, mask: Tensor | None

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from muse_adapter.layers.pairs import unit, unit_tokens
-from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.training.losses import contrastive_loss, pearson_constraint
 
 
@@ -86,36 +84,6 @@ class PairedVectors(NamedTuple):
     video: Tensor
     frame: Tensor
     patch: Tensor | None
-
-
-def pool_by_own_text(
-    text: Tensor,
-    keys: Tensor,
-    values: Tensor | None,
-    mask: Tensor | None,
-    temperature: float,
-) -> Tensor:
-    """Pool each video with the gate of its own text, through which no gradient flows.
-
-    Args:
-        text: (B, D), of unit norm.
-        keys: (B, N, D).
-        values: (B, N, D); None: the keys.
-        mask: (B, N) bool, or None.
-        temperature: Of the gate.
-
-    Returns:
-        (B, D) of unit norm; zero for a video without a valid token.
-    """
-    with without_autocast(text.device.type):
-        tokens = unit_tokens(keys if values is None else values, mask)
-        with torch.no_grad():
-            compared = tokens if values is None else unit_tokens(keys, mask)
-            logits = (compared @ text[:, :, None])[..., 0] / temperature  # (B, N)
-            if mask is not None:
-                logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-            gate = logits.softmax(1)
-        return unit((gate[:, None] @ tokens)[:, 0])
 
 
 def eercf_loss(
