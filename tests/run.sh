@@ -39,6 +39,9 @@ constraints=${CONSTRAINTS-$PWD/constraints.txt}
 export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# pip compiles nothing below: Python must be allowed to keep what it compiles.
+unset PYTHONDONTWRITEBYTECODE
+
 # An installation is good for the requirements it was made from, and for this folder.
 stamp=$venv/tests-installed
 libraries=$venv/backbone-libraries
