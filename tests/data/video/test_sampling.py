@@ -69,6 +69,18 @@ def test_time_counts_from_the_first_frame(tmp_path: Path) -> None:
     assert positions_in(frames[mask]) == list(range(8, 16))
 
 
+def test_negative_times(tmp_path: Path) -> None:
+    """In a container that shows what lies before 0, time still counts from the first frame."""
+    stamps = [125 * i - 500 for i in range(16)]
+    muxer = {"avoid_negative_ts": "disabled"}
+    path = grey_video(tmp_path / "v.mkv", 16, stamps=stamps, muxer=muxer)
+    assert timeline.list_frames(path).packets[0].pts == -500
+    frames, mask = read_frames(path, 16)
+    assert positions_in(frames[mask]) == list(range(16))
+    frames, mask = read_frames(path, 16, start=1.0)
+    assert positions_in(frames[mask]) == list(range(8, 16))
+
+
 def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path: Path) -> None:
     # FFmpeg writes negative times to mp4 as an edit list that begins at 0.
     path = grey_video(tmp_path / "v.mp4", 16, stamps=[125 * i - 500 for i in range(16)])
