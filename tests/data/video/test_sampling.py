@@ -8,7 +8,7 @@ import pytest
 
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 
-from muse_adapter.data.video import UnreadableVideo, read_frames  # noqa: E402
+from muse_adapter.data.video import UnreadableVideo, read_frames, timeline  # noqa: E402
 from tests.support.video_files import grey_video, positions_in  # noqa: E402
 
 ARGUMENTS = [
