@@ -10,7 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
+from muse_adapter.checkpoint import (
+    check_fits,
+    load_pretrained,
+    load_strict,
+    save_pretrained,
+)
 from muse_adapter.config import ATTENTION_HEAD_DIM, MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
@@ -49,7 +54,7 @@ class MultiScaleMamba(nn.Module):
             nn.Linear(config.in_dim or config.dim, config.dim) if projects else nn.Identity()
         )
         self.pyramid = FeaturePyramid(config.dim, config.scales)
-        rates = torch.linspace(0, config.dropout, config.depth).tolist()
+        rates = torch.linspace(0, config.dropout, config.depth, device="cpu").tolist()
         self.layers = nn.ModuleList(
             ResidualLayer(config.dim, _mixer(config), dropout=rate) for rate in rates
         )
@@ -207,6 +212,7 @@ class MultiScaleMamba(nn.Module):
         Raises:
             ImportError: safetensors is not installed.
             OSError: The folder cannot be written.
+            ValueError: The weights are not finite, or of several dtypes; nothing is written.
         """
         save_pretrained(self, folder)
 
@@ -224,10 +230,13 @@ class MultiScaleMamba(nn.Module):
             FileNotFoundError: `name` is neither a folder nor `owner/name`, or a file is missing.
             ImportError: safetensors (or, for the hub, huggingface_hub) is not installed.
             OSError: The hub does not provide the model.
-            ValueError: A file is damaged, the config is invalid or newer than this package, or the
-                weights do not fit it.
+            ValueError: A file is damaged, the files are of two saves, the config is invalid or
+                newer than this package, or the weights do not fit it, are not finite or of several
+                dtypes.
         """
         config, state_dict = load_pretrained(name)
+        with torch.device("meta"):  # what a config asks for takes memory only where it fits
+            check_fits(cls(config), state_dict)
         head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
