@@ -178,15 +178,6 @@ def _check_weights(state: Mapping[str, Tensor], where: str) -> None:
         )
 
 
-def check_fits(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Check that a state dict is that of a head, which may be without memory (device meta).
-
-    Raises:
-        ValueError: As `load_strict`.
-    """
-    _raise_mismatches(_mismatches(head.state_dict(), state_dict))
-
-
 def load_strict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a state dict completely or not at all.
 
@@ -198,7 +189,7 @@ def load_strict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         ValueError: Names are missing or unexpected, or values do not fit (all are listed). The head
             is unchanged.
     """
-    check_fits(head, state_dict)
+    _raise_mismatches(_mismatches(head.state_dict(), state_dict))
     head.load_state_dict(state_dict)
 
 

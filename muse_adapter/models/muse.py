@@ -10,12 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from muse_adapter.checkpoint import (
-    check_fits,
-    load_pretrained,
-    load_strict,
-    save_pretrained,
-)
+from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
 from muse_adapter.config import ATTENTION_HEAD_DIM, MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
@@ -54,7 +49,7 @@ class MultiScaleMamba(nn.Module):
             nn.Linear(config.in_dim or config.dim, config.dim) if projects else nn.Identity()
         )
         self.pyramid = FeaturePyramid(config.dim, config.scales)
-        rates = torch.linspace(0, config.dropout, config.depth, device="cpu").tolist()
+        rates = torch.linspace(0, config.dropout, config.depth).tolist()
         self.layers = nn.ModuleList(
             ResidualLayer(config.dim, _mixer(config), dropout=rate) for rate in rates
         )
@@ -235,8 +230,13 @@ class MultiScaleMamba(nn.Module):
                 dtypes.
         """
         config, state_dict = load_pretrained(name)
-        with torch.device("meta"):  # what a config asks for takes memory only where it fits
-            check_fits(cls(config), state_dict)
+        # Compared first, since a damaged number could ask for all memory.
+        given = sum(tensor.numel() for tensor in state_dict.values())
+        if _fewest_weights(config) > given:
+            raise ValueError(
+                f"the weights in {str(name)!r} do not fit its config: they are {given} numbers, and "
+                f"{config} has at least {_fewest_weights(config)}"
+            )
         head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
@@ -298,3 +298,14 @@ def _mixer(config: MuseConfig) -> Mixer:
         expand=config.expand,
         bidirectional=config.mixer == "bimamba",
     )
+
+
+def _fewest_weights(config: MuseConfig) -> int:
+    """Count the weights that a head has in any case: those of the layers' largest parts."""
+    dim, inner = config.dim, config.expand * config.dim
+    in_layer = dim * dim
+    if config.mixer != "attention":
+        in_layer += inner * (2 * dim + config.d_conv)
+    if config.mixer in ("bimamba", "mamba"):
+        in_layer += inner * config.d_state
+    return config.depth * in_layer + dim * (config.in_dim or 0) * (config.in_dim != dim)
