@@ -37,7 +37,7 @@ def last_case(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "count"), [("operators", 280), ("programs", 80)])
+@pytest.mark.parametrize(("what", "count"), [("operators", 210), ("programs", 60)])
 def test_random_calls_stay_inside(what, count):
     done = fuzz("0", str(count), what)
     assert done.returncode == 0, f"{last_case(done)}\n{done.stderr}"
