@@ -13,18 +13,20 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from muse_adapter.ops.numba_cpu import NUMBA
-from tests.conftest import ROOT
 from tests.support.guard_pages import PAGE, SIDES, guarded
 
 if not sys.platform.startswith("linux"):
     pytest.skip("guard pages are made by Linux's mmap and mprotect", allow_module_level=True)
 if NUMBA.unavailable() is not None:
     pytest.skip(f"backend numba: {NUMBA.unavailable()}", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:

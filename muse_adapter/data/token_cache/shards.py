@@ -72,6 +72,13 @@ def read_video(file: Any, index: int) -> tuple[Tensor, Tensor]:
     return file.get_tensor(f"{index}.tokens"), file.get_tensor(f"{index}.mask")
 
 
+def check_videos(path: Path, videos: range) -> None:
+    """Compare all videos of a shard with their checksums, see `check_video`."""
+    with open_shard(path) as file:
+        for index in videos:
+            check_video(path, file, index, *read_video(file, index))
+
+
 def check_video(path: Path, file: Any, index: int, tokens: Tensor, mask: Tensor) -> None:
     """Compare a video with its checksum; one without (format 1) must at least be finite.
 

@@ -31,7 +31,7 @@ from muse_adapter.data.token_cache.probe import (
     type_name,
 )
 from muse_adapter.data.token_cache.read import CachedTokens
-from muse_adapter.data.token_cache.shards import check_shard, write_shard
+from muse_adapter.data.token_cache.shards import check_shard, check_videos, write_shard
 from muse_adapter.encoders.checks import check_frames
 from muse_adapter.encoders.video import VideoEncoder
 from muse_adapter.files import write_errors, write_whole
@@ -60,9 +60,10 @@ def cache_tokens(
 ) -> CachedTokens:
     """Write the tokens of every video, the input of the head, to a folder.
 
-    After an interruption, the same call resumes: files are written atomically and existing ones are
-    kept. Several processes may fill one folder: each file is one of theirs, whole. Under
-    `torch.autocast` the backbone computes as in training under autocast.
+    After an interruption, the same call resumes: files are written atomically, and existing ones
+    are compared with their checksums and kept. Several processes may fill one folder: each file is
+    one of theirs, whole. Under `torch.autocast` the backbone computes as in training under
+    autocast.
 
     Args:
         encoder: An encoder with a frozen backbone (`freeze=True`), already on its device.
@@ -174,6 +175,7 @@ def _missing_shards(folder: Path, description: Description) -> list[int]:
         path = shard_path(folder, shard)
         if path.exists():
             check_shard(path, description, shard, probe)
+            check_videos(path, description.videos_of(shard))
         else:
             missing.append(shard)
     return missing
