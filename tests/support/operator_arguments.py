@@ -184,3 +184,58 @@ def public_mixer() -> dict[str, Any]:
     values = mixer()
     weights = {f"weight {i}": tensor for i, tensor in enumerate(values["forward"])}
     return {"tokens": values["tokens"], "in_proj": values["in_proj"], **weights}
+
+
+def triton_scan() -> dict[str, Any]:
+    s = Sizes(whole_blocks=False)
+    s.batch, s.length = max(1, s.batch), max(1, s.length % 40)
+    sides, groups = pick(1, 2), pick(*[g for g in (1, 2, s.channels) if s.channels % g == 0])
+    rows, cols = (s.batch, s.length, s.channels), (groups, s.states)
+    fields = []
+    for _ in range(sides):
+        fields += [
+            numbers(*rows, dtype=s.dtype), numbers(*rows, dtype=s.dtype),
+            rates(s.channels, s.states, dtype=torch.float32),
+            numbers(*rows[:2], *cols, dtype=s.dtype), numbers(*rows[:2], *cols, dtype=s.dtype),
+            numbers(s.channels, dtype=s.dtype), numbers(s.channels, dtype=torch.float32),
+        ]  # fmt: skip
+    states = [numbers(s.batch, s.channels, s.states, dtype=torch.float32) for _ in range(sides)]
+    return {
+        "fields": fields, "initial_states": pick(states, []),
+        "lengths": maybe(integers(s.length, s.batch)), "backwards": pick(0, 1),
+        "softplus": True, "save": pick(True, False),
+    }  # fmt: skip
+
+
+def triton_convolutions() -> dict[str, Any]:
+    s = Sizes(whole_blocks=False)
+    s.batch, s.length, taps = max(1, s.batch), max(1, s.length), pick(1, 4, 7)
+    weights = []
+    for _ in range(pick(1, 2)):
+        weights += [
+            numbers(s.channels, 1, taps, dtype=s.dtype),
+            numbers(s.channels, dtype=s.dtype),
+        ]
+    return {
+        "x": numbers(s.batch, s.length, s.channels, dtype=s.dtype),
+        "weights": weights, "end": DRAW.randint(1, s.length),
+    }  # fmt: skip
+
+
+def triton_convolutions_backward() -> dict[str, Any]:
+    values = triton_convolutions()
+    x, end = values["x"], values["end"]
+    sizes = (end, x.shape[1])[: len(values["weights"]) // 2]
+    grads = [numbers(len(x), size, x.shape[2], dtype=x.dtype) for size in sizes]
+    return {"x": x, "weights": values["weights"], "grads": grads, "end": end}
+
+
+def triton_gate() -> dict[str, Any]:
+    s = Sizes(whole_blocks=False)
+    s.batch, s.length, places = max(1, s.batch), max(1, s.length), pick(1, 3)
+    return {
+        "z": numbers(s.batch, places, s.channels, dtype=s.dtype),
+        "positions": integers(s.length, s.batch, places),
+        "y": [numbers(s.batch, s.length, s.channels, dtype=torch.float32) for _ in range(2)],
+        "save": pick(True, False),
+    }  # fmt: skip
