@@ -47,9 +47,11 @@ class _ByDataSet(dict[str, TrainingSettings]):
 
 # Batch size and epochs of MSR-VTT are those of the published training log, the only one there is.
 PAPER_SETTINGS: Mapping[str, TrainingSettings] = MappingProxyType(
-    _ByDataSet({
-        "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
-        "didemo": TrainingSettings(frames=64, words=64),
-        "activitynet": TrainingSettings(frames=64, words=64),
-    })
+    _ByDataSet(
+        {
+            "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
+            "didemo": TrainingSettings(frames=64, words=64),
+            "activitynet": TrainingSettings(frames=64, words=64),
+        }
+    )
 )

@@ -95,8 +95,7 @@ def load_split(
         raise ValueError(f"none of {len(paths)} videos can be read:{_lines(decoded.reasons)}")
     if decoded.reasons:
         warnings.warn(
-            f"{len(decoded.reasons)} of {len(paths)} videos are left out:"
-            f"{_lines(decoded.reasons)}",
+            f"{len(decoded.reasons)} of {len(paths)} videos are left out:{_lines(decoded.reasons)}",
             stacklevel=2,
         )
     kept = [clip for clip in clips if clip.path in row_of]

@@ -8,6 +8,8 @@ lock; they take jobs from the common counter until none is left.
 
 from __future__ import annotations
 
+import functools
+import logging
 import warnings
 import zlib
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from numba.extending import intrinsic
 
 from muse_adapter.ops.numba_cpu.parallel import run_parallel
 from muse_adapter.ops.operator import NEGLIGIBLE
+
+logger = logging.getLogger(__name__)
 
 _WORD = ir.IntType(64)
 _NUMBERS = {torch.float32: types.float32, torch.float64: types.float64}
@@ -68,6 +72,8 @@ class Kernel:
         return address
 
     def _compile(self, dtype: torch.dtype) -> Any:
+        if not self._on_disk():
+            _announce()
         signature = types.void(types.CPointer(_NUMBERS[dtype]))
         compile_cached = numba.cfunc(signature, error_model="numpy", cache=True)
         try:
@@ -85,6 +91,23 @@ class Kernel:
             )
             cache.flush()
             return compile_cached(self.function)
+
+    def _on_disk(self) -> bool:
+        """Whether an earlier process has compiled it."""
+        try:
+            folder = Path(FunctionCache(self.function).cache_path)
+        except RuntimeError:  # there is no place for a cache
+            return False
+        return any(folder.glob(f"*{self.function.__qualname__.rpartition('.')[2]}*.nbi"))
+
+
+@functools.cache
+def _announce() -> None:
+    """Log once in a process that there is something to wait for."""
+    logger.info(
+        "compiling the CPU kernels, once on this machine: about 15 s for training on two cores of "
+        "an AMD EPYC, less for inference"
+    )
 
 
 def unpacker(*counts: int) -> Any:
