@@ -71,6 +71,22 @@ def test_the_result_of_a_timed_run() -> None:
         (1.0, 1.0, 4, 0.3, True),
     ],
 )
+def test_a_machine_is_busy_where_the_run_waited_for_a_processor() -> None:
+    quiet = Timing(1.0, 1.0, 1.0, 4)
+    assert not quiet._replace(own_processors=0.95, waiting=0.4).busy
+    assert quiet._replace(own_processors=0.8).busy and quiet._replace(waiting=0.6).busy
+
+
+def test_processor_time_is_told_from_time_by_the_clock() -> None:
+    def work() -> None:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    assert in_turn({"": lambda: time.sleep(0.02)}, 3)[""].own_processors < 0.5
+    assert in_turn({"": work}, 3)[""].own_processors > 0
+
+
 def test_when_a_machine_counts_as_busy(
     low: float, high: float, rounds: int, other_load: float, busy: bool
 ) -> None:
