@@ -61,16 +61,6 @@ def test_the_result_of_a_timed_run() -> None:
     assert seconds > 0 and result == 7
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "rounds", "other_load", "busy"),
-    [
-        (1.0, 1.09, 4, 0.0, False),
-        (0.9, 1.1, 4, 0.0, True),
-        (1.0, 1.0, 2, 0.0, True),
-        (1.0, 1.0, 4, 0.2, False),
-        (1.0, 1.0, 4, 0.3, True),
-    ],
-)
 def test_a_machine_is_busy_where_the_run_waited_for_a_processor() -> None:
     quiet = Timing(1.0, 1.0, 1.0, 4)
     assert not quiet._replace(own_processors=0.95, waiting=0.4).busy
@@ -87,6 +77,16 @@ def test_processor_time_is_told_from_time_by_the_clock() -> None:
     assert in_turn({"": work}, 3)[""].own_processors > 0
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "rounds", "other_load", "busy"),
+    [
+        (1.0, 1.09, 4, 0.0, False),
+        (0.9, 1.1, 4, 0.0, True),
+        (1.0, 1.0, 2, 0.0, True),
+        (1.0, 1.0, 4, 0.2, False),
+        (1.0, 1.0, 4, 0.3, True),
+    ],
+)
 def test_when_a_machine_counts_as_busy(
     low: float, high: float, rounds: int, other_load: float, busy: bool
 ) -> None:

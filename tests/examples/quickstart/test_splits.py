@@ -158,7 +158,7 @@ def test_an_unwritable_target_is_named(rendered: tuple, tmp_path: Path, target: 
         elif target == "cache":
             load_split(rendered[1]["test"], num_frames=4, size=16, cache=folder, progress=False)
         else:
-            contact_sheet(folder / "sheet.png", [("query", "id", [])])
+            contact_sheet(folder / "sheet.png", [("query", "id", 1, [])])
 
 
 def test_a_damaged_cache_of_frames_is_named(rendered: tuple, tmp_path: Path) -> None:
