@@ -125,7 +125,7 @@ def in_turn(
         done += 1
         spent = time.perf_counter() - start
         steady = all(_steady(values) for values in times.values())
-    found = {
+    found: dict[str, Any] = {
         "other_load": load.beyond_idle(),
         "own_processors": 1.0 if device == "cuda" else (time.process_time() - own) / spent,
         "waiting": _waiting(),

@@ -39,7 +39,7 @@ def apply_at_one_level(function: type[torch.autograd.Function], *arguments: Any)
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*arguments)
+        return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def any_requires_grad(*arguments: Any) -> bool:
