@@ -239,7 +239,11 @@ def _checked_scales(scales: object) -> tuple[float, ...]:
         raise ValueError("scales must have at least one factor, got none")
     unknown = [scale for scale in values if scale not in SCALES]
     if unknown:
-        raise ValueError(f"unknown scales {unknown}; known are {list(SCALES)}")
+        sides = all(scale >= 1 and scale.is_integer() for scale in values)
+        raise ValueError(
+            f"unknown scales {unknown}; known are {list(SCALES)}, factors on the patch grid"
+            + ("; side lengths go to MuseConfig.from_sides(sides, grid=(H, W))" if sides else "")
+        )
     if len(set(values)) < len(values):
         raise ValueError(f"scales must not repeat, got {list(values)}")
     return values

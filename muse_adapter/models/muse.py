@@ -40,7 +40,8 @@ class MultiScaleMamba(nn.Module):
                 f"give a MuseConfig or its fields, not both: got a config and {sorted(fields)}"
             )
         if config is not None and not isinstance(config, MuseConfig):
-            raise TypeError(f"config must be a MuseConfig, got {type(config).__name__}")
+            hint = f"; a width is given as dim={config}" if isinstance(config, int) else ""
+            raise TypeError(f"config must be a MuseConfig, got {type(config).__name__}{hint}")
         config = MuseConfig(**fields) if config is None else config
         self.config = config
         self.grad_checkpointing = False

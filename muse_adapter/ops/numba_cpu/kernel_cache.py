@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import pickle
 import warnings
 import zlib
@@ -17,6 +18,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 from numba.core.sigutils import normalize_signature
+
+logger = logging.getLogger(__name__)
 
 
 def compile_kernel(function: Callable[..., Any], signature: Any) -> Any:
@@ -50,7 +53,10 @@ class _KernelCache(FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            kept = super().load_overload(sig, target_context)
+            if kept is None:
+                _announce()
+            return kept
         except NumbaError:
             raise
         except Exception as error:  # whatever a damaged file makes of itself when it is unpickled
@@ -89,6 +95,15 @@ class _CheckedFiles(IndexDataCacheFile):
         if crc != zlib.crc32(content):
             raise ValueError("its checksum is wrong")
         return pickle.loads(content)
+
+
+@functools.cache
+def _announce() -> None:
+    """Say once in a process that there is something to wait for."""
+    logger.warning(
+        "compiling the CPU kernels, once on this machine: about 15 s for training on two cores of "
+        "an AMD EPYC, less for inference"
+    )
 
 
 @functools.cache
