@@ -88,6 +88,19 @@ def cache_folder(monkeypatch, tmp_path):
     kernel_cache._warn_uncached.cache_clear()
 
 
+def test_compiling_is_announced_once(cache_folder, caplog):
+    kernel_cache._announce.cache_clear()
+    number = torch.zeros(1)
+    kernel = tiny_kernel()
+    kernel.run(torch.float32, 1, number.data_ptr())
+    kernel.run(torch.float64, 1, number.double().data_ptr())
+    assert [record.getMessage()[:25] for record in caplog.records] == ["compiling the CPU kernels"]
+    kernel_cache._announce.cache_clear()
+    caplog.clear()
+    assert works()  # from the disk
+    assert not caplog.records
+
+
 def test_an_index_of_another_version(cache_folder, monkeypatch):
     """After an upgrade of numba kernels are compiled again, which is nothing to warn of."""
     import numba
