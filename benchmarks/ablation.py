@@ -251,31 +251,17 @@ def keep(path: Path, rows: list[Row]) -> None:
 
 
 @functools.cache
-def _recompiled(name: str, **replaced: Any) -> Any:
-    """Compile the kernel of a module of the scan from a copy in which some names mean others."""
-    spec = importlib.util.find_spec(f"muse_adapter.ops.numba_cpu.{name}")
+def _backward_without_flushing() -> kernel.Kernel:
+    """Compile the backward kernel of the scan from a copy that keeps small gradients."""
+    spec = importlib.util.find_spec("muse_adapter.ops.numba_cpu.backward")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for old, new in replaced.items():
-        assert hasattr(module, old)
-        setattr(module, old, new)
-    changed: kernel.Kernel = getattr(module, name)
-    changed.function.__qualname__ += "_without_" + "_".join(replaced)  # its name on disk
+    assert hasattr(module, "flush_small")
+    vars(module)["flush_small"] = _unchanged
+    changed: kernel.Kernel = module.backward
+    changed.function.__qualname__ += "_without_flushing"  # its name on disk
     return changed
-
-
-@contextlib.contextmanager
-def _with_kernels(**changed: Any) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for name, replacement in changed.items():
-            stack.enter_context(patch.object(function, name, replacement))
-        yield
-
-
-@inline
-def _no_prefetch(rows: Any, following: Any, first: int, last: int) -> None:
-    pass
 
 
 @inline
@@ -295,11 +281,7 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
 # What the head is without one of them.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
-    "prefetch": lambda: _with_kernels(
-        forward=_recompiled("forward", prefetch_rows=_no_prefetch),
-        backward=_recompiled("backward", prefetch_rows=_no_prefetch),
-    ),
-    "flushing": lambda: _with_kernels(backward=_recompiled("backward", flush_small=_unchanged)),
+    "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),
     "schedule": lambda: patch.object(slices, "run_tasks", _one_after_the_other),
     "team": lambda: patch.object(parallel.team, "parallel_region", lambda: None),

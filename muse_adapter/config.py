@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from muse_adapter.strict_json import parse_json
 from muse_adapter.version import VERSION
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -17,6 +18,18 @@ AGGREGATIONS = ("scale_wise", "frame_wise", "spatial_wise")
 MIXERS = ("bimamba", "mamba", "attention", "conv")
 INITS = ("identity", "release")
 ATTENTION_HEAD_DIM = 64
+
+# Far above any head, so that a damaged number in a file cannot ask for all memory.
+_MAXIMA = {
+    "dim": 1 << 16,
+    "in_dim": 1 << 16,
+    "depth": 1 << 10,
+    "d_state": 1 << 12,
+    "d_conv": 1 << 10,
+    "expand": 1 << 8,
+    "num_prefix_tokens": 1 << 16,
+}
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(\.\d{1,4})*((a|b|rc|\.post|\.dev)\d{1,9})*")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class MuseConfig:
         _check_int("num_prefix_tokens", self.num_prefix_tokens, minimum=0)
         if self.in_dim is not None:
             _check_int("in_dim", self.in_dim, minimum=1)
+        for name, maximum in _MAXIMA.items():
+            if (getattr(self, name) or 0) > maximum:
+                raise ValueError(f"{name} must be at most {maximum}, got {getattr(self, name)}")
         _check_name("aggregation", self.aggregation, AGGREGATIONS)
         _check_name("mixer", self.mixer, MIXERS)
         _check_name("init", self.init, INITS)
@@ -173,11 +189,11 @@ class MuseConfig:
 
         Raises:
             TypeError: As in `from_dict`.
-            ValueError: The text is not JSON, or as in `from_dict`.
+            ValueError: The text is not JSON (see `parse_json`), or as in `from_dict`.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"the config is not valid JSON: {error}") from error
         return cls.from_dict(values)
 
@@ -223,7 +239,11 @@ def _checked_scales(scales: object) -> tuple[float, ...]:
         raise ValueError("scales must have at least one factor, got none")
     unknown = [scale for scale in values if scale not in SCALES]
     if unknown:
-        raise ValueError(f"unknown scales {unknown}; known are {list(SCALES)}")
+        sides = all(scale >= 1 and scale.is_integer() for scale in values)
+        raise ValueError(
+            f"unknown scales {unknown}; known are {list(SCALES)}, factors on the patch grid"
+            + ("; side lengths go to MuseConfig.from_sides(sides, grid=(H, W))" if sides else "")
+        )
     if len(set(values)) < len(values):
         raise ValueError(f"scales must not repeat, got {list(values)}")
     return values
@@ -238,7 +258,7 @@ def _checked_dropout(dropout: object) -> float:
 
 
 def _check_version(version: object) -> None:
-    match = re.match(r"(\d+)\.(\d+)(\.|$)", version) if isinstance(version, str) else None
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
     if match is None:
         raise ValueError(
             f"the config must have the version of muse-adapter that wrote it, such as {VERSION!r}, "

@@ -38,7 +38,6 @@ def find_hf_clip(backbone: Any) -> PatchTokens | None:
     """Match CLIPModel, CLIPVisionModelWithProjection and CLIPVisionModel (without projection).
 
     Models of the same structure (MetaCLIP 2, Chinese-CLIP, AltCLIP) are read the same way.
-
     """
     vision = _vision(backbone)
     # BLIP has all of these but `pre_layrnorm` (sic), and normalises its tokens itself.

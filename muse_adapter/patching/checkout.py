@@ -87,20 +87,38 @@ def uncommitted(root: Path, sources: Sequence[Source]) -> list[str]:
 
 
 def _committed_hash(root: Path, path: Path) -> str | None:
-    """Return the hash of a file in the last commit; None if there is no git, commit or file."""
+    """Return the hash of a file in the last commit; None if there is no git, commit or file.
+
+    Raises:
+        PatchError: Git refuses the repository, or cannot read its last commit.
+    """
     if shutil.which("git") is None:
         return None
+    head = _git(root, "rev-parse", "--quiet", "--verify", "HEAD")
+    if head.returncode == 1 or b"not a git repository" in head.stderr:
+        return None
+    entry = head if head.returncode else _git(root, "ls-tree", "-z", "HEAD", "--", path.as_posix())
+    if entry.returncode:
+        raise PatchError(
+            f"git cannot tell whether {path} has uncommitted changes: "
+            f"{entry.stderr.decode(errors='replace').strip()}; to patch it nevertheless, add "
+            "--allow-dirty"
+        )
+    return entry.stdout.split(b"\t", 1)[0].split()[2].decode() if entry.stdout else None
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run git in the checkout, but no program that the checkout names."""
     command = ["git", "--no-pager", "--literal-pathspecs", "-c", "core.fsmonitor=false"]
-    command += ["-c", "core.hooksPath=/dev/null", "-C", str(root)]
-    command += ["ls-tree", "-z", "HEAD", "--", path.as_posix()]
+    command += ["-c", "core.hooksPath=/dev/null", "-C", str(root), *arguments]
     # A partial clone would fetch missing objects, by programs that its configuration names.
     offline = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, **offline}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **offline, "LC_ALL": "C"},  # its messages in English
     )
-    if done.returncode or not done.stdout:
-        return None
-    return done.stdout.split(b"\t", 1)[0].split()[2].decode()
 
 
 def _blob_hash(like: str, content: bytes) -> str:

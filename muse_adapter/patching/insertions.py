@@ -20,13 +20,12 @@ from muse_adapter.patching.search import (
     statement_of,
     statements,
 )
-from muse_adapter.version import VERSION
 
 MODULE = "muse_adapter.clip4clip"
 
 
 _CALL = re.escape(f"{MODULE}.")
-# By name of the block: what its one line may be, whatever the names in the checkout.
+# By name of the block: its one line, in every version so far, whatever the names in the checkout.
 WRITTEN = {
     "import": re.compile(rf"import {re.escape(MODULE)}"),
     "attach": re.compile(rf"{_CALL}attach\(self, self\.task_config\)"),
@@ -37,19 +36,13 @@ WRITTEN = {
     "arguments": re.compile(rf"{_CALL}add_arguments\(\w+\)"),
     "optimizer": re.compile(rf"(\w+) = {_CALL}regroup\(\1, model, args\)"),
 }
-# Of other versions: one call of a function of this package, with plain arguments.
-WRITTEN_EARLIER = re.compile(
-    rf"import {re.escape(MODULE)}"
-    rf"|(if self\.muse is not None: return |\w+ = )?{_CALL}\w+\([\w., ='\"]*\)"
-)
 
 
 def is_ours(block: Block) -> bool:
     """Return whether a block in a file contains what this package wrote, and nothing else."""
     if block.name not in WRITTEN or len(block.code) != 1:
         return False
-    pattern = WRITTEN[block.name] if block.version == VERSION else WRITTEN_EARLIER
-    return pattern.fullmatch(block.code[0]) is not None
+    return WRITTEN[block.name].fullmatch(block.code[0]) is not None
 
 
 def model_blocks(

@@ -69,9 +69,10 @@ def retrieval_metrics(
     if dual_softmax:
         target = target.cpu()
         by_text = normalization.dual_softmax(matrix)
-        by_video = normalization.dual_softmax(matrix.T).T
         metrics["t2v+DSL"] = _text_to_video(by_text, target, ks)
-        metrics["v2t+DSL"] = _video_to_text(by_video, target, ks)
+        queries, own = target.unique(return_inverse=True)  # a video without a text is no query
+        by_video = normalization.dual_softmax(matrix[:, queries.to(matrix.device)].T).T
+        metrics["v2t+DSL"] = _video_to_text(by_video, own, ks)
     if query_bank is not None:
         bank = as_matrix("query_bank", "bank texts", query_bank)
         lowered = normalization.query_bank_normalization(matrix, bank)

@@ -44,7 +44,7 @@ def test_an_older_block_is_upgraded(replica: Host, capsys: pytest.CaptureFixture
     whole = replica.contents()
     for path in (replica.model_file, replica.main_file):
         text = path.read_text().replace(f"muse-adapter {VERSION}", "muse-adapter 0.0.3")
-        path.write_text(text.replace(", self.task_config)", ")"))
+        path.write_text(text)
     capsys.readouterr()
     assert patch(replica, "--check") == 3
     assert "attach is of version 0.0.3" in capsys.readouterr().out
@@ -57,10 +57,11 @@ def test_an_older_block_is_upgraded(replica: Host, capsys: pytest.CaptureFixture
     [
         (", self.task_config)", ", config)", "attach was edited by hand"),
         (f"muse-adapter {VERSION} attach", "muse-adapter 99.0.0 attach", "99.0.0, newer than"),
+        (f"muse-adapter {VERSION} attach", f"muse-adapter {'9' * 5000} attach", "unpaired marker"),
         ("# <<< muse-adapter attach", "#", "unpaired marker of muse-adapter"),
         (f"# >>> muse-adapter {VERSION} attach", "#", "unpaired marker of muse-adapter"),
     ],
-    ids=["edited", "newer", "no end marker", "no begin marker"],
+    ids=["edited", "newer", "huge", "no end marker", "no begin marker"],
 )
 def test_blocks_that_must_not_be_replaced(
     replica: Host, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]

@@ -24,7 +24,7 @@ def git(host: Host, *arguments: str) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="the programs are shell scripts")
 @pytest.mark.parametrize("changed", [False, True], ids=["committed", "changed"])
 def test_no_program_of_the_checkout_runs(replica: Host, tmp_path: Path, changed: bool) -> None:
-    """File monitor, filters, hooks, pager and the fetch of a partial clone."""
+    """File monitor, filters, hooks and pager."""
     mark, program = tmp_path / "ran", tmp_path / "program"
     program.write_text(f"#!/bin/sh\ntouch {mark}\ncat\n")
     program.chmod(0o755)
@@ -41,10 +41,6 @@ def test_no_program_of_the_checkout_runs(replica: Host, tmp_path: Path, changed:
         "filter.own.process": str(program),
         "diff.own.textconv": str(program),
         "core.pager": str(program),
-        "core.sshCommand": str(program),
-        "remote.origin.url": f"ext::{program}",
-        "remote.origin.promisor": "true",
-        "protocol.ext.allow": "always",
     }.items():
         git(replica, "config", name, value)
     mark.unlink(missing_ok=True)
@@ -57,6 +53,42 @@ def test_no_program_of_the_checkout_runs(replica: Host, tmp_path: Path, changed:
     assert patch(replica, "--write") == (2 if changed else 0)
     assert patch(replica, "--write", "--allow-dirty") == 0
     assert patch(replica, "--reverse") == 0
+    assert not mark.exists()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.skipif(os.name == "nt", reason="the program is a shell script")
+def test_a_partial_clone_fetches_nothing(
+    replica: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What git would fetch, by a program of the checkout's choice, is not known to be committed."""
+    mark, program = tmp_path / "ran", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    program.chmod(0o755)
+    git(replica, "init", "-q")
+    git(replica, "add", ".")
+    git(replica, "commit", "-qm", "start")
+    command = ["git", "rev-parse", f"HEAD:{replica.model_file.parent.name}"]
+    tree = subprocess.check_output(command, cwd=replica.path, text=True).strip()
+    (replica.path / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+    for name, value in {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.url": f"ext::{program}",
+        "remote.origin.promisor": "true",
+        "protocol.ext.allow": "always",
+    }.items():
+        git(replica, "config", name, value)
+    with pytest.raises(subprocess.CalledProcessError):
+        git(replica, "ls-tree", "-r", "HEAD")
+    assert mark.exists(), "git itself runs the program, so that this test can fail"
+    mark.unlink()
+    before = replica.contents()
+    assert patch(replica, "--write") == 2
+    message = capsys.readouterr().err
+    assert "git cannot tell whether" in message and "--allow-dirty" in message
+    assert replica.contents() == before
+    assert patch(replica, "--write", "--allow-dirty") == 0
     assert not mark.exists()
 
 
@@ -76,7 +108,7 @@ def on_the_line(host: Host) -> None:
 
 
 def in_an_older_block(host: Host) -> None:
-    inside(host)
+    edit(host.model_file, "attach(self, self.task_config)", "attach(self, mine)  # PRECIOUS = 42")
     text = host.model_file.read_text()
     host.model_file.write_text(text.replace(f"muse-adapter {VERSION}", "muse-adapter 0.0.3"))
 

@@ -70,6 +70,14 @@ def test_dual_softmax_is_named_in_the_metrics() -> None:
     assert got["t2v+DSL"] != plain["t2v"]
 
 
+def test_a_video_without_a_text_is_no_query() -> None:
+    similarity, targets = cosines(8), torch.tensor([0, 0, 1, 1, 3, 3, 4, 4])
+    with_text = similarity[:, [0, 1, 3, 4]]
+    renumbered = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    got = retrieval_metrics(similarity, targets, dual_softmax=True)["v2t+DSL"]
+    assert got == retrieval_metrics(with_text, renumbered, dual_softmax=True)["v2t+DSL"]
+
+
 def test_numpy_arrays() -> None:
     np = pytest.importorskip("numpy", reason="needs numpy")
     similarity, targets = cosines(9), torch.arange(9) % 6

@@ -25,6 +25,7 @@ def write_video(
     options: dict[str, str] | None = None,
     stamps: Sequence[int] | None = None,
     rate: int = 8,
+    muxer: dict[str, str] | None = None,
     **settings: Any,
 ) -> Path:
     """Write RGB frames (height, width, 3), skipping the test where the encoder is missing.
@@ -37,10 +38,11 @@ def write_video(
         options: Of the encoder.
         stamps: Time stamps in milliseconds (None: at `rate`).
         rate: Frames a second.
+        muxer: Options of the container.
         settings: Attributes of the codec context.
     """
     need_encoder(codec)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer) as container:
         stream = container.add_stream(
             codec, rate=rate, options=FINE if options is None else options
         )

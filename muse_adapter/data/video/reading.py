@@ -14,6 +14,9 @@ from muse_adapter.data.video.decoding import decode_all, decode_needed
 from muse_adapter.data.video.sampling import Sampling, check_positive
 from muse_adapter.data.video.timeline import Listing, Timeline, list_frames
 
+# Two decode any file that stays as it is: other frames than it lists, on one thread.
+MAX_PASSES = 4
+
 
 def read_frames(
     path: str | os.PathLike[str],
@@ -28,7 +31,7 @@ def read_frames(
 
     The frames are a uniform sample from the first to the last, of those shown between `start` and
     `end`. With `fps` they are a uniform sample of the frames shown at `start`, `start + 1 / fps`,
-    and so on: `fps=1` is CLIP4Clip's sampling. Fewer than `num_frames` frames are padded with zero
+    and so on; CLIP4Clip samples with `fps=1`. Fewer than `num_frames` frames are padded with zero
     frames. Only the packets that the sampled frames need are decoded, where that gives the same
     frames.
 
@@ -95,7 +98,7 @@ def _sample(
             return [needed[position] for position in positions], listing.first_key
 
     threads = None
-    while True:
+    for _ in range(MAX_PASSES):
         decoded = decode_all(path, listing, set(positions), size, threads=threads)
         if decoded.num_damaged and threads is None:
             threads = 1  # with several, PyAV drops good frames beside a damaged one
@@ -108,6 +111,7 @@ def _sample(
             raise UnreadableVideo(path, _why_none(timeline, sampling, num_lost))
         if positions == expected:
             return [decoded.frames[position] for position in positions], num_lost
+    raise UnreadableVideo(path, "other frames come each time it is decoded; is it being written?")
 
 
 def _why_none(timeline: Timeline, sampling: Sampling, num_lost: int) -> str:

@@ -16,7 +16,6 @@ from muse_adapter.ops.numba_cpu.blocks import (
     load_bc,
     load_row,
     load_steps,
-    prefetch_rows,
     rows_of,
     store_row,
 )
@@ -51,7 +50,7 @@ def work_size(states: int, chunk: int) -> int:
 @inline
 def differentiate_chunk(
     steps: Any, work: Any, a_log2e: Any, saved: Any, gradients: Any, bc: Any,
-    own: Any, sizes: Any, rows: Any,
+    own: Any, sizes: Any,
 ) -> None:  # fmt: skip
     """Take the gradients a chunk of a block back in time, state after state.
 
@@ -68,22 +67,12 @@ def differentiate_chunk(
         bc: rows of B, of C, and of their gradients where every channel has its own.
         own: whether every channel has its own values of B, and of C.
         sizes: states, steps, steps of a whole chunk.
-        rows: what to prefetch meanwhile: rows of x, delta, dy, dx, ddelta, and where the next ones
-            are.
     """
     dts, dt_x, dys, d_dt_x, d_dt = steps
     h, decays, products_b, products_c, sums_b, sums_c, more = work
     b, c, db, dc = bc
     states, count, chunk = sizes
     for s in range(states):
-        # All at once they would wait for each other.
-        first, last = chunk * s // states, chunk * (s + 1) // states
-        prefetch_rows(rows[0], rows[5], first, last)
-        prefetch_rows(rows[1], rows[5], first, last)
-        prefetch_rows(rows[2], rows[5], first, last)
-        prefetch_rows(rows[3], rows[5], first, last)
-        prefetch_rows(rows[4], rows[5], first, last)
-
         a, state = load(a_log2e, s * WIDTH), load(saved, s * WIDTH)
         store(h, 0, state)
         for t in range(count):
@@ -223,18 +212,15 @@ def backward(memory: Any) -> None:
                 steps = dts, dt_x, dys, d_dt_x, d_dt
                 work = h, decays, products_b, products_c, sums_b, sums_c, block > first
                 gradients = advance(dstate, at * size), advance(dA, at * size)
-                following = (WIDTH, 0) if block < last else ((first - last) * WIDTH, -chunk)
-                rows, spans = (x, delta, dy, dx, ddelta, following), (states, count, chunk)
+                spans = states, count, chunk
                 # Constants in the usual case: a tenth of the scan's time.
                 if shared:
                     differentiate_chunk(
-                        *(steps, work, a_log2e, saved, gradients, bc, (False, False), spans, rows)
+                        *(steps, work, a_log2e, saved, gradients, bc, (False, False), spans)
                     )
                 else:
                     own = b_view[6] != 0, c_view[6] != 0
-                    differentiate_chunk(
-                        *(steps, work, a_log2e, saved, gradients, bc, own, spans, rows)
-                    )
+                    differentiate_chunk(*(steps, work, a_log2e, saved, gradients, bc, own, spans))
 
                 # Of a chunk first: in one long sum the rounding of every step would add up.
                 sum_D, sum_bias = zero, zero

@@ -20,14 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from muse_adapter.ops.numba_cpu.elementary import softplus_and_slope
-from muse_adapter.ops.numba_cpu.simd import (
-    WIDTH,
-    inline,
-    load,
-    prefetch,
-    splat,
-    store,
-)
+from muse_adapter.ops.numba_cpu.simd import WIDTH, inline, load, splat, store
 
 
 @inline
@@ -57,20 +50,6 @@ def store_row(rows: Any, t: int, value: Any) -> None:
     """Write the row of step t."""
     target, at, by = rows
     store(target, at + t * by, value)
-
-
-@inline
-def prefetch_rows(rows: Any, following: Any, first: int, last: int) -> None:
-    """Prefetch some rows of the block or chunk that comes next.
-
-    Args:
-        rows: those of the present block and chunk.
-        following: by how many elements and how many steps those to come are apart from them.
-        first, last: the steps.
-    """
-    source, at, by = rows
-    for t in range(first, last):
-        prefetch(source, at + following[0] + (t + following[1]) * by)
 
 
 @inline

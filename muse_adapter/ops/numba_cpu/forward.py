@@ -9,7 +9,6 @@ from muse_adapter.ops.numba_cpu.blocks import (
     load_bc,
     load_row,
     load_steps,
-    prefetch_rows,
     rows_of,
     store_row,
 )
@@ -43,8 +42,6 @@ def scan_chunk(
     c: Any,
     own: Any,
     sizes: Any,
-    rows: Any,
-    gated: int,
 ) -> None:
     """Scan a chunk of a block, state after state.
 
@@ -54,20 +51,11 @@ def scan_chunk(
         h: the states before the chunk, which become those after it.
         b, c: rows of B and C.
         own: whether every channel has its own values of B, and of C.
-        sizes: states, steps, steps of a whole chunk.
-        rows: what to prefetch meanwhile: rows of x, delta, y and the gate, and where the next ones
-            are.
+        sizes: states, steps.
     """
     dts, dt_x, y = work
-    states, count, chunk = sizes
+    states, count = sizes
     for s in range(states):
-        # All at once they would wait for each other.
-        first, last = chunk * s // states, chunk * (s + 1) // states
-        prefetch_rows(rows[0], rows[4], first, last)
-        prefetch_rows(rows[1], rows[4], first, last)
-        prefetch_rows(rows[2], rows[4], first, last)
-        if gated:
-            prefetch_rows(rows[3], rows[4], first, last)
         a, state = load(a_log2e, s * WIDTH), load(h, s * WIDTH)
         for t in range(count):
             decay = exp2(load(dts, t * WIDTH) * a)
@@ -158,15 +146,12 @@ def forward(memory: Any) -> None:
                 load_steps(x, delta, bias, softplus, count, (dts, dt_x), None)
                 for t in range(count):
                     store(results, t * WIDTH, D * load_row(x, t))
-                following = (WIDTH, 0) if block < last else ((first - last) * WIDTH, chunk)
-                rows, work = (x, delta, y, z, following), (dts, dt_x, results)
-                spans = states, count, chunk
+                work, spans = (dts, dt_x, results), (states, count)
                 # Constants in the usual case: a tenth of the scan's time.
                 if shared:
-                    scan_chunk(work, a_log2e, h, b, c, (False, False), spans, rows, gate_view[0])
+                    scan_chunk(work, a_log2e, h, b, c, (False, False), spans)
                 else:
-                    own = b_view[6] != 0, c_view[6] != 0
-                    scan_chunk(work, a_log2e, h, b, c, own, spans, rows, gate_view[0])
+                    scan_chunk(work, a_log2e, h, b, c, (b_view[6] != 0, c_view[6] != 0), spans)
                 for t in range(count):
                     result = load(results, t * WIDTH)
                     if added:  # last: the sum of two scans does not depend on which came first

@@ -177,26 +177,6 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def prefetch(context: Any, source: Any, index: Any) -> Any:
-    """Bring the memory at source[index] into the nearest cache; it need not exist.
-
-    Rows of a tensor lie too far apart for the processor to see which one comes next.
-    """
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        element = context.get_value_type(source.dtype)
-        place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
-        place = builder.bitcast(place, ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (place.type,), kind)
-        builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64), lowered
-
-
-@intrinsic
 def splat(context: Any, value: Any) -> Any:
     """Return a vector with the scalar `value` in every lane."""
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 np = pytest.importorskip("numpy", reason="making videos needs numpy")
 
-from muse_adapter.data.video import UnreadableVideo, read_frames  # noqa: E402
+from muse_adapter.data.video import (  # noqa: E402
+    UnreadableVideo,
+    decoding,
+    read_frames,
+    reading,
+    timeline,
+)
 from tests.support.video_files import damage, edit, grey_video, packets_of, positions_in  # noqa: E402
 
 COUNT = 24
@@ -91,6 +100,64 @@ def test_the_first_frame_is_no_key_frame(tmp_path: Path) -> None:
         frames, mask = read_frames(path, COUNT)
     # The decoder would show grey where frames 1 to 3 refer to the missing one.
     assert positions_in(frames[mask]) == list(range(4, COUNT))
+
+
+def test_a_file_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the container, as a failing disk gives, ends the frames and is said."""
+    path = grey_video(tmp_path / "v.mkv", COUNT, options=GROUPS)
+    opened = av.open
+
+    class BreaksOff:
+        """A container of which 12 packets can be read."""
+
+        def __init__(self, container: Any) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.container, name)
+
+        def __enter__(self) -> BreaksOff:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.container.close()
+
+        def demux(self, stream: Any) -> Iterator[Any]:
+            yield from itertools.islice(self.container.demux(stream), 12)
+            raise av.InvalidDataError(1, "planted")
+
+    monkeypatch.setattr(av, "open", lambda *a, **k: BreaksOff(opened(*a, **k)))
+    with pytest.warns(UserWarning, match=r"v\.mkv breaks off before its end") as warned:
+        frames, mask = read_frames(path, COUNT)
+    assert len(warned) == 1
+    assert positions_in(frames[mask]) == list(range(12))
+
+
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = damage(grey_video(tmp_path / "v.avi", COUNT, options=GROUPS), 5)
+    listing = timeline.list_frames(path)
+    growing = itertools.count(2)
+
+    def decode(*arguments: Any, **options: Any) -> decoding.Decoded:
+        return decoding.Decoded(stamps=[*range(next(growing))], frames={})
+
+    monkeypatch.setattr(reading, "list_frames", lambda path: listing)
+    monkeypatch.setattr(reading, "decode_all", decode)
+    with pytest.raises(UnreadableVideo, match=r"v\.avi: other frames come each time"):
+        read_frames(path, COUNT)
+
+
+def test_pixels_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = damage(grey_video(tmp_path / "v.avi", COUNT, options=GROUPS), 5)
+
+    def refuse(picture: Any, size: int | None) -> None:
+        raise av.InvalidDataError(1, "planted")
+
+    monkeypatch.setattr(decoding, "to_tensor", refuse)
+    with pytest.raises(UnreadableVideo, match=r"its pixels \(yuv420p\) cannot be converted"):
+        read_frames(path, 4)
 
 
 def test_the_error_survives_the_way_from_a_worker_process() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import pairwise, product
 from pathlib import Path
@@ -164,6 +165,17 @@ def test_a_file_with_only_damaged_frames_is_unreadable(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UnreadableVideo, match=r"clip\.mp4: no frame could be decoded"):
         read_frames(path, 4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no colon in names of files")
+@pytest.mark.parametrize("name", ["12:30.mp4", "file:x.mp4", "-.mp4", "%05d.mp4", "ü #?.mp4"])
+def test_names_that_ffmpeg_might_interpret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    grey_video(tmp_path / "v.mp4", 6).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    frames, mask = read_frames(name, 6)
+    assert positions_in(frames[mask]) == list(range(6))
 
 
 def test_a_truncated_stream_ends_early(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 av = pytest.importorskip("av", reason="reading videos needs PyAV: muse-adapter[video]")
 
-from muse_adapter.data.video import UnreadableVideo, read_frames  # noqa: E402
+from muse_adapter.data.video import UnreadableVideo, read_frames, timeline  # noqa: E402
 from tests.support.video_files import grey_video, positions_in  # noqa: E402
 
 ARGUMENTS = [
@@ -65,6 +65,18 @@ def test_a_frame_that_is_shown_for_long_is_repeated(tmp_path: Path) -> None:
 
 def test_time_counts_from_the_first_frame(tmp_path: Path) -> None:
     path = grey_video(tmp_path / "v.mp4", 16, stamps=[700 + 125 * i for i in range(16)])
+    frames, mask = read_frames(path, 16, start=1.0)
+    assert positions_in(frames[mask]) == list(range(8, 16))
+
+
+def test_negative_times(tmp_path: Path) -> None:
+    """In a container that shows what lies before 0, time still counts from the first frame."""
+    stamps = [125 * i - 500 for i in range(16)]
+    muxer = {"avoid_negative_ts": "disabled"}
+    path = grey_video(tmp_path / "v.mkv", 16, stamps=stamps, muxer=muxer)
+    assert timeline.list_frames(path).packets[0].pts == -500
+    frames, mask = read_frames(path, 16)
+    assert positions_in(frames[mask]) == list(range(16))
     frames, mask = read_frames(path, 16, start=1.0)
     assert positions_in(frames[mask]) == list(range(8, 16))
 
