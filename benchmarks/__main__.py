@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = _settings(parser, options)
     torch.set_num_threads(settings.threads)
-    logging.basicConfig(format="%(message)s")  # kernels say so when they have to be compiled
-    logging.getLogger("muse_adapter.ops.numba_cpu").setLevel(logging.INFO)
     if settings.device == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     try:

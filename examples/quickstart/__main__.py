@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import sys
@@ -162,9 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # slower: a run with attention as its mixer would take several times as long. Set before torch
     # starts its threads, which then do the same.
     torch.set_flush_denormal(True)
-    # The kernels of the scan say so when they have to be compiled first.
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("muse_adapter.ops.numba_cpu").setLevel(logging.INFO)
     try:
         check_options(options)
         if options.threads is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.torch_private import in_forward_mode
 
 
 def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool = False) -> Tensor:
@@ -22,7 +23,13 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool 
 
     Returns:
         (batch, L, E) in the type of x.
+
+    Raises:
+        RuntimeError: Derivatives in forward mode are being taken.
     """
+    # Not by a `jvp` of the function: with one it cannot be compiled.
+    if not torch.compiler.is_compiling() and in_forward_mode():
+        raise RuntimeError("the convolution in front of the scan has no derivative in forward mode")
     return _ShortConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype), reverse)
 
 
@@ -61,10 +68,6 @@ class _ShortConvolution(torch.autograd.Function):
                 sums.append(product.sum((0, 1)))
             grad_weight = torch.stack(sums, dim=-1).unsqueeze(1).to(weight.dtype)
         return grad_x, grad_weight, grad.sum((0, 1)), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError("the convolution in front of the scan has no derivative in forward mode")
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
