@@ -4,23 +4,36 @@ from muse_adapter.checkpoint import load_muse_state_dict
 from muse_adapter.config import MuseConfig
 from muse_adapter.data.token_cache import CachedTokens, cache_tokens
 from muse_adapter.encoders import VideoEncoder, VideoTextModel
-from muse_adapter.models import MultiScaleMamba
+from muse_adapter.layers.interaction import (
+    TextGatedInteraction,
+    late_interaction,
+    token_similarity,
+)
+from muse_adapter.models import EERCF, MultiScaleMamba, load_eercf_state_dict
 from muse_adapter.presets import PAPER_SETTINGS, TrainingSettings
-from muse_adapter.retrieval import retrieval_metrics
-from muse_adapter.training import param_groups
+from muse_adapter.retrieval import ExactRecall, TwoStageRetriever, retrieval_metrics
+from muse_adapter.training import losses, param_groups
 from muse_adapter.version import VERSION as __version__
 
 __all__ = [
+    "EERCF",
     "PAPER_SETTINGS",
     "CachedTokens",
+    "ExactRecall",
     "MultiScaleMamba",
     "MuseConfig",
+    "TextGatedInteraction",
     "TrainingSettings",
+    "TwoStageRetriever",
     "VideoEncoder",
     "VideoTextModel",
     "__version__",
     "cache_tokens",
+    "late_interaction",
+    "load_eercf_state_dict",
     "load_muse_state_dict",
+    "losses",
     "param_groups",
     "retrieval_metrics",
+    "token_similarity",
 ]

@@ -151,6 +151,32 @@ class VideoEncoder(nn.Module):
         parameter = next(_floating(self.head), None)
         return tokens if parameter is None else tokens.to(parameter.dtype)
 
+    def forward_levels(
+        self, frames: Tensor, frame_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute features of every level, as scorers from coarse to fine compare them.
+
+        Args:
+            frames: (B, T, 3, height, width), as in `forward`.
+            frame_mask: (B, T), as in `forward`.
+
+        Returns:
+            The backbone's class tokens (B, T, D), or the mean of the patches where it has none; the
+            frame features of the head (B, T, D); the patch tokens (B, T, P, D). Class and patch
+            tokens have passed the head's input projection, if it has one.
+
+        Raises:
+            TypeError: `frames` is not a floating-point tensor.
+            ValueError: A shape is wrong.
+        """
+        tokens = self.forward_tokens(frames, frame_mask)
+        fused = self.head.forward_features(tokens, frame_mask, grid=self.grid_of(frames))
+        prefix = self._num_prefix_tokens()
+        projection = getattr(self.head, "proj", None)
+        tokens = tokens if projection is None else projection(tokens)
+        patches = tokens[:, :, prefix:]
+        return (tokens[:, :, 0] if prefix else patches.mean(2)), fused, patches
+
     def frame_tokens(self, frames: Tensor) -> Tensor:
         """Read the tokens of single frames, in slices of `frames_per_slice`.
 
@@ -201,6 +227,11 @@ class VideoEncoder(nn.Module):
             index = index.new_zeros(1)
             tokens = self.frame_tokens(torch.zeros_like(frames[:1]))
         return tokens.new_zeros(len(frames), *tokens.shape[1:]).index_copy(0, index, tokens)
+
+    def _num_prefix_tokens(self) -> int:
+        if isinstance(self.head, MultiScaleMamba):
+            return self.head.config.num_prefix_tokens
+        return 1 if self.patch_tokens is None else self.patch_tokens.num_prefix_tokens
 
     def _read(self, frames: Tensor) -> Tensor:
         if self.tokens_fn is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,40 +12,75 @@ from torch import Tensor, nn
 
 from muse_adapter.encoders.text import Text, check_tower, embed_text
 from muse_adapter.encoders.video import VideoEncoder
-from muse_adapter.training.distributed import gather_rows
-from muse_adapter.training.losses import contrastive_loss
+from muse_adapter.models.eercf import EERCF
+from muse_adapter.models.eercf_objective import EercfLoss
+from muse_adapter.training.distributed import gather_rows, rank
+from muse_adapter.training.losses import contrastive_loss, sigmoid_loss
+
+OBJECTIVES = {"contrastive": contrastive_loss, "sigmoid": sigmoid_loss}
+# Initial values of a new scale and bias: those of CLIP and of SigLIP.
+_INITIAL_SCALE = {"contrastive": 1 / 0.07, "sigmoid": 10.0}
+_INITIAL_BIAS = -10.0
 
 
 class VideoTextModel(nn.Module):
-    """Embed videos and texts in one space and train both with the symmetric contrastive loss.
+    """Embed videos and texts in one space and train both.
 
     Args:
         encoder: The video encoder; the width D of its head is that of the text embeddings.
         text: The text tower: a CLIP-like Hugging Face model or its text model, an open_clip or
             OpenAI CLIP model, or any module from token ids to (B, D). It may be the encoder's own
             backbone and is then frozen with it.
+        scorer: None: the loss compares embeddings, by `objective`. An `EERCF`: the loss is its
+            objective on class tokens, frame features and, if they have a weight, patches, which
+            then have the width D of the texts as well.
+        objective: "contrastive": CLIP's symmetric loss. "sigmoid": SigLIP's.
 
     Attributes:
         logit_scale: Logarithm of the factor on cosines in the loss: the tower's own parameter if
-            it has one, otherwise a new one with CLIP's initial value log(1 / 0.07). CLIP's training
-            clips it to log(100) after each step.
+            it has one, otherwise a new one with the initial value of CLIP, log(1 / 0.07), or of
+            SigLIP, log(10). CLIP's training clips it to log(100) after each step.
+        logit_bias: Added to the logits of the sigmoid loss: the tower's own parameter, or a new one
+            with SigLIP's initial value -10. None for other objectives.
 
     Raises:
-        TypeError: `encoder` is not a `VideoEncoder`, or `text` cannot embed texts.
+        TypeError: `encoder` is not a `VideoEncoder`, `text` cannot embed texts, or `scorer` is not
+            an `EERCF`.
+        ValueError: `objective` is unknown, or not the contrastive one for an `EERCF`.
     """
 
-    def __init__(self, encoder: VideoEncoder, text: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        text: nn.Module,
+        *,
+        scorer: EERCF | None = None,
+        objective: str = "contrastive",
+    ) -> None:
         super().__init__()
         if not isinstance(encoder, VideoEncoder):
             raise TypeError(f"encoder must be a VideoEncoder, got {type(encoder).__name__}")
+        if scorer is not None and not isinstance(scorer, EERCF):
+            raise TypeError(f"scorer must be an EERCF or None, got {type(scorer).__name__}")
+        if objective not in OBJECTIVES or (scorer is not None and objective != "contrastive"):
+            raise ValueError(
+                'objective must be "contrastive" or, without a scorer, "sigmoid", got '
+                f"{objective!r}"
+            )
         check_tower(text)
         self.encoder = encoder
         # Registered once: safetensors rejects a state dict with two names for one tensor.
         self._text = None if text is encoder.backbone else text
+        self.scorer = scorer
+        self.objective = objective
+        reference = next(encoder.head.parameters(), torch.zeros(()))
         self._logit_scale: nn.Parameter | None = None
         if not isinstance(getattr(text, "logit_scale", None), nn.Parameter):
-            reference = next(encoder.head.parameters(), torch.zeros(()))
-            self._logit_scale = nn.Parameter(reference.new_tensor(math.log(1 / 0.07)))
+            initial = math.log(_INITIAL_SCALE[objective])
+            self._logit_scale = nn.Parameter(reference.new_tensor(initial))
+        self._logit_bias: nn.Parameter | None = None
+        if objective == "sigmoid" and self._bias_of_tower() is None:
+            self._logit_bias = nn.Parameter(reference.new_tensor(_INITIAL_BIAS))
 
     @property
     def text(self) -> Any:
@@ -55,6 +91,13 @@ class VideoTextModel(nn.Module):
     def logit_scale(self) -> nn.Parameter:
         """Logarithm of the scale of the logits, a scalar parameter."""
         return self.text.logit_scale if self._logit_scale is None else self._logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """Bias of the logits, a scalar parameter, or None."""
+        if self.objective != "sigmoid":
+            return None
+        return self._bias_of_tower() if self._logit_bias is None else self._logit_bias
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Embed videos.
@@ -106,51 +149,124 @@ class VideoTextModel(nn.Module):
         with torch.autocast(text.device.type, enabled=False):
             return text @ video.to(text.dtype).T
 
-    def loss(self, text: Tensor, video: Tensor) -> Tensor:
-        """Compute the symmetric contrastive loss over the pairs of all ranks.
+    def loss(self, text: Tensor, video: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Compute the loss of embeddings over the texts and videos of all ranks.
 
         Every rank of `torch.distributed` must call it and gets the same value: the loss of one
         process with all pairs. A step under DistributedDataParallel, which averages gradients over
         the ranks, also equals the step of one process. Ranks may have different numbers of pairs.
 
         Args:
-            text: (B, D), of unit norm, on this rank.
-            video: (B, D), of unit norm; row i belongs to text i.
+            text: (A, D), of unit norm, on this rank.
+            video: (B, D), of unit norm.
+            targets: (A,) integers, the index of each text's video among those of this rank. Several
+                texts of one video are then no negatives of each other. None: text i belongs to
+                video i, and A = B.
 
         Returns:
-            Scalar: the mean of both cross-entropies, texts over videos and videos over texts.
+            Scalar, see `contrastive_loss` and `sigmoid_loss`.
 
         Raises:
-            ValueError: The shapes differ.
+            TypeError: `targets` are not integers.
+            ValueError: The shapes differ, or `targets` are out of range.
         """
-        if text.shape != video.shape:
+        if targets is None and text.shape != video.shape:
             raise ValueError(
-                "the loss needs one video for each text, both of width D, got text "
+                "the loss needs one video for each text, both of width D, or targets, got text "
                 f"{tuple(text.shape)} and video {tuple(video.shape)}"
             )
-        # Concatenated, so that there is one collective per direction.
-        text, video = gather_rows(torch.cat([text, video], dim=1)).chunk(2, dim=1)
+        if targets is None:
+            # Concatenated, so that there is one collective per direction.
+            text, video = gather_rows(torch.cat([text, video], dim=1)).chunk(2, dim=1)
+        else:
+            text, video, targets = _gather_with_targets(text, video, targets)
         logits = self.similarity(text, video) * self.logit_scale.to(text.dtype).exp()
-        bias = getattr(self.text, "logit_bias", None)
-        if isinstance(bias, nn.Parameter):
-            # SigLIP's bias shifts all logits alike and has no effect; DDP needs it in the graph.
-            logits = logits + 0 * bias
-        return contrastive_loss(logits)
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias.to(logits.dtype)
+        return self._touch_bias(OBJECTIVES[self.objective](logits, targets))
 
-    def forward(self, frames: Tensor, text: Text, frame_mask: Tensor | None = None) -> Tensor:
-        """Compute the loss of pairs.
+    def score_loss(self, text: Tensor, levels: Sequence[Tensor], frame_mask: Tensor) -> EercfLoss:
+        """Compute the scorer's objective over the pairs of all ranks, as `loss` does.
+
+        Args:
+            text: (B, D), on this rank.
+            levels: Class tokens (B, T, D), frame features (B, T, D) and, if the scorer trains them,
+                patch tokens (B, T, P, D); text i belongs to video i. T and P are the same on all
+                ranks.
+            frame_mask: (B, T).
+
+        Returns:
+            The total and its parts.
+
+        Raises:
+            ValueError: The model has no scorer, or the shapes do not fit.
+        """
+        if self.scorer is None:
+            raise ValueError("score_loss needs a model with a scorer, got scorer=None")
+        given = [text, *levels, frame_mask]
+        if any(len(tensor) != len(text) for tensor in given):
+            raise ValueError(
+                "the loss needs one video for each text, got "
+                f"{', '.join(str(tuple(tensor.shape)) for tensor in given)}"
+            )
+        joined = gather_rows(torch.cat([tensor.flatten(1).to(text.dtype) for tensor in given], 1))
+        parts = joined.split([tensor[0].numel() for tensor in given], dim=1)
+        text, *levels, mask = (
+            part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(parts, given, strict=True)
+        )
+        loss = self.scorer.loss(text, *levels, frame_mask=mask, logit_scale=self.logit_scale)
+        return loss._replace(total=self._touch_bias(loss.total))
+
+    def forward(
+        self,
+        frames: Tensor,
+        text: Text,
+        frame_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of videos and texts.
 
         A training step is one call, as wrappers such as DistributedDataParallel need it.
 
         Args:
             frames: (B, T, 3, height, width).
-            text: B texts, as for `encode_text`; text i belongs to video i.
+            text: A texts, as for `encode_text`.
             frame_mask: (B, T), or None.
+            targets: (A,) integers, the index of each text's video; None: text i belongs to video i.
 
         Returns:
-            Scalar, see `loss`.
+            Scalar, see `loss` and `score_loss`.
+
+        Raises:
+            ValueError: There are targets, but a scorer, whose objective is of pairs.
         """
-        return self.loss(self.encode_text(text), self.encode_video(frames, frame_mask))
+        if self.scorer is None:
+            video = self.encode_video(frames, frame_mask)
+            return self.loss(self.encode_text(text), video, targets)
+        if targets is not None:
+            raise ValueError("EERCF's objective is of pairs of one text and one video: no targets")
+        cls_tokens, fused, patches = self.encoder.forward_levels(frames, frame_mask)
+        levels = [cls_tokens, fused, *([patches] if self.scorer.trains_patches else [])]
+        mask = frames.new_ones(frames.shape[:2]) if frame_mask is None else frame_mask
+        return self.score_loss(self.encode_text(text), levels, mask).total
+
+    def _bias_of_tower(self) -> nn.Parameter | None:
+        bias = getattr(self.text, "logit_bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
+
+    def _touch_bias(self, loss: Tensor) -> Tensor:
+        """Keep a bias that the objective does not use in the graph, as DDP needs it."""
+        bias = self._bias_of_tower()
+        return loss if bias is None or self.objective == "sigmoid" else loss + 0 * bias.sum()
+
+
+def _gather_with_targets(
+    text: Tensor, video: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Join texts, videos and targets of all ranks; the targets then count all videos."""
+    counts = gather_rows(torch.tensor([[len(video)]], device=video.device))
+    first = counts[: rank()].sum()
+    return gather_rows(text), gather_rows(video), gather_rows(targets[:, None] + first)[:, 0]
 
 
 def _unit(embeddings: Tensor) -> Tensor:

@@ -19,9 +19,16 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         (b_0 + b_1 + ..., D); `rows` itself if there is only one process.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return rows
-    return rows if distributed.get_world_size() == 1 else _GatherRows.apply(rows)
+    return _GatherRows.apply(rows) if _initialized() and distributed.get_world_size() > 1 else rows
+
+
+def rank() -> int:
+    """Return the rank of this process in the default process group; 0 if there is none."""
+    return distributed.get_rank() if _initialized() else 0
+
+
+def _initialized() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muse_adapter import VideoEncoder, VideoTextModel
+from muse_adapter import EERCF, VideoEncoder, VideoTextModel
 from tests.support.small_encoders import small_head
 from tests.support.tiny_clips import OpenAIClip, Words
 
+# Objectives by name: what of `VideoTextModel` each is built with.
+OBJECTIVES: dict[str, Callable[[], dict[str, Any]]] = {
+    "contrastive": dict,
+    "sigmoid": lambda: {"objective": "sigmoid"},
+    "EERCF": lambda: {"scorer": EERCF(12, 2)},
+    "EERCF without patches": lambda: {"scorer": EERCF(12, weak_weights=(0.5, 0.5, 0.0))},
+}
 
-def small_model() -> VideoTextModel:
+
+def small_model(objective: str = "contrastive") -> VideoTextModel:
     """Build a whole model in double precision, with a head that is not an identity."""
-    return VideoTextModel(VideoEncoder(OpenAIClip(), small_head()), Words()).double()
+    encoder = VideoEncoder(OpenAIClip(), small_head())
+    return VideoTextModel(encoder, Words(), **OBJECTIVES[objective]()).double()
 
 
 def three_steps(
-    rows: slice, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    rows: slice,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    objective: str = "contrastive",
 ) -> dict[str, Tensor]:
     """Train on some rows of a batch of four pairs.
 
@@ -26,7 +38,7 @@ def three_steps(
         The trained state dict, and the losses of the steps as "losses".
     """
     torch.manual_seed(0)
-    model = small_model()
+    model = small_model(objective)
     frames = torch.randn(4, 2, 3, 16, 16, dtype=torch.float64)
     ids = torch.randint(0, 50, (4, 8))
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1]])

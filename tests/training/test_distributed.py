@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from muse_adapter.training.distributed import gather_rows
-from tests.support.contrastive_steps import three_steps
+from tests.support.contrastive_steps import OBJECTIVES, small_model, three_steps
 from tests.support.small_encoders import ROUNDING
+from tests.support.tolerances import assert_close
 
 RANK = """
 from muse_adapter.training.distributed import gather_rows
-from tests.support.contrastive_steps import three_steps
+from tests.support.contrastive_steps import OBJECTIVES, small_model, three_steps
+from tests.training.test_distributed import drawn
 from torch.nn.parallel import DistributedDataParallel
 
 torch.manual_seed(0)
@@ -23,11 +27,25 @@ rows.requires_grad_()
 joined = gather_rows(rows)
 (joined * torch.arange(15.0).view(5, 3) * (rank + 1)).sum().backward()
 result = {"joined": joined.detach(), "gradient": rows.grad}
-for first in (2, 3):
+for first, objective in [(2, "contrastive"), *((3, name) for name in OBJECTIVES)]:
     pairs = slice(0, first) if rank == 0 else slice(first, 4)
-    result[f"split {first}"] = three_steps(pairs, DistributedDataParallel)
+    result[f"{objective} {first}"] = three_steps(pairs, DistributedDataParallel, objective)
+texts, videos = drawn()
+mine, targets = (videos[:2], [1, 0, 1]) if rank == 0 else (videos[2:], [0, 0])
+texts = texts[:3] if rank == 0 else texts[3:]
+loss = small_model().loss(texts, mine, torch.tensor(targets))
+loss.backward()
+result |= {"loss": loss.detach(), "gradient of videos": videos.grad}
 torch.save(result, f"{arguments[0]}/{rank}")
 """
+
+
+def drawn() -> tuple[Tensor, Tensor]:
+    """Draw five texts, and three videos with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    videos = torch.randn(3, 12, generator=generator, dtype=torch.float64)
+    return normalize(texts, dim=1), normalize(videos, dim=1).requires_grad_()
 
 
 def test_one_process_gathers_its_own_rows() -> None:
@@ -37,10 +55,9 @@ def test_one_process_gathers_its_own_rows() -> None:
 
 @pytest.mark.usefixtures("torch_scan")
 def test_two_processes(tmp_path: Path, two_processes: Callable[..., None]) -> None:
-    """Different numbers of rows; a model with two pairs each, and with three and one."""
-    expected = three_steps(slice(0, 4))
-    losses = expected["losses"]
-    assert losses[2] < losses[0]
+    """Different numbers of rows and pairs; every objective; targets."""
+    expected = {name: three_steps(slice(0, 4), objective=name) for name in OBJECTIVES}
+    assert all(result["losses"][2] < result["losses"][0] for result in expected.values())
     two_processes(RANK, str(tmp_path), MUSE_ADAPTER_BACKEND="torch")
     results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
 
@@ -50,10 +67,19 @@ def test_two_processes(tmp_path: Path, two_processes: Callable[..., None]) -> No
     gradient = 3 * torch.arange(15.0).view(5, 3)
     for result in results:
         assert torch.equal(result["joined"], rows)
-        for split in ("split 2", "split 3"):
+        for split in ("contrastive 2", *(f"{name} 3" for name in OBJECTIVES)):
             trained = result[split]
-            for name, value in expected.items():
+            for name, value in expected[split[:-2]].items():
                 torch.testing.assert_close(
                     trained[name], value, **ROUNDING[torch.float64], msg=f"{split}: {name}"
                 )
     assert torch.equal(torch.cat([result["gradient"] for result in results]), gradient)
+
+    texts, videos = drawn()
+    loss = small_model().loss(texts, videos, torch.tensor([1, 0, 1, 2, 2]))
+    loss.backward()
+    for result in results:
+        assert_close(result["loss"], loss)
+    # Each rank has the gradients of its own videos, of the losses of both ranks.
+    got = sum(result["gradient of videos"] for result in results)
+    assert_close(got, 2 * videos.grad)

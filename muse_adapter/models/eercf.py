@@ -1,0 +1,409 @@
+"""EERCF: the published scorer from coarse to fine (Tian et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from muse_adapter.checkpoint import load_strict
+from muse_adapter.layers.feature_checks import check_features, check_mask
+from muse_adapter.layers.pairs import cosines, inner_products, score_pairs, unit, unit_tokens
+from muse_adapter.layers.pool import mean_pool
+from muse_adapter.layers.token_weights import (
+    gated_cosines,
+    gated_size,
+    pool_by_own_text,
+    weighted_similarity,
+)
+from muse_adapter.models.eercf_objective import (
+    EercfLoss,
+    EercfScores,
+    ObjectiveWeights,
+    PairedVectors,
+    eercf_loss,
+    weighted_sum,
+)
+
+# Numbers of candidates that are read at once.
+_CANDIDATE_NUMBERS = 2**20
+
+
+class EERCF(nn.Module):
+    """Score texts and videos from coarse to fine, and train that.
+
+    Inputs need not be normalised. Scores are computed in float32 at least and do not contain the
+    logit scale. Without patches their terms are left out everywhere. A masked frame and its patches
+    take no part in any score. All defaults are the published values.
+
+    Args:
+        dim: Width D.
+        num_frames: T, for the learned frame matrix; None: without it, and with any T.
+        frame_temperature: Of the text's gate over frames.
+        patch_temperature: Of the text's gate over patches.
+        weak_temperature: Of the softmax in `frame_weak` and `patch_weak`.
+        weak_weights: Of `video`, `frame_weak` and `patch_weak` in the weak loss.
+        strong_weights: Of `frame` and `patch` in the strong loss.
+        intra_weights: Of the Pearson constraints of the text with the video vector, the gated
+            frames and the gated patches.
+        pearson_weights: Of the diagonal and the rest of the correlation matrix.
+        loss_weights: Of the weak, the strong and the intra part in the total.
+        rerank_weights: Of the five scores in the order of `EercfScores`, for reranking.
+
+    Attributes:
+        global_mat_weight: (D, D), the learned matrix W of `video`; at first the identity.
+        frame_logit_weight: (T, T), the learned matrix of `frame_weak`; at first the identity. Or
+            None.
+
+    Raises:
+        ValueError: A gate's temperature is not positive, or the weak one is negative.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_frames: int | None = None,
+        *,
+        frame_temperature: float = 0.1,
+        patch_temperature: float = 0.01,
+        weak_temperature: float = 0.01,
+        weak_weights: tuple[float, float, float] = ObjectiveWeights().weak,
+        strong_weights: tuple[float, float] = ObjectiveWeights().strong,
+        intra_weights: tuple[float, float, float] = ObjectiveWeights().intra,
+        pearson_weights: tuple[float, float] = ObjectiveWeights().pearson,
+        loss_weights: tuple[float, float, float] = ObjectiveWeights().total,
+        rerank_weights: tuple[float, float, float, float, float] = (0.5, 0.8, 0.2, 0.2, 0.0),
+    ) -> None:
+        super().__init__()
+        if not (frame_temperature > 0 and patch_temperature > 0 and weak_temperature >= 0):
+            raise ValueError(
+                "frame_temperature and patch_temperature must be positive and weak_temperature not "
+                f"negative, got {frame_temperature}, {patch_temperature} and {weak_temperature}"
+            )
+        self.frame_temperature = frame_temperature
+        self.patch_temperature = patch_temperature
+        self.weak_temperature = weak_temperature
+        self.weights = ObjectiveWeights(
+            weak_weights, strong_weights, intra_weights, pearson_weights, loss_weights
+        )
+        self.rerank_weights = rerank_weights
+        self.global_mat_weight = nn.Parameter(torch.eye(dim))
+        self.frame_logit_weight: nn.Parameter | None = None
+        if num_frames is not None:
+            self.frame_logit_weight = nn.Parameter(torch.eye(num_frames))
+
+    @property
+    def trains_patches(self) -> bool:
+        """Whether patches have a weight in the loss."""
+        return bool(self.weights.weak[2]) or self.weights.pools_patches
+
+    def recall_text(self, text: Tensor) -> Tensor:
+        """Fold W into texts, so that an index needs the video vectors alone.
+
+        Args:
+            text: (A, D).
+
+        Returns:
+            (A, D), not of unit norm; the inner products with `recall_video` are `video`.
+        """
+        return inner_products(unit(text), self.global_mat_weight.T)
+
+    def recall_video(self, fused: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Pool frame features to the vectors that an index stores.
+
+        Args:
+            fused: (B, T, D), the head's frame features.
+            frame_mask: (B, T), or None.
+
+        Returns:
+            (B, D) of unit norm; zero for a video without a real frame.
+        """
+        mask = check_mask("frame_mask", frame_mask, (len(fused), fused.shape[1]))
+        return mean_pool(unit_tokens(fused, mask), mask)
+
+    def scores(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        fused: Tensor,
+        patches: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        *,
+        only: Collection[str] = EercfScores._fields,
+    ) -> EercfScores:
+        """Score all pairs, each video pooled anew for each text.
+
+        Args:
+            text: (A, D), floating point.
+            frames: (B, T, D), the backbone's class tokens, which decide on the gate.
+            fused: (B, T, D), the head's frame features, which are summed.
+            patches: (B, T, P, D), the backbone's patch tokens, or None.
+            frame_mask: (B, T), True or 1 for a real frame; None: all are real.
+            only: The scores to compute. `patch` costs the most, and the published ranking does
+                without it.
+
+        Returns:
+            (A, B) each; None for what is not in `only`, and for patches that are not given. A video
+            without a real frame scores 0, with gradient 0.
+
+        Raises:
+            TypeError: A tensor is of the wrong type.
+            ValueError: The shapes do not fit, T is not `num_frames`, the mask has values other than
+                0 and 1, or a name in `only` is unknown.
+        """
+        mask = self._check(text, frames, fused, patches, frame_mask)
+        if unknown := set(only) - set(EercfScores._fields):
+            raise ValueError(f"only must have names of {EercfScores._fields}, got {unknown}")
+        found: dict[str, Tensor | None] = dict.fromkeys(EercfScores._fields)
+        if "video" in only:
+            video = self.recall_video(fused, mask)
+            found["video"] = inner_products(self.recall_text(text), video)
+        text = unit(text)
+        names = [name for name in ("frame_weak", "frame") if name in only]
+        if names:
+            found |= self._frame_scores(names, text, frames, fused, mask)
+        names = [name for name in ("patch_weak", "patch") if name in only]
+        if names and patches is not None:
+            found |= self._patch_scores(names, text, patches, mask)
+        return EercfScores(**found)
+
+    def rerank_score(self, scores: EercfScores) -> Tensor:
+        """Add up scores with the weights for reranking.
+
+        Args:
+            scores: From `scores`; what is None is left out.
+
+        Returns:
+            (A, B).
+        """
+        return weighted_sum(self.rerank_weights, scores)
+
+    def rerank(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        fused: Tensor,
+        patches: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Compute `rerank_score`, and no score that it does not need; arguments as in `scores`.
+
+        Returns:
+            (A, B).
+        """
+        weights = zip(EercfScores._fields, self.rerank_weights, strict=True)
+        only = [name for name, weight in weights if weight]
+        return self.rerank_score(self.scores(text, frames, fused, patches, frame_mask, only=only))
+
+    def rerank_candidates(
+        self,
+        text: Tensor,
+        frames: Sequence[Tensor],
+        fused: Sequence[Tensor],
+        patches: Sequence[Tensor] | None = None,
+        frame_mask: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Compute `rerank` for one text and K candidates, whose features lie in different places.
+
+        Candidates are read in groups that fit a cache, in any floating type, so half-precision
+        features are never held in float32 all together.
+
+        Args:
+            text: (D,).
+            frames: K tensors (T, D).
+            fused: K tensors (T, D).
+            patches: K tensors (T, P, D), or None.
+            frame_mask: K tensors (T,), or None.
+
+        Returns:
+            (K,).
+        """
+        numbers = (frames if patches is None else patches)[0].numel()
+        size = max(1, _CANDIDATE_NUMBERS // numbers)
+        rows = (frames, fused, patches, frame_mask)
+        scores = []
+        for start in range(0, len(frames), size):
+            group = [
+                None if row is None else torch.stack(list(row[start : start + size]))
+                for row in rows
+            ]
+            scores.append(self.rerank(text[None], *group)[0])
+        return torch.cat(scores)
+
+    def loss(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        fused: Tensor,
+        patches: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        *,
+        logit_scale: Tensor,
+    ) -> EercfLoss:
+        """Compute EERCF's objective.
+
+        As published, training pools each video once, with the gate of its own text, through which
+        no gradient flows; the other texts are compared with that vector.
+
+        Args:
+            text: (B, D); text i belongs to video i.
+            frames: (B, T, D), as in `scores`.
+            fused: (B, T, D).
+            patches: (B, T, P, D), or None.
+            frame_mask: (B, T), or None.
+            logit_scale: Scalar, the logarithm of the factor on the scores.
+
+        Returns:
+            The total and its parts.
+
+        Raises:
+            TypeError: As for `scores`.
+            ValueError: As for `scores`, or there is not one text for each video.
+        """
+        mask = self._check(text, frames, fused, patches, frame_mask)
+        if len(text) != len(frames):
+            raise ValueError(
+                f"the loss needs one text for each video, got {len(text)} and {len(frames)}"
+            )
+        scores, vectors = self.paired(text, frames, fused, patches, mask)
+        return eercf_loss(scores, vectors, logit_scale, self.weights)
+
+    def paired(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        fused: Tensor,
+        patches: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[EercfScores, PairedVectors]:
+        """Compute the scores and vectors of pairs that the objective is made of.
+
+        Args:
+            text: (B, D), as the others in `loss`.
+            frames: (B, T, D).
+            fused: (B, T, D).
+            patches: (B, T, P, D), or None.
+            mask: (B, T) bool, or None.
+
+        Returns:
+            Scores (B, B) and vectors (B, D); None for patches without a weight.
+        """
+        video = self.recall_video(fused, mask)
+        video_score = inner_products(self.recall_text(text), video)
+        text = unit(text)
+        frame_weak = self._frame_scores(["frame_weak"], text, frames, fused, mask)["frame_weak"]
+        frame = pool_by_own_text(text, frames, fused, mask, self.frame_temperature)
+        patch_weak = patch = None
+        if patches is not None and self.weights.weak[2]:
+            patch_weak = self._patch_scores(["patch_weak"], text, patches, mask)["patch_weak"]
+        if patches is not None and self.weights.pools_patches:
+            tokens, token_mask = _flat_patches(patches, mask)
+            patch = pool_by_own_text(text, tokens, None, token_mask, self.patch_temperature)
+        scores = EercfScores(
+            video_score,
+            frame_weak,
+            patch_weak,
+            inner_products(text, frame),
+            None if patch is None else inner_products(text, patch),
+        )
+        return scores, PairedVectors(text, video, frame, patch)
+
+    def extra_repr(self) -> str:
+        """Return the settings shown by `repr`."""
+        frames = None if self.frame_logit_weight is None else len(self.frame_logit_weight)
+        return f"dim={len(self.global_mat_weight)}, num_frames={frames}"
+
+    def _frame_scores(
+        self, names: Sequence[str], text: Tensor, frames: Tensor, fused: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute scores (A, B) of unit texts (A, D) and frames, by name."""
+        temperature, mix = self.frame_temperature, self.frame_logit_weight
+        values = fused if "frame" in names else None
+        return self._token_scores(names, text, frames, values, mask, temperature, mix)
+
+    def _patch_scores(
+        self, names: Sequence[str], text: Tensor, patches: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute scores (A, B) of unit texts (A, D) and patches (B, T, P, D), by name."""
+        tokens, mask = _flat_patches(patches, mask)
+        return self._token_scores(names, text, tokens, None, mask, self.patch_temperature, None)
+
+    def _token_scores(
+        self,
+        names: Sequence[str],
+        text: Tensor,
+        keys: Tensor,
+        values: Tensor | None,
+        mask: Tensor | None,
+        temperature: float,
+        mix: Tensor | None,
+    ) -> dict[str, Tensor]:
+        def score(
+            text: Tensor, keys: Tensor, values: Tensor | None, mask: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            keys = unit_tokens(keys, mask)
+            values = None if values is None else unit_tokens(values, mask)
+            sims = cosines(text, keys)
+            return tuple(
+                weighted_similarity(sims, mask, self.weak_temperature, mix)
+                if name.endswith("_weak")
+                else gated_cosines(text, sims, keys, values, mask, temperature)
+                for name in names
+            )
+
+        gated = any(not name.endswith("_weak") for name in names)
+        size = gated_size(len(text), keys) if gated else keys.shape[1]
+        return dict(
+            zip(names, score_pairs(score, (text,), (keys, values, mask), size), strict=True)
+        )
+
+    def _check(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        fused: Tensor,
+        patches: Tensor | None,
+        frame_mask: Tensor | None,
+    ) -> Tensor | None:
+        """Check the inputs of a score and return the mask as bool."""
+        sizes = check_features(
+            text=(text, "A D"),
+            frames=(frames, "B T D"),
+            fused=(fused, "B T D"),
+            patches=(patches, "B T P D"),
+        )
+        for parameter, letter in ((self.global_mat_weight, "D"), (self.frame_logit_weight, "T")):
+            if parameter is not None and len(parameter) != sizes[letter]:
+                raise ValueError(
+                    f"this scorer is for {letter} = {len(parameter)}, got {sizes[letter]}"
+                )
+        return check_mask("frame_mask", frame_mask, (sizes["B"], sizes["T"]))
+
+
+def load_eercf_state_dict(scorer: EERCF, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a scorer from a state dict with the names of the official EERCF code.
+
+    They are `global_mat_weight` and, for a scorer with `num_frames`, `frame_logit_weight`, after
+    any number of `module.` prefixes; other names belong to the rest of the model and are ignored.
+
+    Args:
+        scorer: The scorer; values are cast to the dtypes of its parameters.
+        state_dict: The state dict of the whole official model.
+
+    Raises:
+        ValueError: A name is missing, has another shape, or is there for a scorer without
+            `num_frames` (all are listed). The scorer is unchanged.
+    """
+    names = {full_name: re.sub(r"^(module\.)+", "", full_name) for full_name in state_dict}
+    official = ("global_mat_weight", "frame_logit_weight")
+    found = {name: state_dict[full] for full, name in names.items() if name in official}
+    load_strict(scorer, found)
+
+
+def _flat_patches(patches: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Bring patches (B, T, P, D) and the mask (B, T) of their frames to (B, T*P, ...)."""
+    if mask is not None:
+        mask = mask.repeat_interleave(patches.shape[2], dim=1)
+    return patches.flatten(1, 2), mask
