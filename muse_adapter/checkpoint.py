@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from muse_adapter.config import MuseConfig
+from muse_adapter.config.base import JsonConfig
 from muse_adapter.files import import_safetensors, write_whole
+
+Config = TypeVar("Config", bound=JsonConfig)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -36,7 +40,7 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
     The files are written atomically: after a crash, the folder contains no incomplete file.
 
     Args:
-        head: Module with a `MuseConfig` as its `config`.
+        head: Module with a `MuseConfig` or `MamFusionConfig` as its `config`.
         folder: Created if needed; existing files of the two names are replaced.
 
     Raises:
@@ -45,10 +49,10 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
         TypeError: `head` has no config.
     """
     config = getattr(head, "config", None)
-    if not isinstance(config, MuseConfig):
+    if not isinstance(config, JsonConfig):
         raise TypeError(
-            "save_pretrained needs a head with a MuseConfig as its config (the bare head, not a "
-            f"wrapper around it), got {type(head).__name__}"
+            "save_pretrained needs a model with its MuseConfig or MamFusionConfig as config (the "
+            f"bare model, not a wrapper around it), got {type(head).__name__}"
         )
     # Copies, since safetensors refuses tensors that share memory or are not contiguous.
     state = {
@@ -68,11 +72,15 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
         raise OSError(f"cannot write the head to {str(target)!r}: {error}") from error
 
 
-def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str, Tensor]]:
+def load_pretrained(
+    name: str | os.PathLike[str],
+    config_type: type[Config] = MuseConfig,  # type: ignore[assignment]
+) -> tuple[Config, dict[str, Tensor]]:
     """Load the config and the weights that `save_pretrained` saved.
 
     Args:
         name: A folder, or `owner/name` of a model on the Hugging Face hub.
+        config_type: Class of the config.
 
     Returns:
         The config, and the state dict on the CPU, in the dtypes in which it was saved.
@@ -93,7 +101,7 @@ def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str,
                 f"found no {file_name}"
             )
     try:
-        config = MuseConfig.from_json((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = config_type.from_json((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot use {str(folder / CONFIG_NAME)!r}: {error}") from error
     try:
@@ -163,15 +171,9 @@ def convert_official(head: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[
             "the official model has no input projection, so the head must have none "
             "(in_dim None or equal to dim)"
         )
-    official: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for full_name, value in state_dict.items():
-        name = re.sub(r"^(module\.)+", "", full_name)
-        if not is_official(name):
-            continue
-        if name in official:
-            problems.append(f"duplicate {name}: with and without the prefix 'module.'")
-        official[name] = value
+    official, problems = without_wrappers(
+        {name: value for name, value in state_dict.items() if is_official(name)}
+    )
     if not any(name.startswith("MS_mamba.") for name in official):
         raise ValueError(
             f"the state dict must have the layers as MS_mamba.*, got {len(state_dict)} names "
@@ -179,20 +181,61 @@ def convert_official(head: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[
         )
     has_pyramid = any(name.startswith("mamba_stages.") for name in official)
     names = {
-        _official_name(name): name
+        name: _official_name(name)
         for name in ours
         if has_pyramid or not name.startswith("pyramid.")
     }
-    # Compared by the official names, since the user's file has those.
-    expected = {name: ours[our_name] for name, our_name in names.items()}
-    _raise_mismatches(problems + _mismatches(expected, official))
+    converted = convert_names(head, official, names, problems)
     if not has_pyramid:
         warnings.warn(
             "the state dict has no pyramid (mamba_stages.*), since the official code never saves "
             "it: the layers are loaded, and the head's pyramid stays as it was",
             stacklevel=3,
         )
-    return {**ours, **{names[name]: value for name, value in official.items()}}
+    return converted
+
+
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove the prefixes `module.` that wrappers give to names.
+
+    Returns:
+        The state dict, and a line for each name that is there with and without the prefix.
+    """
+    bare: dict[str, Tensor] = {}
+    problems = []
+    for full_name, value in state_dict.items():
+        name = re.sub(r"^(module\.)+", "", full_name)
+        if name in bare:
+            problems.append(f"duplicate {name}: with and without the prefix 'module.'")
+        bare[name] = value
+    return bare, problems
+
+
+def convert_names(
+    head: nn.Module,
+    official: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    problems: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Convert a state dict with other names to a complete one of a head.
+
+    Args:
+        head: It gives the values of what has no name in `names`.
+        official: One tensor of the right shape for each of the other names.
+        names: The other name of each of ours.
+        problems: Found before, to be listed with the rest.
+
+    Returns:
+        The state dict of the head.
+
+    Raises:
+        ValueError: Names are missing or unexpected, or values do not fit, by the names of
+            `official` (all are listed).
+    """
+    ours = head.state_dict()
+    expected = {other: ours[name] for name, other in names.items()}
+    _raise_mismatches([*problems, *_mismatches(expected, official)])
+    return {**ours, **{name: official[other] for name, other in names.items()}}
 
 
 def _local_folder(name: str | os.PathLike[str]) -> Path:

@@ -227,7 +227,7 @@ class MultiScaleMamba(nn.Module):
             ValueError: A file is damaged, the config is invalid or newer than this package, or the
                 weights do not fit it.
         """
-        config, state_dict = load_pretrained(name)
+        config, state_dict = load_pretrained(name, MuseConfig)
         head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
