@@ -1,4 +1,4 @@
-"""Peak resident memory of one training step of the head.
+"""Peak resident memory of one training step of the head, and of scores of all pairs.
 
     python -m benchmarks.peak_memory --frames 64 --grid 14 --dim 512 --backend torch
 
@@ -14,7 +14,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import MemoryMeter
-from muse_adapter import MultiScaleMamba
+from muse_adapter import (
+    MultiScaleMamba,
+    TextGatedInteraction,
+    token_similarity,
+)
 from muse_adapter.ops import backends, use_backend
 
 
@@ -61,6 +65,32 @@ def training_peak(
         head(tokens).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in head.parameters())
     return {"tokens": lengths[0], "peak_gib": MemoryMeter().peak() / 2**30}
+
+
+def scoring_peak(
+    score: str = "gate", texts: int = 500, videos: int = 500, tokens: int = 64, dim: int = 512
+) -> float:
+    """Score all pairs and run backward, in a process that has done nothing else.
+
+    Args:
+        score: "gate" (keys and values differ) or "similarity".
+        texts: A.
+        videos: B.
+        tokens: N.
+        dim: Width D.
+
+    Returns:
+        The peak of the process in GiB, inputs and gradients included.
+    """
+    text = torch.randn(texts, dim, requires_grad=True)
+    keys, values = (torch.randn(videos, tokens, dim, requires_grad=True) for _ in range(2))
+    if score == "gate":
+        scores = TextGatedInteraction()(text, keys, values)
+    else:
+        scores = token_similarity(text, keys)
+    scores.square().sum().backward()
+    assert text.grad is not None and bool(text.grad.isfinite().all())
+    return MemoryMeter().peak() / 2**30
 
 
 if __name__ == "__main__":

@@ -211,10 +211,17 @@ class VideoTextModel(nn.Module):
             )
         joined = gather_rows(torch.cat([tensor.flatten(1).to(text.dtype) for tensor in given], 1))
         parts = joined.split([tensor[0].numel() for tensor in given], dim=1)
-        text, *levels, mask = (
+        text, frames, fused, *patches, mask = (
             part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(parts, given, strict=True)
         )
-        loss = self.scorer.loss(text, *levels, frame_mask=mask, logit_scale=self.logit_scale)
+        loss = self.scorer.loss(
+            text,
+            frames,
+            fused,
+            patches[0] if patches else None,
+            mask,
+            logit_scale=self.logit_scale,
+        )
         return loss._replace(total=self._touch_bias(loss.total))
 
     def forward(

@@ -1,7 +1,8 @@
 """Models on features: MUSE, CLIP4Clip's heads, EERCF and MamFusion."""
 
 from muse_adapter.models.baselines import MeanPool, TemporalTransformer
-from muse_adapter.models.eercf import EERCF, load_eercf_state_dict
+from muse_adapter.models.eercf import EERCF
+from muse_adapter.models.eercf_checkpoint import load_eercf_state_dict
 from muse_adapter.models.eercf_objective import EercfLoss, EercfScores
 from muse_adapter.models.mamfusion import MamFusion
 from muse_adapter.models.mamfusion_names import load_mamfusion_state_dict

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.checkpoint import load_strict
-from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.pairs import cosines, inner_products, score_pairs, unit, unit_tokens
+from muse_adapter.layers.feature_checks import check_mask
+from muse_adapter.layers.pairs import inner_products, unit, unit_tokens
 from muse_adapter.layers.pool import mean_pool
 from muse_adapter.layers.token_weights import (
-    gated_cosines,
-    gated_size,
     pool_by_own_text,
-    weighted_similarity,
 )
+from muse_adapter.models.eercf_levels import check_levels, flat_patches, level_scores
 from muse_adapter.models.eercf_objective import (
     EercfLoss,
     EercfScores,
@@ -225,11 +222,12 @@ class EERCF(nn.Module):
         rows = (frames, fused, patches, frame_mask)
         scores = []
         for start in range(0, len(frames), size):
-            group = [
+            features, fine, *others = (
                 None if row is None else torch.stack(list(row[start : start + size]))
                 for row in rows
-            ]
-            scores.append(self.rerank(text[None], *group)[0])
+            )
+            assert features is not None and fine is not None
+            scores.append(self.rerank(text[None], features, fine, *others)[0])
         return torch.cat(scores)
 
     def loss(
@@ -299,7 +297,7 @@ class EERCF(nn.Module):
         if patches is not None and self.weights.weak[2]:
             patch_weak = self._patch_scores(["patch_weak"], text, patches, mask)["patch_weak"]
         if patches is not None and self.weights.pools_patches:
-            tokens, token_mask = _flat_patches(patches, mask)
+            tokens, token_mask = flat_patches(patches, mask)
             patch = pool_by_own_text(text, tokens, None, token_mask, self.patch_temperature)
         scores = EercfScores(
             video_score,
@@ -319,91 +317,34 @@ class EERCF(nn.Module):
         self, names: Sequence[str], text: Tensor, frames: Tensor, fused: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Compute scores (A, B) of unit texts (A, D) and frames, by name."""
-        temperature, mix = self.frame_temperature, self.frame_logit_weight
-        values = fused if "frame" in names else None
-        return self._token_scores(names, text, frames, values, mask, temperature, mix)
+        return level_scores(
+            names,
+            text,
+            frames,
+            fused if "frame" in names else None,
+            mask,
+            weak_temperature=self.weak_temperature,
+            gate_temperature=self.frame_temperature,
+            mix=self.frame_logit_weight,
+        )
 
     def _patch_scores(
         self, names: Sequence[str], text: Tensor, patches: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Compute scores (A, B) of unit texts (A, D) and patches (B, T, P, D), by name."""
-        tokens, mask = _flat_patches(patches, mask)
-        return self._token_scores(names, text, tokens, None, mask, self.patch_temperature, None)
-
-    def _token_scores(
-        self,
-        names: Sequence[str],
-        text: Tensor,
-        keys: Tensor,
-        values: Tensor | None,
-        mask: Tensor | None,
-        temperature: float,
-        mix: Tensor | None,
-    ) -> dict[str, Tensor]:
-        def score(
-            text: Tensor, keys: Tensor, values: Tensor | None, mask: Tensor | None
-        ) -> tuple[Tensor, ...]:
-            keys = unit_tokens(keys, mask)
-            values = None if values is None else unit_tokens(values, mask)
-            sims = cosines(text, keys)
-            return tuple(
-                weighted_similarity(sims, mask, self.weak_temperature, mix)
-                if name.endswith("_weak")
-                else gated_cosines(text, sims, keys, values, mask, temperature)
-                for name in names
-            )
-
-        gated = any(not name.endswith("_weak") for name in names)
-        size = gated_size(len(text), keys) if gated else keys.shape[1]
-        return dict(
-            zip(names, score_pairs(score, (text,), (keys, values, mask), size), strict=True)
+        tokens, mask = flat_patches(patches, mask)
+        return level_scores(
+            names,
+            text,
+            tokens,
+            None,
+            mask,
+            weak_temperature=self.weak_temperature,
+            gate_temperature=self.patch_temperature,
         )
 
-    def _check(
-        self,
-        text: Tensor,
-        frames: Tensor,
-        fused: Tensor,
-        patches: Tensor | None,
-        frame_mask: Tensor | None,
-    ) -> Tensor | None:
-        """Check the inputs of a score and return the mask as bool."""
-        sizes = check_features(
-            text=(text, "A D"),
-            frames=(frames, "B T D"),
-            fused=(fused, "B T D"),
-            patches=(patches, "B T P D"),
-        )
-        for parameter, letter in ((self.global_mat_weight, "D"), (self.frame_logit_weight, "T")):
-            if parameter is not None and len(parameter) != sizes[letter]:
-                raise ValueError(
-                    f"this scorer is for {letter} = {len(parameter)}, got {sizes[letter]}"
-                )
-        return check_mask("frame_mask", frame_mask, (sizes["B"], sizes["T"]))
-
-
-def load_eercf_state_dict(scorer: EERCF, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a scorer from a state dict with the names of the official EERCF code.
-
-    They are `global_mat_weight` and, for a scorer with `num_frames`, `frame_logit_weight`, after
-    any number of `module.` prefixes; other names belong to the rest of the model and are ignored.
-
-    Args:
-        scorer: The scorer; values are cast to the dtypes of its parameters.
-        state_dict: The state dict of the whole official model.
-
-    Raises:
-        ValueError: A name is missing, has another shape, or is there for a scorer without
-            `num_frames` (all are listed). The scorer is unchanged.
-    """
-    names = {full_name: re.sub(r"^(module\.)+", "", full_name) for full_name in state_dict}
-    official = ("global_mat_weight", "frame_logit_weight")
-    found = {name: state_dict[full] for full, name in names.items() if name in official}
-    load_strict(scorer, found)
-
-
-def _flat_patches(patches: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Bring patches (B, T, P, D) and the mask (B, T) of their frames to (B, T*P, ...)."""
-    if mask is not None:
-        mask = mask.repeat_interleave(patches.shape[2], dim=1)
-    return patches.flatten(1, 2), mask
+    def _check(self, *features: Any) -> Tensor | None:
+        """Check text, frames, fused, patches and mask, and return the mask as bool."""
+        matrix = self.frame_logit_weight
+        frames = None if matrix is None else len(matrix)
+        return check_levels(*features, dim=len(self.global_mat_weight), num_frames=frames)

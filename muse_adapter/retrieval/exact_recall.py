@@ -111,6 +111,8 @@ class ExactRecall:
 
     @torch.no_grad()
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if not len(queries):
+            return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
         rough, positions = [], []
         if len(queries) == 1 and self._half is not None:
             chunks, error = self._half_scores(queries)
@@ -125,7 +127,8 @@ class ExactRecall:
         candidates = torch.cat(positions, 1).gather(1, chosen).sort(1).values
         scores = torch.stack(
             [
-                (self.vectors[row].double() @ query.double()).to(query.dtype)
+                # Not a matrix product, whose rounding depends on the number of rows.
+                (self.vectors[row].double() * query.double()).sum(1).to(query.dtype)
                 for row, query in zip(candidates, queries, strict=True)
             ]
         )
@@ -153,7 +156,7 @@ class ExactRecall:
         return chunks, query.new_full((1, 1), 1.01 * error).float()
 
     def _wide_scores(self, queries: Tensor) -> tuple[Iterator[tuple[int, Tensor]], Tensor]:
-        """Score all vectors in float32 or float64, for queries (A, D); returns as `_half_scores`."""
+        """Score all vectors in the type of the queries (A, D); returns as `_half_scores`."""
         norm = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
         rounding = queries.shape[1] * torch.finfo(queries.dtype).eps
         length = max(_BLOCK, _CHUNK // len(queries))

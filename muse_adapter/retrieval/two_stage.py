@@ -114,9 +114,8 @@ class TwoStageRetriever:
                 f"{tuple(scores.shape)}"
             )
         if bool(scores.isnan().any()):
-            raise ValueError(
-                f"rerank must not return NaN, got it for {int(scores.isnan().sum())} ids"
-            )
+            wrong = int(scores.isnan().sum())
+            raise ValueError(f"rerank must not return NaN, got it for {wrong} of {len(ids)} ids")
         best, order = scores.sort(descending=True, stable=True)
         return [ids[i] for i in order[:k].tolist()], best[:k]
 

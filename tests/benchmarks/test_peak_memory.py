@@ -28,3 +28,13 @@ def test_a_long_video_trains_in_little_memory() -> None:
     assert result["tokens"] == 65_920
     inputs = 2 * result["tokens"] * 512 * 4 / 2**30
     assert result["peak_gib"] + inputs < 4.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["gate", "similarity"])
+def test_scores_of_all_pairs_in_little_memory(score: str) -> None:
+    """500 texts and 500 videos of 64 frames, width 512, forward and backward: below 1 GiB.
+
+    A tensor (A, B, T, D) would have 31 GiB, and one (A, B, D) half a GiB.
+    """
+    assert isolated(peak_memory.scoring_peak, score) < 1

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from muse_adapter.layers.interaction import TextGatedInteraction, token_similarity
-from muse_adapter.models.eercf import EERCF, load_eercf_state_dict
+from muse_adapter.models.eercf import EERCF
+from muse_adapter.models.eercf_checkpoint import load_eercf_state_dict
 from muse_adapter.models.eercf_objective import EercfScores, eercf_loss
 from tests.support.golden import Golden
 

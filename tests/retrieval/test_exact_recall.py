@@ -1,0 +1,133 @@
+"""ExactRecall against a full ranking in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_adapter import ExactRecall
+from muse_adapter.retrieval import exact_recall
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def full_ranking(queries: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores = queries.double() @ vectors.double().T
+    best, order = scores.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], order[:, :k]
+
+
+@pytest.fixture(params=["one chunk", "chunks"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "chunks":
+        monkeypatch.setattr(exact_recall, "_BLOCK", 7)
+        monkeypatch.setattr(exact_recall, "_CHUNK", 40)
+        monkeypatch.setattr(exact_recall, "_QUERIES", 3)
+        monkeypatch.setattr(exact_recall, "_SPARE", 2)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e-4], ids=str)
+def test_equals_the_full_ranking(dtype: torch.dtype, scale: float) -> None:
+    vectors = (scale * torch.randn(150, 16, dtype=torch.float64)).to(dtype)
+    queries = torch.randn(5, 16, dtype=torch.float64).to(dtype)
+    recall = ExactRecall(vectors)
+    for k in (1, 10, 150, 200):
+        expected, order = full_ranking(queries, vectors, k)
+        scores, positions = recall.search(queries, k)
+        assert torch.equal(positions, order)
+        assert scores.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(scores.double(), expected, rtol=1e-6, atol=0)
+        for i in range(5):  # the first pass of a single query is in float16
+            one = recall.search(queries[i : i + 1], k)
+            assert torch.equal(one[1][0], order[i]) and torch.equal(one[0][0], scores[i])
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_scores_are_in_order(dtype: torch.dtype) -> None:
+    """Copies of three vectors, in turn, far more than the spare candidates."""
+    vectors = torch.randn(3, 8).to(dtype).repeat(60, 1)
+    queries = torch.randn(4, 8).to(dtype)
+    expected = full_ranking(queries, vectors, 70)[1]
+    assert torch.equal(ExactRecall(vectors).search(queries, 70)[1], expected)
+    assert torch.equal(ExactRecall(vectors).search(queries[:1], 70)[1], expected[:1])
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("count", [1, 2])
+def test_scores_closer_than_float16(count: int) -> None:
+    """All differ by less than the rounding of the first pass."""
+    vectors = torch.ones(100, 4)
+    vectors[:, 0] += 1e-5 * torch.randperm(100)
+    queries = torch.ones(count, 4)
+    expected = full_ranking(queries, vectors, 5)[1]
+    assert torch.equal(ExactRecall(vectors).search(queries, 5)[1], expected)
+
+
+def test_half_copy_changes_no_result() -> None:
+    vectors, query = torch.randn(500, 32), torch.randn(1, 32)
+    with_copy = ExactRecall(vectors).search(query, 20)
+    without = ExactRecall(vectors, half_copy=False).search(query, 20)
+    assert torch.equal(with_copy[0], without[0]) and torch.equal(with_copy[1], without[1])
+
+
+def test_ids() -> None:
+    ids = ["a.mp4", ("b", 2), 7]
+    scores, found = ExactRecall(torch.eye(3), ids).search(torch.tensor([[1.0, 3.0, 2.0]]), 2)
+    assert found == [[("b", 2), 7]] and scores.tolist() == [[3.0, 2.0]]
+    numbers = ExactRecall(torch.eye(3), torch.tensor([30, 20, 10]))
+    assert numbers.search(torch.eye(3), 1)[1] == [[30], [20], [10]]
+
+
+def test_mapped_file_is_read_in_place(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy", reason="needs numpy")
+    vectors = numpy.random.default_rng(0).standard_normal((50, 8)).astype(numpy.float16)
+    numpy.save(tmp_path / "v.npy", vectors)
+    mapped = numpy.load(tmp_path / "v.npy", mmap_mode="r")
+    recall = ExactRecall(mapped)
+    assert recall.vectors.data_ptr() == mapped.ctypes.data
+    expected = full_ranking(torch.tensor(vectors[:2]), torch.tensor(vectors), 3)[1]
+    assert torch.equal(recall.search(vectors[:2], 3)[1], expected) and len(recall) == 50
+
+
+def test_zero_vectors_and_no_query() -> None:
+    recall = ExactRecall(torch.zeros(4, 3))
+    assert recall.search(torch.ones(1, 3), 2)[1].tolist() == [[0, 1]]
+    assert recall.search(torch.zeros(2, 3), 9)[1].tolist() == [[0, 1, 2, 3]] * 2
+    scores, positions = recall.search(torch.zeros(0, 3), 2)
+    assert scores.shape == positions.shape == (0, 2)
+
+
+EYE = torch.eye(3)
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "integers": (lambda: ExactRecall(EYE.long()), TypeError, "vectors must be a floating-point"),
+    "shape": (lambda: ExactRecall(EYE[0]), ValueError, r"\(rows, D\), got \(3,\)"),
+    "empty": (lambda: ExactRecall(EYE[:0]), ValueError, "at least one row"),
+    "NaN": (lambda: ExactRecall(EYE / 0), ValueError, "vectors must be finite"),
+    "few ids": (lambda: ExactRecall(EYE, [1, 2]), ValueError, "one id for each of 3 rows, got 2"),
+    "equal ids": (lambda: ExactRecall(EYE, [1, 2, 1]), ValueError, "ids must differ"),
+    "width": (
+        lambda: ExactRecall(EYE).search(torch.eye(2), 1),
+        ValueError,
+        "width of the vectors, 3, got 2",
+    ),
+    "k": (lambda: ExactRecall(EYE).search(EYE, 0), ValueError, "k must be at least 1, got 0"),
+    "k's type": (lambda: ExactRecall(EYE).search(EYE, 1.5), TypeError, "k must be an int"),
+    "NaN query": (
+        lambda: ExactRecall(EYE).search(EYE / 0, 1),
+        ValueError,
+        "queries must be finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

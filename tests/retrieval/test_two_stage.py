@@ -1,0 +1,206 @@
+"""TwoStageRetriever against the golden ranking, and on features in mapped files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
+from muse_adapter.retrieval import FeatureRows
+
+
+class Everything:
+    """Features that are the ids themselves."""
+
+    def __getitem__(self, ids: list[int]) -> list[int]:
+        return ids
+
+
+def search_matrix(coarse: Tensor, fine: Tensor, candidates: int, k: int) -> tuple[Any, Tensor]:
+    """Search with given scores of all pairs: the vectors of the items are the unit vectors."""
+    recall = ExactRecall(torch.eye(coarse.shape[1], dtype=coarse.dtype))
+    retriever = TwoStageRetriever(
+        recall, Everything(), lambda query, ids: query["fine"][ids], candidates=candidates
+    )
+    return retriever.search({"fine": fine}, k, recall_queries=coarse)
+
+
+def test_golden_ranking(golden) -> None:
+    file = golden("eercf_two_stage")
+    coarse, fine = file.tensor("in.video"), file.tensor("out.fine")
+    top = int(file.meta["top_k"])
+    ids, scores = search_matrix(coarse, fine, top, top)
+    assert torch.equal(ids, file.stored("out.order")[:, :top])
+    assert torch.equal(scores, fine.gather(1, ids))
+    ids, _ = search_matrix(coarse, fine, 9, 9)
+    assert torch.equal(ids, file.stored("out.full_order"))
+
+
+def test_each_video_has_its_own_texts(golden) -> None:
+    """The right text is where the file says if it is a candidate, and otherwise not found."""
+    file = golden("eercf_two_stage")
+    top = int(file.meta["top_k"])
+    ids, _ = search_matrix(file.tensor("in.video").T, file.tensor("out.fine").T, top, top)
+    ranks = file.stored("out.rank.v2t_own").tolist()
+    assert any(rank < top for rank in ranks)
+    for video, (found, rank) in enumerate(zip(ids.tolist(), ranks, strict=True)):
+        assert found[rank] == video if rank < top else video not in found
+
+
+def test_equal_fine_scores_keep_the_order_of_the_recall() -> None:
+    coarse = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    ids, scores = search_matrix(coarse, torch.tensor([[5.0, 1.0, 1.0, 1.0]]), 3, 3)
+    assert ids.tolist() == [[1, 3, 2]] and scores.tolist() == [[1.0] * 3]
+
+
+def small_corpus(folder: Path) -> tuple[EERCF, dict[str, Any]]:
+    """Save features of 20 videos in half precision, and map the files."""
+    numpy = pytest.importorskip("numpy", reason="needs numpy")
+    scorer = EERCF(8)
+    shapes = {"frames": (20, 3, 8), "fused": (20, 3, 8), "patches": (20, 3, 2, 8)}
+    mapped = {}
+    for name, shape in shapes.items():
+        numpy.save(folder / f"{name}.npy", torch.randn(shape).half().numpy())
+        mapped[name] = numpy.load(folder / f"{name}.npy", mmap_mode="r")
+    return scorer, mapped
+
+
+def test_eercf_from_mapped_files(tmp_path: Path) -> None:
+    """All candidates: the ranking of the full scores; ids are strings."""
+    scorer, mapped = small_corpus(tmp_path)
+    arrays = {name: torch.tensor(array.copy()) for name, array in mapped.items()}
+    names = [f"{i}.mp4" for i in range(20)]
+    text = torch.randn(4, 8)
+    vectors = scorer.recall_video(arrays["fused"]).detach()
+    rows = FeatureRows(mapped, names)
+    retriever = TwoStageRetriever(
+        ExactRecall(vectors, names),
+        rows,
+        lambda query, found: scorer.rerank_candidates(query, **found),
+        candidates=20,
+    )
+    ids, scores = retriever.search(text, 5, recall_queries=scorer.recall_text(text))
+    full = scorer.rerank(text, **arrays).detach()
+    expected = full.topk(5)
+    torch.testing.assert_close(scores, expected.values)
+    assert ids == [[names[i] for i in row] for row in expected.indices.tolist()]
+
+
+def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
+    _, mapped = small_corpus(tmp_path)
+    row = FeatureRows(mapped)[[4, 2]]["frames"][0]
+    array = mapped["frames"]
+    assert row.data_ptr() == array.ctypes.data + 4 * array.strides[0]
+    assert row.dtype == torch.float16
+    alone = FeatureRows(array, list("abcdefghijklmnopqrst"))["c", "a"]
+    assert torch.equal(alone[0], torch.tensor(array[2])) and len(alone) == 2
+
+
+@pytest.mark.parametrize("size", [1, 30, 2**20], ids=str)
+def test_candidates_in_groups(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, mapped = small_corpus(tmp_path)
+    monkeypatch.setattr("muse_adapter.models.eercf._CANDIDATE_NUMBERS", size)
+    rows = FeatureRows(mapped)[list(range(20))]
+    masks = torch.ones(20, 3)
+    masks[1, 2] = 0
+    text = torch.randn(8)
+    got = scorer.rerank_candidates(text, **rows, frame_mask=list(masks))
+    arrays = {name: torch.stack(row) for name, row in rows.items()}
+    torch.testing.assert_close(got, scorer.rerank(text[None], **arrays, frame_mask=masks)[0])
+
+
+class Index:
+    """An index as those of libraries: arrays of ids, -1 where nothing was found."""
+
+    def __init__(self, ids: list[list[int]], kind: Callable[[Any], Any]) -> None:
+        self.ids, self.kind = ids, kind
+
+    def search(self, vectors: Any, k: int) -> tuple[Any, Any]:
+        return None, self.kind(self.ids)
+
+
+def as_array(ids: list[list[int]]) -> Any:
+    numpy = pytest.importorskip("numpy", reason="needs numpy")
+    return numpy.array(ids)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, as_array], ids=["tensor", "numpy"])
+def test_missing_results_of_a_library(kind: Callable[[Any], Any]) -> None:
+    index = Index([[3, 5, -1], [-1, -1, -1]], kind)
+    retriever = TwoStageRetriever(index, Everything(), lambda query, ids: torch.tensor(ids) * 1.0)
+    ids, scores = retriever.search(torch.zeros(2, 4), 3)
+    assert ids.tolist() == [[5, 3], [-1, -1]]
+    assert scores.tolist() == [[5.0, 3.0], [-torch.inf] * 2]
+
+
+def test_ids_in_lists() -> None:
+    index = Index([["a", "bb"], ["ccc"]], list)
+    retriever = TwoStageRetriever(
+        index, Everything(), lambda query, ids: [float(len(name)) for name in ids]
+    )
+    ids, scores = retriever.search(torch.zeros(2, 4))
+    assert ids == [["bb", "a"], ["ccc", None]]
+    assert scores.tolist() == [[2.0, 1.0], [3.0, -torch.inf]]
+
+
+def retriever(rerank: Callable[[Any, Any], Any] = lambda query, ids: torch.zeros(len(ids))) -> Any:
+    return TwoStageRetriever(ExactRecall(torch.eye(4)), Everything(), rerank, candidates=3)
+
+
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "k": (
+        lambda: retriever().search(torch.eye(4), 4),
+        ValueError,
+        "k must be from 1 to candidates = 3, got 4",
+    ),
+    "candidates": (
+        lambda: TwoStageRetriever(ExactRecall(torch.eye(2)), [], len, candidates=0),
+        ValueError,
+        "candidates must be at least 1",
+    ),
+    "mapping": (
+        lambda: retriever().search({"text": torch.eye(4)}, 1),
+        TypeError,
+        "needs recall_queries",
+    ),
+    "rows": (
+        lambda: retriever().search(
+            {"a": torch.eye(4), "b": torch.eye(3)}, 1, recall_queries=torch.eye(4)
+        ),
+        ValueError,
+        "one number of rows",
+    ),
+    "numbers of queries": (
+        lambda: retriever().search(torch.eye(3), 1, recall_queries=torch.eye(4)),
+        ValueError,
+        "must answer 3 queries, got 4",
+    ),
+    "shape of scores": (
+        lambda: retriever(lambda query, ids: torch.zeros(1, 3)).search(torch.eye(4), 1),
+        ValueError,
+        r"one score for each of 3 candidates, got shape \(1, 3\)",
+    ),
+    "NaN": (
+        lambda: retriever(lambda query, ids: torch.full((3,), torch.nan)).search(torch.eye(4), 1),
+        ValueError,
+        "rerank must not return NaN, got it for 3 of 3 ids",
+    ),
+    "features": (
+        lambda: FeatureRows({"a": torch.eye(2), "b": torch.eye(3)}),
+        ValueError,
+        "one number of items",
+    ),
+    "no array": (lambda: FeatureRows(["a"]), TypeError, "must be a tensor or numpy array"),
+    "unknown id": (lambda: FeatureRows(torch.eye(2))[[2]], KeyError, "2"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
