@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = _settings(parser, options)
     torch.set_num_threads(settings.threads)
+    logging.basicConfig(format="%(message)s")  # kernels say so when they have to be compiled
+    logging.getLogger("muse_adapter.ops.numba_cpu").setLevel(logging.INFO)
     if settings.device == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     try:
@@ -58,8 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(describe(row), flush=True)
         for name, reason in figures["not_here"].items():
             print(f"{name} does not run here: {reason}")
+        if figures["left_out"]:
+            left = ", ".join(f"{name} ({count})" for name, count in figures["left_out"].items())
+            print(
+                f"stopped after {settings.total_s:.0f} s; left out are the evaluation as a whole "
+                f"and, with the number of cases, {left}. --total S gives it more time"
+            )
         pairs = figures.get("pair_loop")
-        if pairs is None or pairs["busy"] or pairs["measured"]["size"] != settings.pairs:
+        again = pairs is None or pairs["busy"] or pairs["measured"]["size"] != settings.pairs
+        if again and not figures["left_out"]:
             figures["pair_loop"] = measure_pairs(settings)
             keep()
     except KeyboardInterrupt:
@@ -95,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=_seconds, metavar="S", dest="limit_s", help="seconds a run may take"
     )
+    parser.add_argument(
+        "--total",
+        type=_seconds,
+        metavar="S",
+        dest="total_s",
+        help="seconds after which no further row begins (quick: 120, others: no bound)",
+    )
     parser.add_argument("--threads", type=_positive, help="default: as many as torch takes")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the figures, go on with them"
@@ -119,7 +136,18 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
         parser.error(f"--plot {options.plot} is a file, expected a folder")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'muse-adapter[bench]'")
-    names = ("dtype", "frames", "grids", "batches", "dim", "heads", "pairs", "limit_s", "threads")
+    names = (
+        "dtype",
+        "frames",
+        "grids",
+        "batches",
+        "dim",
+        "heads",
+        "pairs",
+        "limit_s",
+        "total_s",
+        "threads",
+    )
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given = {k: tuple(dict.fromkeys(v)) if isinstance(v, list) else v for k, v in given.items()}
     threads = given.pop("threads", torch.get_num_threads())

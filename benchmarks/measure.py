@@ -20,6 +20,8 @@ MIN_ROUNDS = 3  # rounds that a spread can be told from
 # Processors that others may use beyond the idle ones; for less, /proc/stat is too coarse.
 MAX_OTHER_LOAD = 0.25
 MIN_LOAD_S = 0.2  # shortest time over which /proc/stat says anything
+MIN_OWN_PROCESSORS = 0.9  # less: a run, which always has something to do, waited for a processor
+MAX_WAITING = 0.5  # threads beyond the processors, of the whole machine over the last minute
 MIN_BLOCK_S = 2e-3  # shorter runs are timed several at once
 WARM_UP_RUNS = {"cpu": 1, "cuda": 3}
 
@@ -32,6 +34,8 @@ class Timing(NamedTuple):
         rounds: How many there were.
         other_load: Processors that other processes used beyond those that were idle (0 where the
             system does not say).
+        own_processors: Processor time of this process over the time by the clock.
+        waiting: Load of the last minute beyond the number of processors.
     """
 
     low: float
@@ -39,6 +43,8 @@ class Timing(NamedTuple):
     high: float
     rounds: int
     other_load: float = 0.0
+    own_processors: float = 1.0
+    waiting: float = 0.0
 
     @property
     def spread(self) -> float:
@@ -52,6 +58,8 @@ class Timing(NamedTuple):
             self.rounds < MIN_ROUNDS
             or self.spread > MAX_SPREAD * self.median
             or self.other_load > MAX_OTHER_LOAD
+            or self.own_processors < MIN_OWN_PROCESSORS
+            or self.waiting > MAX_WAITING
         )
 
 
@@ -109,7 +117,7 @@ def in_turn(
         # A GPU's runs stay single: together they would hide what a launch costs.
         runs[name] = 1 if device == "cuda" else max(1, math.ceil(MIN_BLOCK_S / seconds))
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    start, load = time.perf_counter(), _OtherLoad()
+    start, load, own = time.perf_counter(), _OtherLoad(), time.process_time()
     done, spent, steady = 0, 0.0, False
     while done < rounds or spent < min_s or (spent < max_s and not steady):
         for name, run in alternatives.items():
@@ -117,8 +125,19 @@ def in_turn(
         done += 1
         spent = time.perf_counter() - start
         steady = all(_steady(values) for values in times.values())
-    taken = load.beyond_idle()
-    return {name: quartiles(values, taken) for name, values in times.items()}
+    found: dict[str, Any] = {
+        "other_load": load.beyond_idle(),
+        "own_processors": 1.0 if device == "cuda" else (time.process_time() - own) / spent,
+        "waiting": _waiting(),
+    }
+    return {name: quartiles(values)._replace(**found) for name, values in times.items()}
+
+
+def _waiting() -> float:
+    """Return the load of the last minute beyond the processors, 0 where the system has none."""
+    if not hasattr(os, "getloadavg"):
+        return 0.0
+    return max(0.0, os.getloadavg()[0] - (os.cpu_count() or 1))
 
 
 def quartiles(times: list[float], other_load: float = 0.0) -> Timing:

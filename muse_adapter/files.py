@@ -1,18 +1,34 @@
-"""Atomic writing of files, and the import of safetensors."""
+"""Atomic writing of files, also by several threads, processes and machines at once."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import glob
 import os
-from collections.abc import Mapping
+import re
+import secrets
+import socket
+import time
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+
+# Seconds after which a temporary file belongs to no writer, whoever made it: a writer writes
+# without a pause.
+ABANDONED = 24 * 3600
+
+_PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
+_own_parts: set[str] = set()  # names of the temporary files that this process writes now
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
     """Write files atomically: after a crash, each is complete or as it was before.
 
-    Every file is first written under a temporary name in its own folder; they are renamed once all
-    of them are written.
+    Every file is first written under a temporary name in its own folder; they are renamed, in the
+    given order, once all of them are written. The names are unique, so that others may write the
+    same files at the same time: the last rename wins. Temporary files of writers that were killed
+    are removed.
 
     Args:
         contents: Content of each file; existing files are replaced.
@@ -20,9 +36,12 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: A file cannot be written. No file was changed, unless a rename failed.
     """
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in contents}
+    own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    parts = {path: path.with_name(f".{path.name}.{own}.part") for path in contents}
+    _own_parts.update(part.name for part in parts.values())
     try:
         for path, part in parts.items():
+            _remove_leftovers(path)
             with part.open("wb") as file:
                 file.write(contents[path])
                 file.flush()
@@ -32,25 +51,56 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+            _own_parts.discard(part.name)
 
 
-def import_safetensors(purpose: str) -> ModuleType:
-    """Import safetensors with its functions for torch.
-
-    Args:
-        purpose: What needs it, as in "saving and loading heads"; the error message starts with it.
-
-    Returns:
-        The package.
-
-    Raises:
-        ImportError: It is not installed; the message says how to install it.
-    """
+@contextlib.contextmanager
+def write_errors(what: str, folder: Path) -> Iterator[None]:
+    """Inside the `with` block an `OSError` says what was being written, and where."""
     try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs safetensors: pip install 'muse-adapter[hub]'"
-        ) from error
-    return safetensors
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {what} to {str(folder)!r}: {error}") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed writers of a file have left."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # another writer was faster, or it is another user's
+            if part.name not in _own_parts and _abandoned(part):
+                part.unlink()
+
+
+def _abandoned(part: Path) -> bool:
+    """Return whether the writer of a temporary file is gone: surely here, by its age elsewhere."""
+    writer = _PART.search(part.name)
+    if writer is not None and writer["machine"] == _machine():
+        process = int(writer["process"])
+        if process == os.getpid() or not _is_running(process):
+            return True
+    return time.time() - part.stat().st_mtime > ABANDONED
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not harmless
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Return what tells this machine from others, as long as it runs.
+
+    Containers on one machine see other processes than each other.
+    """
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux has them
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return f"{zlib.crc32(' '.join(known).encode()):08x}"

@@ -38,11 +38,20 @@ class TrainingSettings:
     epochs: int | None = None
 
 
+class _ByDataSet(dict[str, TrainingSettings]):
+    """Settings by data set; an unknown name is answered with the known ones."""
+
+    def __missing__(self, name: object) -> TrainingSettings:
+        raise KeyError(f"unknown data set {name!r}; known are {', '.join(self)}")
+
+
 # Batch size and epochs of MSR-VTT are those of the published training log, the only one there is.
 PAPER_SETTINGS: Mapping[str, TrainingSettings] = MappingProxyType(
-    {
-        "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
-        "didemo": TrainingSettings(frames=64, words=64),
-        "activitynet": TrainingSettings(frames=64, words=64),
-    }
+    _ByDataSet(
+        {
+            "msrvtt": TrainingSettings(frames=12, words=32, batch_size=128, epochs=5),
+            "didemo": TrainingSettings(frames=64, words=64),
+            "activitynet": TrainingSettings(frames=64, words=64),
+        }
+    )
 )

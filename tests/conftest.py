@@ -33,8 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # One thread for the small tensors of the tests: workers of pytest-xdist share the cores. The
 # variables reach numba, which is imported later, and the processes that tests start.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 os.environ.setdefault("NUMBA_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 # Without a GPU, Triton's kernels run in its interpreter.
 if not torch.cuda.is_available():

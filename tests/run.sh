@@ -11,6 +11,8 @@
 #   PYTHON    the interpreter that makes the environment (python3)
 #   VENV      the environment (.venv)
 #   WORKERS   processes that run tests (the number of processors, at most 4)
+#   TORCH_INDEX   address that torch is installed from, such as that of PyTorch's CPU builds: pytorch.org,
+#                 "Get Started", shows it as --index-url. Empty: pip's choice, on Linux with CUDA's libraries
 #   EXTRAS    extras of the package to install (test)
 #   CONSTRAINTS   file of the versions to install (constraints.txt); empty: the newest ones
 set -euo pipefail
@@ -39,13 +41,21 @@ constraints=${CONSTRAINTS-$PWD/constraints.txt}
 export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# pip compiles nothing below: Python must be allowed to keep what it compiles.
+unset PYTHONDONTWRITEBYTECODE
+
 # An installation is good for the requirements it was made from, and for this folder.
 stamp=$venv/tests-installed
 libraries=$venv/backbone-libraries
 wanted=$(pwd; echo "$extras $constraints"; cat setup.cfg pyproject.toml constraints.txt tests/backbone-libraries.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "Installing the package and what the tests need into $venv, from pip: with a CPU build of PyTorch" \
+        "about 2 GB on the disk (with CUDA's libraries several more), some minutes."
+    if [ -n "${TORCH_INDEX:-}" ]; then
+        "$venv/bin/python" -m pip install --no-compile --index-url "$TORCH_INDEX" torch
+    fi
     # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
-    "$venv/bin/python" -m pip install --quiet --no-compile --editable ".[$extras]"
+    "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]"
     # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
     "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --target "$libraries" -r tests/backbone-libraries.txt

@@ -18,7 +18,7 @@ from muse_adapter.checkpoint import (
     save_pretrained,
 )
 from muse_adapter.models.muse import MultiScaleMamba
-from tests.support.checkpoints import CONFIG, save_head
+from tests.support.checkpoints import CONFIG, as_first_release, save_head
 
 safetensors = pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 
@@ -41,11 +41,15 @@ def edit_config(**change: object) -> Callable[[Path], None]:
     return edit
 
 
+def edit_first_release(**change: object) -> Callable[[Path], None]:
+    return lambda folder: edit_config(**change)(as_first_release(folder))
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
         pytest.param(
-            lambda folder: (folder / CONFIG_NAME).unlink(),
+            lambda folder: (as_first_release(folder) / CONFIG_NAME).unlink(),
             FileNotFoundError,
             "must contain config.json and model.safetensors, found no config.json",
             id="no config",
@@ -99,16 +103,19 @@ def edit_config(**change: object) -> Callable[[Path], None]:
             id="wrong type",
         ),
         pytest.param(
-            edit_config(depth=1),
+            edit_first_release(depth=1),
             ValueError,
             r"does not fit the head \(20 problems\):\n  unexpected layers.1.fc.bias\n",
             id="fewer layers",
         ),
         pytest.param(
-            edit_config(depth=3), ValueError, "missing layers.2.mixer.A_log", id="more layers"
+            edit_first_release(depth=3),
+            ValueError,
+            "missing layers.2.mixer.A_log",
+            id="more layers",
         ),
         pytest.param(
-            edit_config(d_state=8),
+            edit_first_release(d_state=8),
             ValueError,
             r"layers.1.mixer.A_log must have shape \(8, 8\), got \(8, 4\)",
             id="another state size",

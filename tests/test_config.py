@@ -106,6 +106,7 @@ def test_accepts(fields: dict) -> None:
         ({"scales": ()}, ValueError, "scales must have at least one factor, got none"),
         ({"scales": (1, 1.0)}, ValueError, r"scales must not repeat, got \[1.0, 1.0\]"),
         ({"scales": (1, 3)}, ValueError, r"unknown scales \[3.0\]; known are \[0.25, 0.5, 1.0"),
+        ({"scales": (1, 3, 7, 14)}, ValueError, r"side lengths go to MuseConfig.from_sides\("),
         ({"scales": (float("nan"),)}, ValueError, r"unknown scales \[nan\]"),
         ({"scales": 1.0}, TypeError, "scales must be a tuple or list of numbers, got 1.0"),
         ({"scales": "1"}, TypeError, "scales must be a tuple or list of numbers, got '1'"),

@@ -18,7 +18,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "muse_adapter"
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "files": set(),
-    "config": set(),
+    "strict_json": set(),
+    "tensor_files": set(),
+    "config": {"strict_json"},
     "presets": set(),
     "ops": set(),
     "backbones": set(),
@@ -26,10 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "retrieval": {"layers.interaction"},
     "patching": set(),
     "layers": {"ops"},
-    "checkpoint": {"config", "files"},
+    "checkpoint": {"config", "files", "strict_json", "tensor_files"},
     "models": {"layers", "config", "checkpoint", "training"},
     "encoders": {"models", "config", "backbones", "training"},
-    "data": {"encoders", "files"},
+    "data": {"encoders", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
 }
 SEE_ALL = {"__init__", "__main__"}

@@ -26,6 +26,12 @@ def test_paper_settings(data_set: str, frames: int, words: int) -> None:
     assert config == MuseConfig()
 
 
+def test_unknown_data_sets_name_the_known_ones() -> None:
+    with pytest.raises(KeyError, match="unknown data set 'MSR-VTT'; known are msrvtt, didemo, act"):
+        PAPER_SETTINGS["MSR-VTT"]
+    assert "MSR-VTT" not in PAPER_SETTINGS and PAPER_SETTINGS.get("MSR-VTT") is None
+
+
 def test_paper_settings_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         PAPER_SETTINGS["msrvtt"] = PAPER_SETTINGS["didemo"]  # type: ignore[index]

@@ -17,12 +17,14 @@ from benchmarks.machine import ROOT
 # What needs a GPU first: the part may be stopped for its time.
 FILES = [
     "tests/ops/test_gpu.py",
-    "tests/ops/test_triton_compiled.py",
+    "tests/ops/test_triton_gpu.py",
     "tests/ops/test_triton_operators.py",
     "tests/ops/test_triton.py",
     "tests/ops/test_triton_limits.py",
     "tests/ops/test_self_check.py",
+    "tests/ops/test_mamba_ssm_package.py",
     "tests/ops/test_mamba_ssm.py",
+    "tests/ops/test_triton_compiled.py",
 ]
 WORKERS = 8
 OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")

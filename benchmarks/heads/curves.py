@@ -14,7 +14,10 @@ from benchmarks.heads.workload import MODES
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X<>ph8"
 # From dark to light, and of different hues for those who see them.
-COLOURS = ("#000000", "#1b4f8a", "#8a1c1c", "#2f7d32", "#6a4c93", "#b5651d", "#4d9de0")
+COLOURS = (
+    *("#000000", "#1b4f8a", "#8a1c1c", "#2f7d32", "#6a4c93", "#b5651d", "#4d9de0"),
+    *("#c2185b", "#00838f", "#9e9d24", "#795548", "#78909c", "#ff8f00"),
+)
 
 Row = Mapping[str, Any]
 

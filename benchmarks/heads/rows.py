@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ def measure_rows(settings: Settings, figures: Figures, keep: Callable[[], None])
         settings: The cases, and what is common to all rows.
         figures: What `start` returned; rows are added to it.
         keep: Called after each row.
+
+    Cases that no time is left for are counted by head in `figures["left_out"]`.
     """
+    end = time.perf_counter() + settings.total_s
+    left_out: dict[str, int] = {}
+    figures["left_out"] = left_out
     found = variants(settings.device, DTYPES[settings.dtype])
     names = settings.heads or tuple(name for name in found if name not in settings.leave_out)
     reasons = {name: found[name] for name in names if isinstance(found[name], str)}
@@ -73,6 +79,9 @@ def measure_rows(settings: Settings, figures: Figures, keep: Callable[[], None])
         for name, head in heads.items():
             key = _key(name, head, case)
             if any(_is(row, key) for row in figures["rows"]):
+                continue
+            if time.perf_counter() >= end:
+                left_out[name] = left_out.get(name, 0) + 1
                 continue
             row = key | {"tokens": case.tokens, "date": now()}
             flops = count(countable(name, head), case, settings.dim)
@@ -129,6 +138,8 @@ def _measured(
         "runs": timing.rounds,
         "busy": timing.busy,
         "other_load": timing.other_load,
+        "own_processors": timing.own_processors,
+        "waiting": timing.waiting,
         "tokens_per_s": case.batch * case.tokens / timing.median,
         "peak_bytes": outcome.peak_bytes,
         "held_bytes": outcome.held_bytes,

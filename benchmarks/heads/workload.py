@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Settings:
         dtype: A name of `DTYPES`; in half precision the weights stay float32, under autocast.
         dim: Width D.
         threads: Threads of torch.
+        total_s: Seconds of the whole command, after which no further row begins.
     """
 
     frames: tuple[int, ...]
@@ -78,6 +80,7 @@ class Settings:
     dtype: str = "float32"
     dim: int = 512
     threads: int = 1
+    total_s: float = math.inf
 
     def cases(self) -> Iterator[Case]:
         """Yield all cases of a mode, then of the other; short videos first."""
@@ -105,6 +108,7 @@ PRESETS = {
         grids=((7, 7),),
         batches=(1,),
         limit_s=1.0,
+        total_s=120.0,
         pairs=32,
         pair_batch=16,
         # Slow, and not what one would use.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -22,6 +23,8 @@ from examples.quickstart.settings import Settings
 # What the reader has typed: the script that makes the environment, or Python itself.
 COMMAND = os.environ.get("QUICKSTART_COMMAND", "python -m examples.quickstart")
 
+STUDY_STEPS = 800  # of each head in `--compare`
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
@@ -36,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="everything is kept here (default: %(default)s)")  # fmt: skip
     parser.add_argument("--compare", action="store_true", help="the full study: 8 heads, 3 seeds")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
-    parser.add_argument("--steps", type=int, default=800, help="training steps (default: 800)")
+    parser.add_argument("--steps", type=int,
+                        help="training steps (default: 600; 800 with --compare)")  # fmt: skip
     own = parser.add_argument_group("own material")
     own.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of your videos")
     own.add_argument("--captions", type=Path, metavar="CSV", help="CSV of their captions")
@@ -77,10 +81,13 @@ def check_options(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Make the settings that the options ask for."""
+    steps = options.steps
+    if steps is None:
+        steps = STUDY_STEPS if options.compare else Settings.steps
     if options.backbone is None:
         return Settings(
             seed=options.seed,
-            steps=options.steps,
+            steps=steps,
             num_frames=8 if options.num_frames is None else options.num_frames,
             size=32 if options.size is None else options.size,
         )
@@ -92,7 +99,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         raise ValueError(f"--size must be that of the backbone, {size}, got {options.size}")
     return Settings(
         seed=options.seed,
-        steps=options.steps,
+        steps=steps,
         lr=1e-4,  # the paper's, whose backbone is pretrained too
         head_lr_scale=10.0,
         num_frames=12 if options.num_frames is None else options.num_frames,
@@ -155,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # slower: a run with attention as its mixer would take several times as long. Set before torch
     # starts its threads, which then do the same.
     torch.set_flush_denormal(True)
+    # The kernels of the scan say so when they have to be compiled first.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("muse_adapter.ops.numba_cpu").setLevel(logging.INFO)
     try:
         check_options(options)
         if options.threads is not None:

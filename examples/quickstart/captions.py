@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,6 +140,12 @@ def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
                 continue
             if not columns:
                 columns = [field.strip() for field in fields]
+                if len(columns) == 1 and len(other := re.split("[;\t|]", columns[0])) > 1:
+                    separator = columns[0][len(other[0])]
+                    raise ValueError(
+                        f"{csv_path}: the first line is separated by {separator!r}, expected "
+                        "commas: save it as CSV with commas"
+                    )
                 if not {"video", "caption"} <= set(columns) or len(set(columns)) < len(columns):
                     raise ValueError(
                         f"{csv_path}: the first line must name the columns video and caption, "

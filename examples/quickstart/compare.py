@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from examples.quickstart.files import write_bytes, write_json
+from examples.quickstart.frozen import encode_once
 from examples.quickstart.material import Material
-from examples.quickstart.model import HEADS
+from examples.quickstart.model import HEADS, build_model, build_tokenizer
 from examples.quickstart.report import environment
 from examples.quickstart.runs import finished, run, scan_backend
 from examples.quickstart.settings import Settings
@@ -60,6 +61,9 @@ def compare(
     Returns:
         What was written to `compare.json`.
     """
+    if settings.frozen:
+        tokenizer = build_tokenizer(settings, material.splits["train"].captions)
+        material = encode_once(settings, material, build_model(settings, tokenizer), folder)
     results: dict[str, list[dict[str, Any]]] = {head: [] for head in heads}
     summary: dict[str, Any] = {}
     for seed in seeds:

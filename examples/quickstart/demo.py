@@ -12,9 +12,11 @@ import torch
 from examples.quickstart.captions import SPLITS
 from examples.quickstart.checkpoint import Trained
 from examples.quickstart.files import write_json
+from examples.quickstart.frozen import encode_once
 from examples.quickstart.material import Material
+from examples.quickstart.model import build_model, build_tokenizer
 from examples.quickstart.pictures import Row, contact_sheet, draw_curves
-from examples.quickstart.report import environment, peak_gib, result_table
+from examples.quickstart.report import environment, limits, peak_gib, result_table
 from examples.quickstart.runs import run, scan_backend, seconds_per_step
 from examples.quickstart.search import write_index
 from examples.quickstart.settings import Settings
@@ -50,8 +52,12 @@ def demo(
     """
     backend = scan_backend(device)
     print(f"selective scan: backend {backend}")
-    if backend in ("torch", "reference"):
-        _announce_time(settings, material, device)
+    shown = material.splits["test"]
+    if settings.frozen:
+        model = build_model(settings, build_tokenizer(settings, shown.captions)).to(device)
+        material = encode_once(settings, material, model, folder)
+    if settings.backbone is not None or backend in ("torch", "reference"):
+        _announce_time(settings, material, device, backend)
     runs: dict[str, Trained] = {}
     results: dict[str, dict[str, Any]] = {}
     for head in DEMO_HEADS:
@@ -68,15 +74,19 @@ def demo(
     write_json(folder / "results.json", summary)
     print(f"\n{len(test.clips)} held-out clips; R@1 by chance {summary['chance_r1']:.2f} %")
     print(result_table(results))
+    ordered = results["muse"]["pair_preference"] is not None
+    for sentence in limits(len(test.clips), settings.steps, ordered=ordered):
+        print(f"note: {sentence}")
 
     # own material is searched as a whole; of the rendered corpus only what was never seen
     names = ("test",) if material.rendered else SPLITS
     write_index(folder, settings, runs["muse"], [material.splits[name] for name in names])
-    contact_sheet(folder / "contact_sheet.png", contact_rows(runs["muse"], test))
+    contact_sheet(folder / "contact_sheet.png", contact_rows(runs["muse"], test, shown))
+    trained = {head: run for head, run in runs.items() if run.losses}
     draw_curves(
         folder / "curves.png",
-        {head: trained.losses for head, trained in runs.items()},
-        {head: trained.validation for head, trained in runs.items()},
+        {head: run.losses for head, run in trained.items()},
+        {head: run.validation for head, run in trained.items()},
     )
     summary["seconds"] = round(time.perf_counter() - began, 1)
     summary["peak_gib"] = round(peak_gib(), 2)
@@ -84,32 +94,48 @@ def demo(
     return summary
 
 
-def contact_rows(trained: Trained, split: Split) -> list[Row]:
-    """Spread queries evenly over a split and find the five best clips of each."""
+def contact_rows(trained: Trained, split: Split, shown: Split) -> list[Row]:
+    """Spread queries evenly over a split and find the five best clips of each.
+
+    Args:
+        trained: The model.
+        split: What the model reads.
+        shown: The same clips with their frames.
+    """
     count = len(split.clips)
     queries = torch.arange(0, count, max(1, count // QUERIES))[:QUERIES].tolist()
     captions = [split.captions[query] for query in queries]
     texts = embed_texts(trained.model, trained.tokenizer(captions))
     videos = embed_videos(trained.model, split.frames, split.mask)
-    best = (texts @ videos.T).topk(min(5, len(videos)))
+    similarity = texts @ videos.T
+    best = similarity.topk(min(5, len(videos)))
     found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     sheet: list[Row] = []
-    for query, (scores, rows) in zip(queries, found, strict=True):
+    for number, (query, (scores, rows)) in enumerate(zip(queries, found, strict=True)):
         results = [
-            (split.videos[row], score, split.frames[row], split.mask[row])
+            (shown.videos[row], score, shown.frames[row], shown.mask[row])
             for score, row in zip(scores, rows, strict=True)
         ]
-        target = split.videos[int(split.video[query])]
-        sheet.append((split.captions[query], target.id, results))
+        right = int(split.video[query])
+        place = 1 + int((similarity[number] > similarity[number, right]).sum())
+        sheet.append((split.captions[query], split.videos[right].id, place, results))
     return sheet
 
 
-def _announce_time(settings: Settings, material: Material, device: str) -> None:
-    print(f"the fast scan is not used ({_why_not_fast(device)}); timing a few steps ...")
-    seconds = settings.steps * sum(
-        seconds_per_step(replace(settings, head=head), material, device) for head in DEMO_HEADS
+def _announce_time(settings: Settings, material: Material, device: str, backend: str) -> None:
+    if backend in ("torch", "reference"):
+        print(f"the fast scan is not used ({_why_not_fast(device)})")
+    print("timing a few steps ...")
+    runs = [replace(settings, head=head) for head in DEMO_HEADS]
+    learning = [run for run in runs if run.learns]
+    seconds = settings.steps * sum(seconds_per_step(run, material, device) for run in learning)
+    names = " and ".join(run.head for run in learning)
+    print(
+        f"expected time of the training ({names}, {settings.steps} steps each): "
+        f"about {max(1, round(seconds / 60))} min"
     )
-    print(f"expected time of the two trainings: about {max(1, round(seconds / 60))} min")
+    if len(learning) < len(runs):
+        print("mean_pool has nothing to train beside a frozen backbone: it is evaluated as it is")
 
 
 def _why_not_fast(device: str) -> str:

@@ -69,9 +69,18 @@ class QuickstartModel(VideoTextModel):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Embed videos: uint8 (B, T, 3, height, width) and bool (B, T) to (B, D), of unit norm."""
+        """Embed videos: uint8 (B, T, 3, height, width) and bool (B, T) to (B, D), of unit norm.
+
+        Tokens of a frozen backbone, (B, T, N, C), stand for their frames.
+        """
         # The heads compare in float32 and normalise: to do so again would only round.
-        return self.encoder((frames / 255 - self.mean) / self.std, frame_mask)
+        if frames.ndim == 4:
+            return self.encoder.head(frames, frame_mask)
+        return self.encoder(self.prepare(frames), frame_mask)
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Normalise the colours of uint8 frames (..., 3, height, width)."""
+        return (frames / 255 - self.mean) / self.std
 
     def own_state(self) -> dict[str, Tensor]:
         """Return the state without what is frozen, which comes from the folder of the backbone."""

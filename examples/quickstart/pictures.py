@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Result = tuple[Clip, float, Tensor, Tensor]
-Row = tuple[str, str, Sequence[Result]]
+Row = tuple[str, str, int, Sequence[Result]]
 
 COLUMNS = 2  # queries side by side
-HIT, OTHER = "#1a7f37", "#57606a"
+HIT, OTHER, MISS = "#1a7f37", "#57606a", "#b3261e"
 STRIP_WIDTH, STRIP_HEIGHT = 4.4, 0.6  # inches
 
 
@@ -32,9 +32,10 @@ def contact_sheet(path: Path, rows: Sequence[Row]) -> None:
 
     Args:
         path: Path of the picture; its folder is made if need be.
-        rows: For each query its caption, the id of the clip it belongs to, and the best clips:
-            clip, score, frames (T, 3, height, width) uint8 and mask (T,). Masked frames are left
-            blank; the clip with that id is marked as the hit.
+        rows: For each query its caption, the id of the clip it belongs to, the rank of that clip,
+            and the best clips: clip, score, frames (T, 3, height, width) uint8 and mask (T,).
+            Masked frames are left blank; the clip with that id is marked as the hit, and where it
+            is not among the best, its rank is written down.
 
     Raises:
         ValueError: There are no rows.
@@ -45,17 +46,20 @@ def contact_sheet(path: Path, rows: Sequence[Row]) -> None:
         raise ValueError("a contact sheet needs at least one query")
     columns = min(COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
-    clips = max(len(results) for _, _, results in rows)
-    size = (columns * (STRIP_WIDTH + 3.3), lines * (clips + 0.9) * STRIP_HEIGHT)
+    clips = max(len(results) for *_, results in rows)
+    size = (columns * (STRIP_WIDTH + 3.3), lines * (clips + 1.1) * STRIP_HEIGHT)
     figure = _figure(figsize=size, dpi=110, facecolor="white")
-    for number, (query, target, results) in enumerate(rows):
+    for number, (query, target, place, results) in enumerate(rows):
         line, column = divmod(number, columns)
         left = column / columns + 0.1 / size[0]
         top = 1 - line / lines
         title = textwrap.fill(f"“{query}”", 76, max_lines=2, placeholder=" …”")
         figure.text(left, top - 0.3 / size[1], title, fontsize=10.5, weight="bold", va="center")
+        if all(clip.id != target for clip, *_ in results):
+            figure.text(left, top - 0.57 / size[1], f"the right clip is at rank {place}",
+                        fontsize=8.5, color=MISS, va="center")  # fmt: skip
         for rank, result in enumerate(results, start=1):
-            bottom = top - (0.55 + rank * STRIP_HEIGHT) / size[1]
+            bottom = top - (0.67 + rank * STRIP_HEIGHT) / size[1]
             strip = (left, bottom, STRIP_WIDTH / size[0], (STRIP_HEIGHT - 0.06) / size[1])
             _draw_strip(figure, strip, rank, result, hit=result[0].id == target)
     _write_png(path, figure)
@@ -132,7 +136,9 @@ def draw_curves(
     window = max(1, min([window, *(len(values) // 2 for values in losses.values())]))
     for name, values in losses.items():
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        left.plot(np.arange(window, len(values) + 1), mean, label=name)
+        # A line through one point is not seen.
+        marker = "o" if len(mean) == 1 else None
+        left.plot(np.arange(window, len(values) + 1), mean, marker=marker, label=name)
     for name, points in validation.items():
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     left.set(xlabel="step", ylabel="InfoNCE", title=f"training loss, mean over {window} steps")

@@ -15,6 +15,9 @@ import torch
 
 PACKAGES = ("muse-adapter", "torch", "einops", "numpy", "numba", "av", "transformers")
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+MIN_CLIPS = 50  # below, one clip is more than 2 % of R@1
+# R@1 of MUSE on the validation clips doubles between 200 and 300 of the default run's steps.
+MIN_STEPS = 300
 MEASURES = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
@@ -62,6 +65,28 @@ def peak_gib() -> float:
         return int(line.split()[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def limits(clips: int, steps: int, *, ordered: bool) -> list[str]:
+    """Say in sentences what the table of a run cannot show.
+
+    Args:
+        clips: Held-out clips.
+        steps: Training steps.
+        ordered: Whether clips have their time reversals beside them.
+    """
+    found = []
+    if clips < MIN_CLIPS:
+        found.append(
+            f"only {clips} held-out clips: one more or fewer at rank 1 is {100 / clips:.1f} % of "
+            "R@1, so small differences say nothing"
+        )
+    if ordered and steps < MIN_STEPS:
+        found.append(
+            f"{steps} training steps: no head tells a clip from its time reversal before about "
+            f"{MIN_STEPS}, so the table does not show which of them can"
+        )
+    return found
 
 
 def result_table(results: dict[str, dict[str, Any]]) -> str:

@@ -9,6 +9,8 @@
 #
 #   PYTHON    the interpreter that makes the environment (python3)
 #   VENV      the environment (.venv in the root)
+#   TORCH_INDEX   address that torch is installed from, for a build without CUDA; pytorch.org, "Get Started",
+#                 shows the one of the CPU builds (its pip command's --index-url). Empty: pip's own choice
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -31,13 +33,24 @@ fi
 stamp=$venv/quickstart-installed
 wanted=$(cd "$root"; pwd; cat setup.cfg pyproject.toml constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing into $venv ..."
+    echo "Setting up $venv: PyTorch, numba, PyAV, transformers and matplotlib, from pip, once."
+    echo "With a CPU build of PyTorch: about 1.6 GB on the disk, one to a few minutes, most of them the download."
+    # PyPI's torch for Linux on x86 brings CUDA's libraries, whether there is a GPU or not.
+    if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -sm)" = "Linux x86_64" ] && ! command -v nvidia-smi >/dev/null &&
+        ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+        echo "There is no NVIDIA GPU here, but pip's usual PyTorch for Linux brings CUDA's libraries: a download of 2.6 GB."
+        echo "For the CPU build, press Ctrl-C and start again with TORCH_INDEX=ADDRESS, the address that pytorch.org,"
+        echo "\"Get Started\", shows after --index-url for Pip and CPU. Where pip finds a CPU build anyway, just wait."
+    fi
     (
         cd "$root"
         # pip hands constraints on to the build of our own wheel by these; its version decides which counts.
         export PIP_CONSTRAINT=$root/constraints.txt PIP_BUILD_CONSTRAINT=$root/constraints.txt
         export PIP_DISABLE_PIP_VERSION_CHECK=1
-        "$venv/bin/python" -m pip install --quiet --editable '.[cpu,hub,video,bench]' transformers
+        if [ -n "${TORCH_INDEX:-}" ]; then
+            "$venv/bin/python" -m pip install --index-url "$TORCH_INDEX" torch
+        fi
+        "$venv/bin/python" -m pip install --editable '.[cpu,hub,video,bench]' transformers
     )
     printf '%s\n' "$wanted" >"$stamp"
 fi

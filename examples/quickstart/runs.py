@@ -13,7 +13,7 @@ from torch import nn
 from examples.quickstart.batches import TrainingSet
 from examples.quickstart.checkpoint import Trained
 from examples.quickstart.evaluate import evaluate
-from examples.quickstart.files import read_json, write_json
+from examples.quickstart.files import ensure_folder, read_json, write_json
 from examples.quickstart.material import Material
 from examples.quickstart.model import build_model, build_tokenizer
 from examples.quickstart.settings import Settings
@@ -68,6 +68,7 @@ def run(
         "losses": trained.losses,
         "validation_r1": [list(point) for point in trained.validation],
     }
+    ensure_folder(place)  # training that has nothing to do leaves none
     write_json(place / "result.json", result)
     return trained, result
 

@@ -24,7 +24,7 @@ class Hit:
     Attributes:
         score: Cosine similarity of query and clip.
         caption: Caption of the clip, its first.
-        path: Its file.
+        path: Its file, absolute: a search may be started in another folder.
     """
 
     score: float
@@ -42,7 +42,7 @@ def write_index(folder: Path, settings: Settings, run: Trained, splits: list[Spl
         "model": run.model.own_state(),
         "videos": torch.cat(videos),
         "captions": [clip.caption for clip in clips],
-        "paths": [str(clip.path) for clip in clips],
+        "paths": [str(clip.path.resolve()) for clip in clips],
     }
     write_tensors(folder / INDEX, content)
 

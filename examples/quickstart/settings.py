@@ -41,7 +41,7 @@ class Settings:
 
     head: str = "muse"
     seed: int = 0
-    steps: int = 800
+    steps: int = 600
     batch_size: int = 32
     lr: float = 1e-3
     head_lr_scale: float = 5.0
@@ -67,6 +67,20 @@ class Settings:
             raise ValueError(f"size must be a multiple of {self.patch}, got {self.size}")
         if self.train_backbone and self.backbone is None:
             raise ValueError("train_backbone needs a backbone; towers from nothing always learn")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether both towers come from a backbone that does not learn."""
+        return self.backbone is not None and not self.train_backbone
+
+    @property
+    def learns(self) -> bool:
+        """Whether training changes more than a temperature: mean pooling has no parameters."""
+        return not (self.frozen and self.head == "mean_pool")
+
+    def backbone_name(self, clips: str) -> str:
+        """Name what the frozen backbone makes of clips with this fingerprint."""
+        return fingerprint([self.backbone, self.num_frames, self.size, clips, __version__])
 
     def run_name(self, clips: str) -> str:
         """Name the folder of this run.

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.quickstart.captions import Clip, some_of
+from examples.quickstart.captions import Clip
 from examples.quickstart.files import ensure_folder, read_tensors, write_tensors
 from muse_adapter.data.video import UnreadableVideo, read_frames
+
+LISTED = 10  # videos that a message names
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,10 @@ def load_split(
 
     row_of = {paths[number]: row for row, number in enumerate(decoded.readable)}
     if not row_of:
-        raise ValueError(f"none of {len(paths)} videos can be read: {some_of(decoded.reasons)}")
+        raise ValueError(f"none of {len(paths)} videos can be read:{_lines(decoded.reasons)}")
     if decoded.reasons:
         warnings.warn(
-            f"{len(decoded.reasons)} of {len(paths)} videos are left out: "
-            f"{'; '.join(decoded.reasons)}",
+            f"{len(decoded.reasons)} of {len(paths)} videos are left out:{_lines(decoded.reasons)}",
             stacklevel=2,
         )
     kept = [clip for clip in clips if clip.path in row_of]
@@ -117,6 +118,12 @@ class _Decoded:
     mask: Tensor
     readable: list[int]
     reasons: list[str]
+
+
+def _lines(reasons: Sequence[str]) -> str:
+    """Put the first reasons on a line each, and say how many more there are."""
+    more = [f"and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
+    return "".join(f"\n  {reason}" for reason in [*reasons[:LISTED], *more])
 
 
 def _decode(paths: Sequence[Path], num_frames: int, size: int, progress: bool) -> _Decoded:

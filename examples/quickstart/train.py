@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from examples.quickstart.batches import TrainingSet, batch_of
 from examples.quickstart.checkpoint import Trained, load_checkpoint, save_checkpoint
 from examples.quickstart.evaluate import evaluate
 from examples.quickstart.model import QuickstartModel, build_model, build_tokenizer
+from examples.quickstart.pace import Pace, expected_seconds
 from examples.quickstart.settings import Settings
 from examples.quickstart.splits import Split
 from muse_adapter import param_groups
@@ -85,7 +87,11 @@ def train(
     tokenizer = build_tokenizer(settings, training.captions)
     model = build_model(settings, tokenizer).to(device)
     optimizer = build_optimizer(model, settings)
+    if not settings.learns:
+        model.eval()
+        return Trained(model, tokenizer, losses=[], validation=[], seconds=0.0)
     clips = TrainingSet.of(training, tokenizer)
+    pace = Pace(expected_seconds(settings, device))
     run = Trained(model, tokenizer, losses=[], validation=[], seconds=0.0)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, run, optimizer, torch.device(device))
@@ -101,7 +107,10 @@ def train(
         for step in range(len(run.losses), settings.steps):
             began = time.perf_counter()
             loss = train_step(model, optimizer, settings, step, clips)
-            run.seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            run.seconds += seconds
+            if (warning := pace.step(seconds)) is not None:
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
             run.losses.append(loss)
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from muse_adapter.strict_json import parse_json
 from muse_adapter.version import VERSION
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(\.\d{1,4})*((a|b|rc|\.post|\.dev)\d{1,9})*")
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ class JsonConfig:
 
         Raises:
             TypeError: As in `from_dict`.
-            ValueError: The text is not JSON, or as in `from_dict`.
+            ValueError: The text is not JSON (see `parse_json`), or as in `from_dict`.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"the config is not valid JSON: {error}") from error
         return cls.from_dict(values)
 
@@ -85,6 +88,17 @@ def check_int(name: str, value: object, *, minimum: int) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_maxima(config: JsonConfig, maxima: Mapping[str, int]) -> None:
+    """Refuse fields above a number that is far above any model; None is none.
+
+    A damaged number in a file cannot ask for all memory then.
+    """
+    for name, maximum in maxima.items():
+        value = getattr(config, name)
+        if value is not None and value > maximum:
+            raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
 def check_name(field: str, value: object, known: tuple[str, ...]) -> None:
@@ -105,7 +119,7 @@ def checked_rate(name: str, rate: object) -> float:
 
 
 def _check_version(version: object) -> None:
-    match = re.match(r"(\d+)\.(\d+)(\.|$)", version) if isinstance(version, str) else None
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
     if match is None:
         raise ValueError(
             f"the config must have the version of muse-adapter that wrote it, such as {VERSION!r}, "

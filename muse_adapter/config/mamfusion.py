@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muse_adapter.config.base import JsonConfig, check_int, check_name, checked_rate
+from muse_adapter.config.base import (
+    JsonConfig,
+    check_int,
+    check_maxima,
+    check_name,
+    checked_rate,
+)
 
 RESIDUALS = ("concat",)
+
+# Far above any model. The order is that of the checks.
+_MAXIMA = {
+    "visual_width": 1 << 16,
+    "text_width": 1 << 16,
+    "hidden": 1 << 14,
+    "heads": 1 << 10,
+    "num_clips": 1 << 14,
+    "max_frames": 1 << 20,
+    "max_words": 1 << 14,
+    "d_state": 1 << 12,
+    "d_conv": 1 << 10,
+    "expand": 1 << 8,
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +72,9 @@ class MamFusionConfig(JsonConfig):
     fusion: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            *("visual_width", "text_width", "hidden", "heads", "num_clips", "max_frames"),
-            *("max_words", "d_state", "d_conv", "expand"),
-        ):
+        for name in _MAXIMA:
             check_int(name, getattr(self, name), minimum=1)
+        check_maxima(self, _MAXIMA)
         for name in ("input_dropout", "dropout"):  # the dataclass is frozen
             object.__setattr__(self, name, checked_rate(name, getattr(self, name)))
         if self.hidden % self.heads:

@@ -7,13 +7,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from muse_adapter.config.base import JsonConfig, check_int, check_name, checked_rate
+from muse_adapter.config.base import (
+    JsonConfig,
+    check_int,
+    check_maxima,
+    check_name,
+    checked_rate,
+)
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 AGGREGATIONS = ("scale_wise", "frame_wise", "spatial_wise")
 MIXERS = ("bimamba", "mamba", "attention", "conv")
 INITS = ("identity", "release")
 ATTENTION_HEAD_DIM = 64
+
+# Far above any head, so that a damaged number in a file cannot ask for all memory.
+_MAXIMA = {
+    "dim": 1 << 16,
+    "in_dim": 1 << 16,
+    "depth": 1 << 10,
+    "d_state": 1 << 12,
+    "d_conv": 1 << 10,
+    "expand": 1 << 8,
+    "num_prefix_tokens": 1 << 16,
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class MuseConfig(JsonConfig):
         check_int("num_prefix_tokens", self.num_prefix_tokens, minimum=0)
         if self.in_dim is not None:
             check_int("in_dim", self.in_dim, minimum=1)
+        check_maxima(self, _MAXIMA)
         check_name("aggregation", self.aggregation, AGGREGATIONS)
         check_name("mixer", self.mixer, MIXERS)
         check_name("init", self.init, INITS)
@@ -148,7 +166,11 @@ def _checked_scales(scales: object) -> tuple[float, ...]:
         raise ValueError("scales must have at least one factor, got none")
     unknown = [scale for scale in values if scale not in SCALES]
     if unknown:
-        raise ValueError(f"unknown scales {unknown}; known are {list(SCALES)}")
+        sides = all(scale >= 1 and scale.is_integer() for scale in values)
+        raise ValueError(
+            f"unknown scales {unknown}; known are {list(SCALES)}, factors on the patch grid"
+            + ("; side lengths go to MuseConfig.from_sides(sides, grid=(H, W))" if sides else "")
+        )
     if len(set(values)) < len(values):
         raise ValueError(f"scales must not repeat, got {list(values)}")
     return values

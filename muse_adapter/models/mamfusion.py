@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
+from muse_adapter.checkpoint import check_fits, load_pretrained, load_strict, save_pretrained
 from muse_adapter.config import MamFusionConfig
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.mixers import BiMamba
@@ -297,6 +297,8 @@ class MamFusion(nn.Module):
             The model, in the dtype of the saved weights.
         """
         config, state_dict = load_pretrained(name, MamFusionConfig)
+        with torch.device("meta"):  # before memory is taken for what a damaged number asks for
+            check_fits(cls(config), state_dict)
         model = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(model, state_dict)
         return model

@@ -40,7 +40,8 @@ class MultiScaleMamba(nn.Module):
                 f"give a MuseConfig or its fields, not both: got a config and {sorted(fields)}"
             )
         if config is not None and not isinstance(config, MuseConfig):
-            raise TypeError(f"config must be a MuseConfig, got {type(config).__name__}")
+            hint = f"; a width is given as dim={config}" if isinstance(config, int) else ""
+            raise TypeError(f"config must be a MuseConfig, got {type(config).__name__}{hint}")
         config = MuseConfig(**fields) if config is None else config
         self.config = config
         self.grad_checkpointing = False
@@ -207,6 +208,7 @@ class MultiScaleMamba(nn.Module):
         Raises:
             ImportError: safetensors is not installed.
             OSError: The folder cannot be written.
+            ValueError: The weights are not finite, or of several dtypes; nothing is written.
         """
         save_pretrained(self, folder)
 
@@ -224,10 +226,18 @@ class MultiScaleMamba(nn.Module):
             FileNotFoundError: `name` is neither a folder nor `owner/name`, or a file is missing.
             ImportError: safetensors (or, for the hub, huggingface_hub) is not installed.
             OSError: The hub does not provide the model.
-            ValueError: A file is damaged, the config is invalid or newer than this package, or the
-                weights do not fit it.
+            ValueError: A file is damaged, the files are of two saves, the config is invalid or
+                newer than this package, or the weights do not fit it, are not finite or of several
+                dtypes.
         """
         config, state_dict = load_pretrained(name, MuseConfig)
+        # Before memory is taken for what a damaged number asks for; `load_strict` lists the rest.
+        given, asked = sum(t.numel() for t in state_dict.values()), _fewest_weights(config)
+        if asked > 4 * given + 10_000:
+            raise ValueError(
+                f"the weights in {str(name)!r} do not fit its config: they are {given} numbers, "
+                f"those of {config} at least {asked}"
+            )
         head = cls(config).to(next(iter(state_dict.values())).dtype)
         load_strict(head, state_dict)
         return head
@@ -289,3 +299,14 @@ def _mixer(config: MuseConfig) -> Mixer:
         expand=config.expand,
         bidirectional=config.mixer == "bimamba",
     )
+
+
+def _fewest_weights(config: MuseConfig) -> int:
+    """Count the weights that a head has in any case: those of the layers' largest parts."""
+    dim, inner = config.dim, config.expand * config.dim
+    in_layer = dim * dim
+    if config.mixer != "attention":
+        in_layer += inner * (2 * dim + config.d_conv)
+    if config.mixer in ("bimamba", "mamba"):
+        in_layer += inner * config.d_state
+    return config.depth * in_layer + dim * (config.in_dim or 0) * (config.in_dim != dim)

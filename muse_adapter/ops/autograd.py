@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 
-from muse_adapter.ops.torch_private import any_requires_grad, below_autograd
+from muse_adapter.ops.torch_private import (
+    any_requires_grad,
+    apply_at_one_level,
+    below_autograd,
+)
 
 
 def autograd_kernel(
@@ -39,7 +43,9 @@ def autograd_kernel(
         def forward(ctx: Any, *flat: Any) -> Any:
             ctx.sizes = flat[-1]
             arguments = _grouped(flat, ctx.sizes)
-            with below_autograd():
+            # `torch.func` may differentiate the call below once more: `apply` turns gradients off,
+            # and its derivative would be lost without an error.
+            with torch.enable_grad(), below_autograd():
                 result = operator(*arguments)
                 setup(ctx, arguments, result)
             return tuple(result) if listed else result
@@ -72,7 +78,7 @@ def autograd_kernel(
                 flat.append(argument)
             else:
                 flat += argument
-        result = named.apply(*flat, sizes)
+        result = apply_at_one_level(named, *flat, sizes)
         return list(result) if listed else result
 
     return run

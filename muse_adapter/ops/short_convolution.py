@@ -30,11 +30,16 @@ class _ShortConvolution(torch.autograd.Function):
     # Torch's own gradient of a depthwise weight is 3 to 50 times slower on a CPU than the sums
     # below.
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.reverse = reverse
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
         return _convolve(x, weight, bias, reverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.reverse = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -50,10 +55,16 @@ class _ShortConvolution(torch.autograd.Function):
             sums = []
             for lag in range(taps - 1, -1, -1):
                 overlap = max(length - lag, 0)
-                product = early[:, :overlap].to(wide) * late[:, length - overlap :].to(wide)
+                # `narrow` has a batching rule also where it takes all; a slice then is an alias.
+                kept = early.narrow(1, 0, overlap), late.narrow(1, length - overlap, overlap)
+                product = kept[0].to(wide) * kept[1].to(wide)
                 sums.append(product.sum((0, 1)))
             grad_weight = torch.stack(sums, dim=-1).unsqueeze(1).to(weight.dtype)
         return grad_x, grad_weight, grad.sum((0, 1)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError("the convolution in front of the scan has no derivative in forward mode")
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:

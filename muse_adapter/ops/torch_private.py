@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -27,6 +28,18 @@ def below_autograd() -> AbstractContextManager[None]:
     What a gradient of one's own for an operator rests on, as torch's notes on custom operators say.
     """
     return torch._C._AutoDispatchBelowAutograd()
+
+
+def apply_at_one_level(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Apply a gradient of one's own to an operator, also inside `torch.func`'s transforms.
+
+    Each transform calls the operator at its own level, as it calls those of torch, whereas
+    `Function.apply` would start again at the first transform, and refuses to do so.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def any_requires_grad(*arguments: Any) -> bool:

@@ -105,7 +105,7 @@ def test_bound_is_of_the_busiest_unit():
     assert found["busy_us"] == pytest.approx({"MUFU": 100.0, "issue": 60.0})
 
 
-def test_wrong_arguments(run_python):
+def test_wrong_arguments():
     with pytest.raises(SystemExit, match="expected KEY=VALUE, got BLOCK"):
         pairs(["RUN=3", "BLOCK"])
 
@@ -125,24 +125,30 @@ def test_wrong_arguments(run_python):
     module = Module()
     module.NEW_FORWARD = 3  # the package's own value
     assert aot.constants(module, "kernel", {}) == {"NEW": 3}
-    done = run_python("from benchmarks.gpu import aot; list(aot.kernels())", TRITON_INTERPRET="1")
-    assert "unset TRITON_INTERPRET" in done.stderr
+
+
+def test_the_interpreter_cannot_compile(monkeypatch):
+    monkeypatch.setattr(aot.triton.knobs.runtime, "interpret", True)
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
+        list(aot.kernels())
 
 
 def test_command(run_python, tmp_path):
     """One kernel, for two block sizes: twice the channels are twice the work of a program."""
-    code = "from benchmarks.gpu.compiled_kernels import main; main()"
-    rows = []
-    for block in (32, 64):
-        done = run_python(
-            *(code, "--target", "90", "--only", "summaries", "--set", f"BLOCK={block}"),
-            *("--json", str(tmp_path / "figures.json")),
-            TRITON_INTERPRET="0",
-            TRITON_CACHE_DIR=str(tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
-        assert re.search(r"^\| summaries \| \d+ \| 0 \| 0 \|", done.stdout, re.MULTILINE)
-        rows += json.loads((tmp_path / "figures.json").read_text())["kernels"]
+    code = """
+        import sys
+        from benchmarks.gpu.compiled_kernels import main
+        given, file = ["main", "--target", "90", "--only", "summaries"], sys.argv[1]
+        for block in ("32", "64"):
+            sys.argv = [*given, "--set", f"BLOCK={block}", "--json", file + block]
+            main()
+    """
+    given = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = run_python(code, str(tmp_path / "figures"), **given)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\| summaries \| \d+ \| 0 \| 0 \|", done.stdout, re.MULTILINE)) == 2
+    files = [tmp_path / f"figures{block}" for block in (32, 64)]
+    rows = [row for file in files for row in json.loads(file.read_text())["kernels"]]
     found = [next(loop for loop in row["loops"] if loop["MUFU"]) for row in rows]
     # Exponentials of 16 states by 32 channels, by a warp; those of softplus come on top.
     assert 16 <= found[0]["MUFU"] <= 20 and 32 <= found[1]["MUFU"] <= 40

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.heads import rows
 from benchmarks.heads.flops import count
 from benchmarks.heads.workload import PRESETS, Settings
-from tests.support.small_benchmarks import HERE, ON_CPU, SMALL
+from tests.support.small_benchmarks import HERE, ON_CPU, RUN, SMALL, FakeMeasure
 
 
 @pytest.fixture
@@ -81,6 +81,16 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--device", "cuda"])
     assert "torch finds no GPU" in capsys.readouterr().err
+
+
+def test_a_bounded_run_says_what_it_left_out(
+    fake: FakeMeasure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RUN, "--total", "1e-9"]) == 0
+    printed = capsys.readouterr().out
+    assert fake.asked == [] and "left out are the evaluation as a whole and" in printed
+    assert "muse-torch (" in printed
+    assert PRESETS["quick"].total_s == 120
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

@@ -61,6 +61,22 @@ def test_the_result_of_a_timed_run() -> None:
     assert seconds > 0 and result == 7
 
 
+def test_a_machine_is_busy_where_the_run_waited_for_a_processor() -> None:
+    quiet = Timing(1.0, 1.0, 1.0, 4)
+    assert not quiet._replace(own_processors=0.95, waiting=0.4).busy
+    assert quiet._replace(own_processors=0.8).busy and quiet._replace(waiting=0.6).busy
+
+
+def test_processor_time_is_told_from_time_by_the_clock() -> None:
+    def work() -> None:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    assert in_turn({"": lambda: time.sleep(0.02)}, 3)[""].own_processors < 0.5
+    assert in_turn({"": work}, 3)[""].own_processors > 0
+
+
 @pytest.mark.parametrize(
     ("low", "high", "rounds", "other_load", "busy"),
     [

@@ -183,7 +183,7 @@ def test_head_without_class_token_gets_the_patches() -> None:
     whole = double_encoder(encoder.backbone)
     frames = random_frames()
     expected = whole.forward_tokens(frames)[:, :, 1:]
-    torch.testing.assert_close(encoder.forward_tokens(frames), expected, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.forward_tokens(frames), expected, **ROUNDING[torch.float64])
     assert encoder(frames).shape == (B, 12)
 
 

@@ -15,7 +15,9 @@ def test_a_config_or_its_fields():
     assert MultiScaleMamba(head.config).config == head.config
     with pytest.raises(TypeError, match="not both"):
         MultiScaleMamba(head.config, depth=3)
-    with pytest.raises(TypeError, match="must be a MuseConfig, got int"):
+    with pytest.raises(
+        TypeError, match="must be a MuseConfig, got int; a width is given as dim=512"
+    ):
         MultiScaleMamba(512)
     assert "scale_wise" in repr(head)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from muse_adapter import MultiScaleMamba
+from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.ops import use_backend
-from tests.support.head_forms import EVERY_FORM, FORMS, active, three_steps
+from tests.support.head_forms import EVERY_FORM, active, three_steps
 from tests.support.tolerances import assert_close
 
 
@@ -95,11 +96,12 @@ def test_a_whole_head_in_half_precision(dtype):
 
 
 RANK = """
-from tests.support.head_forms import FORMS, three_steps
+from tests.support.head_forms import three_steps
 from torch.nn.parallel import DistributedDataParallel
 
 rows = slice(2 * rank, 2 * rank + 2)
-trained = [three_steps(*form, rows, DistributedDataParallel)[1] for form in FORMS]
+forms = [form.split() for form in arguments[1:]]
+trained = [three_steps(*form, rows, DistributedDataParallel)[1] for form in forms]
 if rank == 0:
     torch.save(trained, arguments[0])
 """
@@ -108,10 +110,15 @@ if rank == 0:
 @pytest.mark.usefixtures("torch_scan")
 @pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path, two_processes):
-    """In every form; DDP would stop at a parameter without a gradient."""
-    two_processes(RANK, str(tmp_path / "states"), MUSE_ADAPTER_BACKEND="torch")
+    """Every mixer, every aggregation; DDP would stop at a parameter without a gradient."""
+    forms = [("scale_wise", mixer) for mixer in MIXERS]
+    forms += [
+        (aggregation, "bimamba") for aggregation in AGGREGATIONS if aggregation != "scale_wise"
+    ]
+    given = [" ".join(form) for form in forms]
+    two_processes(RANK, str(tmp_path / "states"), *given, MUSE_ADAPTER_BACKEND="torch")
     states = torch.load(tmp_path / "states", weights_only=True)
-    for form, trained in zip(FORMS, states, strict=True):
+    for form, trained in zip(forms, states, strict=True):
         start, expected = three_steps(*form, slice(0, 4))
         assert not torch.allclose(start["layers.0.fc.weight"], expected["layers.0.fc.weight"])
         for name, value in expected.items():

@@ -38,9 +38,10 @@ def check_compiled(mixer, aggregation, mask, backend="aot_eager", **fields):
     agree(embed(compiled, head, tokens, mask), embed(head, head, tokens, mask))
 
 
-# Every mixer and every aggregation, with and without a mask; more forms are a slow test.
+# Every mixer and every aggregation, with and without a mask; more forms and layers are a slow test,
+# and the form that is missing here is compiled on every backend below.
 FAST = [
-    *((mixer, "scale_wise", "masked") for mixer in MIXERS),
+    *((mixer, "scale_wise", "masked") for mixer in MIXERS if mixer != "bimamba"),
     *(("bimamba", aggregation, "masked") for aggregation in AGGREGATIONS[1:]),
     ("bimamba", "scale_wise", "whole"),
 ]
@@ -48,7 +49,7 @@ FAST = [
 
 @pytest.mark.parametrize(("mixer", "aggregation", "masked"), FAST)
 def test_compiles_as_one_graph(mixer, aggregation, masked):
-    check_compiled(mixer, aggregation, MASK if masked == "masked" else None)
+    check_compiled(mixer, aggregation, MASK if masked == "masked" else None, depth=1)
 
 
 @pytest.mark.slow
@@ -68,10 +69,10 @@ def test_compiles_with_inductor(mixer):
     check_compiled(mixer, "scale_wise", MASK, backend="inductor", depth=depth)
 
 
+@fast_backends
 def test_compiles_on_every_backend(backend):
-    # Two frames: the definition is traced step by step.
     with use_backend(backend):
-        check_compiled("bimamba", "scale_wise", MASK[:, :2], depth=1)
+        check_compiled("bimamba", "scale_wise", MASK, depth=1)
 
 
 def test_the_scan_itself_compiles(backend):
@@ -139,7 +140,7 @@ def test_an_unknown_backend_is_refused_while_compiling():
 
 
 def test_compiles_with_checkpointing():
-    head, tokens = small_head(), small_tokens()
+    head, tokens = small_head(depth=1), small_tokens()
     expected = embed(head, head, tokens, MASK)
     head.set_grad_checkpointing()
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")

@@ -9,6 +9,11 @@ from torch.nn import functional as F
 from muse_adapter import MultiScaleMamba
 from muse_adapter.ops import backends, causal_conv1d_silu, short_convolution, use_backend
 
+NUMBA_MISSING = backends("cpu")["numba"].reason
+needs_numba = pytest.mark.skipif(
+    NUMBA_MISSING is not None, reason=f"backend numba: {NUMBA_MISSING}"
+)
+
 
 def plain(x, weight, bias, reverse):
     """By `conv1d` with zeros in front, on the flipped sequence for the reverse direction."""
@@ -107,32 +112,27 @@ def test_one_result_used(backend):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_the_same_bits_with_any_number_of_threads():
-    before = torch.get_num_threads()
+@needs_numba
+def test_the_same_bits_with_any_number_of_threads(threads):
     x = torch.randn(3, 700, 64, requires_grad=True)
     weights = [(torch.randn(64, 1, 4, requires_grad=True), torch.randn(64)) for _ in range(2)]
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            y = causal_conv1d_silu(x, weights, end=650)
-            loss = y[0].sum() + y[1].square().sum()
-            results.append([*y, *torch.autograd.grad(loss, [x, *(w for w, _ in weights)])])
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 5):
+        threads(count)
+        y = causal_conv1d_silu(x, weights, end=650, backend="numba")
+        loss = y[0].sum() + y[1].square().sum()
+        results.append([*y, *torch.autograd.grad(loss, [x, *(w for w, _ in weights)])])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def numba_arguments():
     """x, weights and biases that the kernels of the numba backend take."""
-    unavailable = backends("cpu")["numba"].reason
-    if unavailable is not None:
-        pytest.skip(f"backend numba: {unavailable}")
     draws = ((2, 40, 16), (2, 4, 16), (2, 16))
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in draws]
 
 
+@needs_numba
 @pytest.mark.parametrize("end", [40, 7])
 def test_the_operators_keep_torchs_rules(end):
     x, w, bias = numba_arguments()
@@ -143,6 +143,7 @@ def test_the_operators_keep_torchs_rules(end):
     torch.library.opcheck(backward, (*plain_inputs, grads))
 
 
+@needs_numba
 def test_a_second_derivative_is_refused_by_name():
     x, w, bias = numba_arguments()
     y, _ = torch.ops.muse_adapter.causal_conv1d_silu(x, w, bias, 40)
@@ -151,8 +152,8 @@ def test_a_second_derivative_is_refused_by_name():
         grad.sum().backward()
 
 
+@needs_numba
 def test_a_head_with_fused_convolutions_is_one_graph():
-    numba_arguments()
     head = MultiScaleMamba(dim=16, depth=2, scales=(1.0,), init="release").double().eval()
     tokens = torch.randn(2, 3, 5, 16, dtype=torch.float64)
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""The mamba_ssm backend: its calls through stand-ins everywhere, the packages where they load.
+"""The mamba_ssm backend: its calls, through stand-ins of the packages.
 
 A stand-in checks what the real function asks for (keywords, shapes, types, layout) and computes by
 `reference`.
@@ -19,11 +19,10 @@ from muse_adapter.ops.choice import ENVIRONMENT
 from muse_adapter.ops.inputs import ScanInputs
 from muse_adapter.ops.mamba_ssm import MAMBA_SSM as backend
 from muse_adapter.ops.reference import REFERENCE as reference
+from tests.support.mamba_scans import agree, draw, outcome
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
-REAL = backend.unavailable() is None
-with_package = pytest.mark.skipif(not REAL, reason=f"backend mamba_ssm: {backend.unavailable()}")
 
 
 def selective_scan_fn(
@@ -98,45 +97,6 @@ def packages(monkeypatch):
 def forget():
     mamba_ssm._scan_error.cache_clear()
     mamba_ssm._convolution_error.cache_clear()
-
-
-def draw(length, *, B="variable", C="variable", batch=2, channels=6, states=3, initial=False):
-    shapes = {
-        "constant": (1, 1, channels, states),
-        "variable": (batch, length, 1, states),
-        "grouped": (batch, length, 2, states),
-        "three": (batch, length, 3, states),
-    }
-    tensors = {
-        "x": torch.randn(batch, length, channels),
-        "delta": torch.randn(batch, length, channels),
-        "A": -torch.rand(channels, states) * 2,
-        "B": torch.randn(shapes[B]),
-        "C": torch.randn(shapes[C]),
-        "D": torch.randn(channels),
-        "delta_bias": torch.randn(channels),
-    }
-    if initial:
-        tensors["initial_state"] = torch.randn(batch, channels, states)
-    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-
-
-def outcome(module, arguments, used=(0, 1), **flags):
-    """Outputs, last state and gradients."""
-    results = module.scan(ScanInputs(**arguments, **flags))
-    torch.manual_seed(1)
-    loss = sum((results[i] * torch.randn(results[i].shape).to(results[i])).sum() for i in used)
-    inputs = [value for value in arguments.values() if value is not None]
-    return [*results, *torch.autograd.grad(loss, inputs, allow_unused=True)]
-
-
-def agree(got, expected):
-    for index, (a, b) in enumerate(zip(got, expected, strict=True)):
-        if b is None:
-            assert a is None or not a.any(), index
-            continue
-        assert a.shape == b.shape and a.dtype == b.dtype, index
-        assert (a - b).abs().max() <= 1e-5 * max(b.abs().max().item(), 1e-3), index
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all valid", "lengths"])
@@ -291,13 +251,3 @@ def test_is_never_chosen_automatically(packages, monkeypatch):
         "muse_adapter.ops.triton_gpu.TRITON.unavailable", lambda device=None: "hidden"
     )
     assert ops.backend_for(torch.device("cuda")) == "torch"
-
-
-@with_package
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("length", [1, 2, 15, 63, 257, 1000])
-def test_the_package_agrees_with_the_reference(length, reverse):
-    arguments = {k: v.detach().cuda().requires_grad_() for k, v in draw(length).items()}
-    lengths = torch.tensor([length, length // 2], device="cuda")
-    flags = {"delta_softplus": True, "reverse": reverse, "lengths": lengths}
-    agree(outcome(backend, arguments, **flags), outcome(reference, arguments, **flags))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -51,68 +50,7 @@ def test_runs_where_nothing_can_be_written(run_python, tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = map(float, done.stdout.split())
     assert first == 1 and abs(second - 1.36787944) < 1e-6
-
-
-def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
-    """A disk may be full, or become read-only, after the kernel was declared."""
-    import numba
-
-    from muse_adapter.ops.numba_cpu.kernel import Kernel, unpacker
-    from muse_adapter.ops.numba_cpu.simd import pointer
-
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
-
-    unpack = unpacker(1)
-
-    def raise_by_one(memory) -> None:
-        unit, _, _, address = unpack(memory)
-        numbers = pointer(address, unit)
-        numbers[0] += 1
-
-    kernel = Kernel(raise_by_one)
-    shutil.rmtree(folder)
-    folder.write_text("in the way")
-    number = torch.zeros(1)
-    for count in (1, 2):
-        kernel.run(torch.float32, 1, number.data_ptr())
-        assert number.item() == count
-
-
-@pytest.mark.parametrize("ending", ["nbi", "nbc"])
-@pytest.mark.parametrize("size", [0, 10, -10])
-def test_a_damaged_cache(monkeypatch, tmp_path, ending, size):
-    """A process was killed while it wrote: one warning names the folder, the call goes on."""
-    import numba
-
-    from muse_adapter.ops.numba_cpu.kernel import Kernel, unpacker
-    from muse_adapter.ops.numba_cpu.simd import pointer
-
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    unpack = unpacker(1)
-
-    def raise_by_one(memory) -> None:
-        unit, _, _, address = unpack(memory)
-        numbers = pointer(address, unit)
-        numbers[0] += 1
-
-    name, number = raise_by_one.__qualname__, torch.zeros(1)
-
-    def run():
-        raise_by_one.__qualname__ = name
-        Kernel(raise_by_one).run(torch.float32, 1, number.data_ptr())
-
-    run()
-    (file,) = tmp_path.rglob(f"*.{ending}")
-    file.write_bytes(file.read_bytes()[:size])
-    with pytest.warns(UserWarning, match="damaged") as caught:
-        run()
-    assert len(caught) == 1 and str(file.parent) in str(caught[0].message)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run()
-    assert number.item() == 3
+    assert done.stderr.count("Set NUMBA_CACHE_DIR to a folder that can be written") == 1
 
 
 def test_a_kernel_is_stale_when_another_file_changes(monkeypatch, tmp_path):

@@ -155,10 +155,9 @@ def test_scan_of_a_longest_video(replay, monkeypatch):
 
     monkeypatch.setattr(function, "ENOUGH_FORWARD", 1 << 40)
     monkeypatch.setattr(function, "ENOUGH_BACKWARD", 1 << 40)
-    monkeypatch.setattr(function, "SHORTEST", 1100)  # 65,535 segments at most
     # It walks through all segments, of which there never are so many.
-    monkeypatch.setattr(function, "carries", {(1,): lambda *_, **__: None})
-    scan(1, elementary.MOST_NUMBERS // 32, 32, 16, directions=1, backwards=0)
+    monkeypatch.setattr(function, "carries", {(16,): lambda *_, **__: None})
+    scan(1, elementary.MOST_NUMBERS // 512, 512, 16, directions=1, backwards=0)
     assert replay.ran == ["summaries", "outputs", "gradient_summaries", "gradients"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.checkpoint import save_pretrained
+from muse_adapter.checkpoint import WEIGHTS_NAME, save_pretrained
 from muse_adapter.config import MuseConfig
 from muse_adapter.models.muse import MultiScaleMamba
 
@@ -36,4 +36,14 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def save_head(folder: Path) -> Path:
     """Save a randomised head with `CONFIG`."""
     save_pretrained(randomised(MultiScaleMamba(CONFIG)), folder)
+    return folder
+
+
+def as_first_release(folder: Path) -> Path:
+    """Rewrite the weights of a saved head as the first release did: without config and checksum."""
+    import safetensors.torch
+
+    path = folder / WEIGHTS_NAME
+    state = {name: value.clone() for name, value in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
     return folder

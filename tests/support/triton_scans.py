@@ -18,7 +18,6 @@ REASON = TRITON.unavailable(torch.device(DEVICE))
 if REASON is not None:
     pytest.skip(f"backend triton: {REASON}", allow_module_level=True)
 
-on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU: torch finds none")
 in_interpreter = pytest.mark.skipif(GPU, reason="shows the interpreter's side, and there is a GPU")
 
 # max|got - expected| / max|expected|. Only the order of sums differs; the GPU's exponential of

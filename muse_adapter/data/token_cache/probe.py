@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muse_adapter.data.token_cache.description import PROBE_NAME, PURPOSE
+from muse_adapter.data.token_cache.description import PROBE_NAME, Description
 from muse_adapter.encoders.video import VideoEncoder
-from muse_adapter.files import import_safetensors
+from muse_adapter.tensor_files import CHECKSUM, read_metadata, read_tensors
 
 # Relative to the norm of the tokens. Another device, TF32 or other kernels stay below these; in
 # half precision every layer rounds.
@@ -63,18 +63,40 @@ def run_probe(encoder: VideoEncoder, size: tuple[int, int], dtype: torch.dtype) 
     return tokens[0].cpu().contiguous()
 
 
-def read_probe(folder: Path) -> Tensor:
+def read_probe(folder: Path, description: Description) -> Tensor:
     """Read the tokens (N, C) of the fixed frame that are stored in a folder.
 
     Raises:
         ValueError: The file is missing or damaged.
     """
-    safetensors = import_safetensors(PURPOSE)
     path = folder / PROBE_NAME
     try:
-        return safetensors.torch.load_file(path)["tokens"]
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
+        tensors, _ = read_tensors(path, checksum_required=description.format > 1)
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} is missing or damaged: {error}") from error
+    shape = description.num_tokens, description.width
+    tokens = tensors.get("tokens")
+    if (
+        tokens is None
+        or tuple(tokens.shape) != shape
+        or type_name(tokens.dtype) != description.computed
+        or not tokens.isfinite().all()
+    ):
+        raise ValueError(
+            f"{str(path)!r} is missing or damaged: it must contain finite tokens of shape {shape} "
+            f"in {description.computed}"
+        )
+    return tokens
+
+
+def probe_checksum(folder: Path) -> str | None:
+    """Return the checksum of the stored tokens, by which shards know their folder; None: none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = folder / PROBE_NAME
+    return read_metadata(path).get(CHECKSUM) if path.exists() else None
 
 
 def check_probe(tokens: Tensor, stored: Tensor) -> None:

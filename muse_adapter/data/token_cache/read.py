@@ -10,11 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from muse_adapter.data.token_cache.description import PURPOSE, read_description, shard_path
-from muse_adapter.data.token_cache.probe import check_frozen, check_probe, read_probe, run_probe
-from muse_adapter.data.token_cache.shards import check_shard, open_shard, read_video
+from muse_adapter.data.token_cache.description import (
+    PURPOSE,
+    SHARDS,
+    read_description,
+    shard_path,
+)
+from muse_adapter.data.token_cache.probe import (
+    check_frozen,
+    check_probe,
+    probe_checksum,
+    read_probe,
+    run_probe,
+)
+from muse_adapter.data.token_cache.shards import check_shard, check_video, open_shard, read_video
 from muse_adapter.encoders.video import VideoEncoder
-from muse_adapter.files import import_safetensors
+from muse_adapter.tensor_files import import_safetensors
 
 
 class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
@@ -23,6 +34,10 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
     `cached[i]` is a pair: the tokens (T, N, C) of video i as `encoder.forward_tokens` returns them
     (zeros for masked frames), and its mask (T,), bool. A batch of both is the input of a head:
     `head(tokens, frame_mask, grid=cached.grid)`.
+
+    When the folder is opened, its description and the names, shapes, dtypes and masks of all files
+    are checked. A video is compared with its checksum when it is read for the first time: the
+    folder may be larger than what can be read in a minute.
 
     Args:
         folder: The folder of a completed call of `cache_tokens`.
@@ -35,7 +50,7 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
     Raises:
         FileNotFoundError: `cache_tokens` did not write this folder, or files are missing.
         ImportError: safetensors is not installed.
-        ValueError: A file is damaged, or the encoder is another one.
+        ValueError: A file is damaged, or the encoder is another one; also when a video is read.
     """
 
     def __init__(
@@ -51,20 +66,29 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
         stored = getattr(torch, self.description.stored)
         self.dtype = torch.promote_types(stored, torch.float32) if dtype is None else dtype
         self._files: dict[int, Any] = {}
-        count = self.description.num_shards
-        paths = [shard_path(self.folder, shard) for shard in range(count)]
-        if missing := [path.name for path in paths if not path.exists()]:
-            raise FileNotFoundError(
-                f"{str(self.folder)!r} lacks {len(missing)} of {count} files, the first of them "
-                f"{missing[0]}: call cache_tokens again, it resumes where it stopped"
-            )
-        for shard, path in enumerate(paths):
-            check_shard(path, self.description, shard)
+        self._checked: set[int] = set()  # videos that were compared with their checksums
+        self._check_files()
         if encoder is not None:
             check_frozen(encoder)
             frame_type = getattr(torch, self.description.frame_type)
             tokens = run_probe(encoder, self.description.frame_size, frame_type)
-            check_probe(tokens, read_probe(self.folder))
+            check_probe(tokens, read_probe(self.folder, self.description))
+
+    def _check_files(self) -> None:
+        """Check that every file is there and matches the description."""
+        count = self.description.num_shards
+        found = {path.name for path in self.folder.glob(SHARDS)}
+        # As far as files are there: a damaged description may speak of any number.
+        for shard in range(count):
+            path = shard_path(self.folder, shard)
+            if path.name not in found:
+                raise FileNotFoundError(
+                    f"{str(self.folder)!r} lacks {path.name} of {count} files: call cache_tokens "
+                    "again, it resumes where it stopped"
+                )
+        probe = probe_checksum(self.folder)
+        for shard in range(count):
+            check_shard(shard_path(self.folder, shard), self.description, shard, probe)
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -79,9 +103,13 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"video {index} of {len(self)}")
         index %= len(self)
         shard = index // self.description.videos_per_shard
+        path = shard_path(self.folder, shard)
         if shard not in self._files:
-            self._files[shard] = open_shard(shard_path(self.folder, shard))
+            self._files[shard] = open_shard(path)
         stored, mask = read_video(self._files[shard], index)
+        if index not in self._checked:
+            check_video(path, self._files[shard], index, stored, mask)
+            self._checked.add(index)
         # Copies: an in-place change of the mapped memory would show at the next read.
         tokens = torch.zeros(len(mask), *stored.shape[1:], dtype=self.dtype)
         tokens[mask] = stored.to(self.dtype)

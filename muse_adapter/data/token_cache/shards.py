@@ -1,4 +1,8 @@
-"""Shards: files of some videos each, with the tokens of their real frames and their masks."""
+"""Shards: files of some videos each, with the tokens of their real frames and their masks.
+
+The metadata of a shard have the checksum of each video, and that of the folder's probe, so that a
+shard of another folder is told apart.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,28 @@ import torch
 from torch import Tensor
 
 from muse_adapter.data.token_cache.description import PURPOSE, Description
-from muse_adapter.files import import_safetensors, write_whole
+from muse_adapter.files import write_whole
+from muse_adapter.tensor_files import checksum, import_safetensors, open_tensors
 
 # Names of the dtypes in the headers of safetensors files.
 _NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_PROBE = "probe"  # its checksum, in the metadata
 
 
-def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]]) -> None:
+def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]], probe: str | None) -> None:
     """Write a shard.
 
     Args:
         path: The file.
         videos: By index of the video: tokens (n, N, C) of its n real frames, and mask (T,), bool.
+        probe: Checksum of the folder's probe; None: it has none (format 1).
     """
-    state = {}
+    state, metadata = {}, {} if probe is None else {_PROBE: probe}
     for index, (tokens, mask) in videos.items():
         state[f"{index}.tokens"] = tokens
         state[f"{index}.mask"] = mask
-    write_whole({path: import_safetensors(PURPOSE).torch.save(state)})
+        metadata[str(index)] = checksum({"tokens": tokens, "mask": mask})
+    write_whole({path: import_safetensors(PURPOSE).torch.save(state, metadata=metadata)})
 
 
 def open_shard(path: Path) -> Any:
@@ -34,23 +42,25 @@ def open_shard(path: Path) -> Any:
     return import_safetensors(PURPOSE).safe_open(path, framework="pt")
 
 
-def check_shard(path: Path, description: Description, shard: int) -> None:
+def check_shard(path: Path, description: Description, shard: int, probe: str | None) -> None:
     """Check size, names, dtypes, shapes and masks of a shard, but not its tokens.
+
+    Args:
+        path: The file.
+        description: Of the folder.
+        shard: Number of the shard.
+        probe: Checksum of the folder's probe; None: unknown.
 
     Raises:
         ValueError: The file does not match the description; the message says what to do.
     """
-    safetensors = import_safetensors(PURPOSE)
     try:
-        with open_shard(path) as file:
-            problem = _problem(file, description, shard)
-    except (safetensors.SafetensorError, OSError) as error:
+        with open_tensors(path) as file:
+            problem = _problem(file, description, shard, probe)
+    except ValueError as error:
         problem = str(error)
     if problem:
-        raise ValueError(
-            f"{str(path)!r} is damaged ({problem}): delete it and call cache_tokens again, which "
-            "rewrites it and keeps the other files"
-        )
+        raise _damaged(path, problem)
 
 
 def read_video(file: Any, index: int) -> tuple[Tensor, Tensor]:
@@ -62,12 +72,53 @@ def read_video(file: Any, index: int) -> tuple[Tensor, Tensor]:
     return file.get_tensor(f"{index}.tokens"), file.get_tensor(f"{index}.mask")
 
 
-def _problem(file: Any, description: Description, shard: int) -> str:
+def check_videos(path: Path, videos: range) -> None:
+    """Compare all videos of a shard with their checksums, see `check_video`."""
+    with open_shard(path) as file:
+        for index in videos:
+            check_video(path, file, index, *read_video(file, index))
+
+
+def check_video(path: Path, file: Any, index: int, tokens: Tensor, mask: Tensor) -> None:
+    """Compare a video with its checksum; one without (format 1) must at least be finite.
+
+    Raises:
+        ValueError: It is damaged; the message says what to do.
+    """
+    expected = (file.metadata() or {}).get(str(index))
+    if expected is None:
+        if not tokens.isfinite().all():
+            raise _damaged(path, f"video {index} has tokens that are not finite")
+        return
+    found = checksum({"tokens": tokens, "mask": mask})
+    if found != expected:
+        raise _damaged(
+            path, f"video {index} has the checksum {found}, but was written with {expected}"
+        )
+
+
+def _damaged(path: Path, problem: str) -> ValueError:
+    return ValueError(
+        f"{str(path)!r} is damaged ({problem}): delete it and call cache_tokens again, which "
+        "rewrites it and keeps the other files"
+    )
+
+
+def _problem(file: Any, description: Description, shard: int, probe: str | None) -> str:
     """Return the first mismatch with the description, or an empty string."""
     videos = description.videos_of(shard)
-    expected_names = {f"{index}.{part}" for index in videos for part in ("tokens", "mask")}
-    if set(file.keys()) != expected_names:
+    names = set(file.keys())
+    # Their number first: a damaged description may speak of any number of videos.
+    if len(names) != 2 * len(videos) or names != {
+        f"{index}.{part}" for index in videos for part in ("tokens", "mask")
+    }:
         return f"it must contain the videos {videos.start} to {videos.stop - 1}"
+    if description.format > 1:
+        metadata = file.metadata() or {}
+        if set(metadata) != {_PROBE, *map(str, videos)}:
+            return "it must have a checksum of every video"
+        if probe is not None and metadata[_PROBE] != probe:
+            return "it is of another folder, or the folder's probe was replaced"
     for index in videos:
         mask = file.get_tensor(f"{index}.mask")
         if mask.dtype != torch.bool or mask.dim() != 1:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from muse_adapter.data.token_cache.description import (
     DESCRIPTION_NAME,
+    DTYPES,
     PROBE_NAME,
     PURPOSE,
     SHARDS,
@@ -21,19 +22,20 @@ from muse_adapter.data.token_cache.description import (
     shard_path,
 )
 from muse_adapter.data.token_cache.probe import (
-    TOLERANCE,
     check_frozen,
     check_probe,
     device_of,
+    probe_checksum,
     read_probe,
     run_probe,
     type_name,
 )
 from muse_adapter.data.token_cache.read import CachedTokens
-from muse_adapter.data.token_cache.shards import check_shard, write_shard
+from muse_adapter.data.token_cache.shards import check_shard, check_videos, write_shard
 from muse_adapter.encoders.checks import check_frames
 from muse_adapter.encoders.video import VideoEncoder
-from muse_adapter.files import import_safetensors, write_whole
+from muse_adapter.files import write_errors, write_whole
+from muse_adapter.tensor_files import import_safetensors, pack_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,10 @@ def cache_tokens(
 ) -> CachedTokens:
     """Write the tokens of every video, the input of the head, to a folder.
 
-    After an interruption, the same call resumes: files are written atomically and existing ones are
-    kept. Under `torch.autocast` the backbone computes as in training under autocast.
+    After an interruption, the same call resumes: files are written atomically, and existing ones
+    are compared with their checksums and kept. Several processes may fill one folder: each file is
+    one of theirs, whole. Under `torch.autocast` the backbone computes as in training under
+    autocast.
 
     Args:
         encoder: An encoder with a frozen backbone (`freeze=True`), already on its device.
@@ -79,6 +83,7 @@ def cache_tokens(
 
     Raises:
         ImportError: safetensors is not installed.
+        OSError: The folder cannot be written; the same call resumes.
         TypeError: `encoder`, `videos`, `dtype` or a video is of the wrong type.
         ValueError: The backbone is not frozen; a video has a wrong shape or tokens that are not
             finite in `dtype`; or the folder contains tokens of another encoder, frame size or
@@ -104,10 +109,9 @@ def cache_tokens(
         num_videos=len(videos),
         videos_per_shard=videos_per_shard,
     )
-    if (target / DESCRIPTION_NAME).exists():
-        _check_same(target, description, tokens)
-    else:
+    if not (target / DESCRIPTION_NAME).exists():
         _initialize(target, description, tokens)
+    _check_same(target, description, tokens)
     missing = _missing_shards(target, description)
     indices = [index for shard in missing for index in description.videos_of(shard)]
     source: Any = videos  # DataLoader is typed for a Dataset, but works with any sequence
@@ -117,7 +121,8 @@ def cache_tokens(
             index: _encode(encoder, next(items), index, description)
             for index in description.videos_of(shard)
         }
-        write_shard(shard_path(target, shard), encoded)
+        with write_errors("the tokens", target):
+            write_shard(shard_path(target, shard), encoded, probe_checksum(target))
         logger.info("%s: %d of %d files", target, shard + 1, description.num_shards)
     return CachedTokens(target)
 
@@ -130,7 +135,7 @@ def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard
         )
     if len(videos) == 0:
         raise ValueError("videos must contain at least one video, got none")
-    types = [getattr(torch, name) for name in TOLERANCE]
+    types = [getattr(torch, name) for name in DTYPES]
     if dtype is not None and dtype not in types:
         raise TypeError(f"dtype must be None or one of {types}, got {dtype!r}")
     if isinstance(videos_per_shard, bool) or not isinstance(videos_per_shard, int):
@@ -140,31 +145,37 @@ def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard
 
 
 def _initialize(folder: Path, description: Description, tokens: Tensor) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors("the tokens", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(SHARDS)):
         raise ValueError(
             f"{str(folder)!r} contains {SHARDS}, but no {DESCRIPTION_NAME} that describes them: "
             "pass an empty folder"
         )
-    probe = import_safetensors(PURPOSE).torch.save({"tokens": tokens})
-    write_whole(
-        {folder / PROBE_NAME: probe, folder / DESCRIPTION_NAME: description.to_json().encode()}
-    )
+    contents = {
+        folder / PROBE_NAME: pack_tensors({"tokens": tokens}, {}),
+        folder / DESCRIPTION_NAME: description.to_json().encode(),
+    }
+    with write_errors("the tokens", folder):
+        write_whole(contents)
 
 
 def _check_same(folder: Path, description: Description, tokens: Tensor) -> None:
-    if differences := read_description(folder).differences(description):
+    stored = read_description(folder)
+    if differences := stored.differences(description):
         lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(f"{str(folder)!r} contains other tokens than this call computes:{lines}")
-    check_probe(tokens, read_probe(folder))
+    check_probe(tokens, read_probe(folder, stored))
 
 
 def _missing_shards(folder: Path, description: Description) -> list[int]:
-    missing = []
+    missing, probe = [], probe_checksum(folder)
+    description = read_description(folder)  # with its format
     for shard in range(description.num_shards):
         path = shard_path(folder, shard)
         if path.exists():
-            check_shard(path, description, shard)
+            check_shard(path, description, shard, probe)
+            check_videos(path, description.videos_of(shard))
         else:
             missing.append(shard)
     return missing

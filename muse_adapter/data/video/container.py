@@ -58,7 +58,10 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         # An absolute path: FFmpeg takes what stands before a colon for a protocol.
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise UnreadableVideo(path, error) from error
+        reason = error.strerror or error  # in words: with its number and the path it says less
+        if isinstance(error, av.InvalidDataError):
+            reason = f"it is no video, or its header is damaged ({reason})"
+        raise UnreadableVideo(path, reason) from error
     with container:
         cover_art = av.stream.Disposition.attached_pic
         videos = [s for s in container.streams.video if not s.disposition & cover_art]

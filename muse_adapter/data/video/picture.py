@@ -20,7 +20,8 @@ def to_tensor(frame: Any, size: int | None) -> Tensor:
     Returns:
         RGB (3, height, width), uint8.
     """
-    rgb = frame.reformat(format="rgb24")
+    # Each frame has a converter of its own: to start its threads takes longer than it saves.
+    rgb = frame.reformat(format="rgb24", threads=1)
     plane = rgb.planes[0]
     rows = torch.frombuffer(bytearray(plane), dtype=torch.uint8).view(rgb.height, plane.line_size)
     image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)

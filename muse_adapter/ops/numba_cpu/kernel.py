@@ -8,21 +8,18 @@ lock; they take jobs from the common counter until none is left.
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core.caching import FunctionCache
-from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
+from muse_adapter.ops.numba_cpu.kernel_cache import compile_kernel
 from muse_adapter.ops.numba_cpu.parallel import run_parallel
 from muse_adapter.ops.operator import NEGLIGIBLE
 
@@ -68,23 +65,7 @@ class Kernel:
         return address
 
     def _compile(self, dtype: torch.dtype) -> Any:
-        signature = types.void(types.CPointer(_NUMBERS[dtype]))
-        compile_cached = numba.cfunc(signature, error_model="numpy", cache=True)
-        try:
-            return compile_cached(self.function)
-        except NumbaError:
-            raise
-        except (OSError, RuntimeError):  # the cache cannot be read or written: compile every time
-            return numba.cfunc(signature, error_model="numpy")(self.function)
-        except Exception as error:  # whatever a damaged file makes of itself when it is unpickled
-            cache = FunctionCache(self.function)
-            warnings.warn(
-                f"the cache of the kernel {self.function.__qualname__} in {cache.cache_path} is "
-                f"damaged ({type(error).__name__}: {error}), it is compiled again",
-                stacklevel=2,
-            )
-            cache.flush()
-            return compile_cached(self.function)
+        return compile_kernel(self.function, types.void(types.CPointer(_NUMBERS[dtype])))
 
 
 def unpacker(*counts: int) -> Any:

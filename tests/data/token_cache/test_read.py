@@ -184,6 +184,6 @@ def test_worker_processes_and_pickle(tmp_path: Path) -> None:
 def test_description_is_readable(tmp_path: Path) -> None:
     cache(tmp_path, dtype=torch.float16)
     values = json.loads((tmp_path / "tokens.json").read_text())
-    assert values["format"] == 1 and values["family"] == "OpenAI CLIP"
+    assert values["format"] == 2 and values["family"] == "OpenAI CLIP"
     assert (values["grid"], values["num_tokens"], values["width"]) == ([4, 4], 17, 12)
     assert (values["computed"], values["stored"], values["num_videos"]) == ("float64", "float16", 5)

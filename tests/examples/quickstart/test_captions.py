@@ -65,7 +65,8 @@ MANY = "".join(f"lost{i}.mp4,text {i}\n" for i in range(9)).encode()
 
 BAD_TABLES = {
     "no_columns": (b"file,text\na.mp4,x\n", ValueError, "columns video and caption.*'file,text'"),
-    "semicolons": (b"video;caption\na.mp4;x\n", ValueError, "separated by commas.*video;caption"),
+    "semicolons": (b"video;caption\na.mp4;x\n", ValueError, "separated by ';', expected commas"),
+    "tabs": (b"video\tcaption\na.mp4\tx\n", ValueError, r"separated by '\\t', expected commas"),
     "column_twice": (b"video,caption,video\na.mp4,x,b.mp4\n", ValueError, "each once"),
     "no_lines": (b"video,caption\n", ValueError, "there are no captions"),
     "empty_file": (b"", ValueError, "there are no captions"),

@@ -169,5 +169,5 @@ def test_a_missing_extra_is_named_with_its_install_line(
             synthetic_corpus(tmp_path / "new", **SIZES)
     else:
         with pytest.raises(ImportError, match=r"matplotlib: pip install 'muse-adapter\[bench\]'"):
-            contact_sheet(tmp_path / "new" / "sheet.png", [("query", "id", [])])
+            contact_sheet(tmp_path / "new" / "sheet.png", [("query", "id", 1, [])])
     assert not (tmp_path / "new").exists()

@@ -73,7 +73,10 @@ def test_slow_backend_announces_the_expected_time(
     summary = demo(
         replace(TINY, steps=1), material, tmp_path, began=time.perf_counter(), progress=False
     )
-    assert "expected time of the two trainings: about 3 min" in capsys.readouterr().out
+    assert (
+        "expected time of the training (muse and mean_pool, 1 steps each): about 3 min"
+        in capsys.readouterr().out
+    )
     assert summary["environment"]["scan_backend"] == "torch"
 
 

@@ -66,7 +66,10 @@ def test_unreadable_files_are_left_out_with_one_warning(
     ("select", "message"),
     [
         (lambda clips: [], "there are no clips to read"),
-        (lambda clips: [clips[1], clips[3]], r"none of 2 videos can be read: .*empty\.mp4"),
+        (
+            lambda clips: [clips[1], clips[3]],
+            r"none of 2 videos can be read:\n.*empty\.mp4: it is no",
+        ),
     ],
     ids=["no_clips", "all_unreadable"],
 )
@@ -76,6 +79,21 @@ def test_nothing_to_read_is_an_error(
     clips = select(with_damage(rendered[1]["test"], tmp_path / "bad"))
     with pytest.raises(ValueError, match=message):
         load_split(clips, num_frames=4, size=16, cache=None, progress=False)
+
+
+def test_at_most_ten_unreadable_videos_are_listed_one_a_line(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number:02}.mp4" for number in range(12)]
+    for file in files:
+        file.write_bytes(b"no video")
+    clips = [Clip(file.name, file, "text") for file in files]
+    with pytest.raises(ValueError) as caught:
+        load_split(clips, num_frames=4, size=16, cache=None, progress=False)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "none of 12 videos can be read:" and lines[-1] == "  and 2 more"
+    assert [line.split(": ")[0] for line in lines[:-1]] == [
+        f"  cannot read {f}" for f in files[:10]
+    ]
+    assert all("it is no video, or its header is damaged" in line for line in lines[:-1])
 
 
 def test_a_video_is_decoded_once_and_again_only_when_something_changes(
@@ -140,7 +158,7 @@ def test_an_unwritable_target_is_named(rendered: tuple, tmp_path: Path, target: 
         elif target == "cache":
             load_split(rendered[1]["test"], num_frames=4, size=16, cache=folder, progress=False)
         else:
-            contact_sheet(folder / "sheet.png", [("query", "id", [])])
+            contact_sheet(folder / "sheet.png", [("query", "id", 1, [])])
 
 
 def test_a_damaged_cache_of_frames_is_named(rendered: tuple, tmp_path: Path) -> None:

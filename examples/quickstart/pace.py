@@ -1,0 +1,66 @@
+"""Whether the steps of a training take as long as they should, and what to do if not."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from examples.quickstart.settings import Settings
+from muse_adapter.ops import backend_for
+
+# Seconds of a step of the default run on 2 quiet cores of an AMD EPYC, 2026-11-28.
+MEASURED_S = {"muse": 0.38, "mean_pool": 0.07}
+RECENT = 5  # steps that are looked at together
+FAR = 3.0  # times the expectation
+
+
+def expected_seconds(settings: Settings, device: str) -> float | None:
+    """Return the measured seconds of a step, None for settings that were not measured."""
+    default = Settings(head=settings.head, seed=settings.seed, steps=settings.steps)
+    if settings != default or device != "cpu" or backend_for(torch.device(device)) != "numba":
+        return None
+    return MEASURED_S.get(settings.head)
+
+
+class Pace:
+    """Watches the seconds of the steps, and says once when they are far from the expectation.
+
+    Args:
+        expected: Seconds of a step; None: the fastest step so far is what is expected.
+    """
+
+    def __init__(self, expected: float | None) -> None:
+        self.expected = expected
+        self.recent: list[float] = []
+        self.fastest = float("inf")
+        self.warned = False
+        self.began = _clocks()
+
+    def step(self, seconds: float) -> str | None:
+        """Take note of a step; returns a warning, at most once."""
+        self.recent = [*self.recent[1 - RECENT :], seconds]
+        self.fastest = min(self.fastest, seconds)
+        expected = self.fastest if self.expected is None else self.expected
+        median = statistics.median(self.recent)
+        if self.warned or len(self.recent) < RECENT or median <= FAR * expected:
+            return None
+        self.warned = True
+        return f"steps take {median:.1f} s, {expected:.1f} s were expected. {self._advice()}"
+
+    def _advice(self) -> str:
+        threads = torch.get_num_threads()
+        wall, own = (now - before for now, before in zip(_clocks(), self.began, strict=True))
+        got = f"this process got {own / wall:.1f} processors for its {threads} threads"
+        if threads == 1:
+            return f"The machine may be slower, or shared: {got}"
+        return (
+            f"Where other processes use the machine, threads wait for each other ({got}): "
+            "interrupt, and go on from the last checkpoint with --threads 1"
+        )
+
+
+def _clocks() -> Sequence[float]:
+    return time.perf_counter(), time.process_time()

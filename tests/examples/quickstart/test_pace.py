@@ -1,0 +1,72 @@
+"""Warnings of slow steps, the limits of the table, tokens of a frozen backbone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("av", reason="the quickstart reads videos with PyAV")
+pytest.importorskip("matplotlib", reason="the quickstart draws with matplotlib")
+pytest.importorskip("tqdm", reason="the quickstart shows progress with tqdm")
+
+from examples.quickstart.frozen import TokenRows, encode_once
+from examples.quickstart.material import Material
+from examples.quickstart.model import build_model, build_tokenizer
+from examples.quickstart.pace import MEASURED_S, Pace, expected_seconds
+from examples.quickstart.report import limits
+from examples.quickstart.settings import Settings
+from muse_adapter.encoders import embed_videos
+
+
+def test_slow_steps_are_told_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pace = Pace(expected=2.0)
+    assert [pace.step(5.0) for _ in range(10)] == [None] * 10
+    warnings = [pace.step(24.0) for _ in range(10)]
+    told = [warning for warning in warnings if warning is not None]
+    assert len(told) == 1 and "steps take 24.0 s, 2.0 s were expected" in told[0]
+    assert told[0].endswith("go on from the last checkpoint with --threads 1")
+
+
+def test_without_a_measurement_the_fastest_step_is_expected() -> None:
+    pace = Pace(expected=None)
+    assert not any(pace.step(1.0) for _ in range(5))
+    assert any(pace.step(4.0) for _ in range(5))
+
+
+def test_only_the_default_run_has_a_measured_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSE_ADAPTER_BACKEND", "torch")
+    assert expected_seconds(Settings(), "cpu") is None
+    monkeypatch.delenv("MUSE_ADAPTER_BACKEND")
+    assert expected_seconds(Settings(), "cpu") in (None, MEASURED_S["muse"])
+    assert expected_seconds(Settings(num_frames=4), "cpu") is None
+
+
+def test_the_table_says_what_it_cannot_show() -> None:
+    assert limits(200, 600, ordered=True) == []
+    few, short = limits(8, 20, ordered=True)
+    assert "only 8 held-out clips: one more or fewer at rank 1 is 12.5 % of R@1" in few
+    assert "20 training steps: no head tells a clip from its time reversal before" in short
+    assert len(limits(8, 20, ordered=False)) == 1
+
+
+def test_a_frozen_backbone_encodes_each_clip_once(
+    material: Material, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(size=16, num_frames=4, backbone=str(clip_folder))
+    model = build_model(settings, build_tokenizer(settings, []))
+    encoded = encode_once(settings, material, model, tmp_path)
+    read = model.encoder.frame_tokens
+    monkeypatch.setattr(model.encoder, "frame_tokens", lambda *_: pytest.fail("encoded again"))
+    test = encoded.splits["test"]
+    assert isinstance(test.frames, TokenRows) and len(test.frames) == len(test.mask)
+    given = embed_videos(model, test.frames, test.mask)
+    monkeypatch.setattr(model.encoder, "frame_tokens", read)
+    frames = material.splits["test"]
+    expected = embed_videos(model, frames.frames, frames.mask)
+    torch.testing.assert_close(given, expected, rtol=0, atol=5e-3)  # tokens are kept as float16
+    assert replace(settings, head="mean_pool").learns is False
+    assert settings.learns and replace(settings, head="mean_pool", train_backbone=True).learns
