@@ -17,18 +17,25 @@ from muse_adapter.models import (
     load_eercf_state_dict,
     load_mamfusion_state_dict,
 )
-from muse_adapter.presets import PAPER_SETTINGS, TrainingSettings
+from muse_adapter.presets import (
+    MAMFUSION_SETTINGS,
+    PAPER_SETTINGS,
+    MamFusionSettings,
+    TrainingSettings,
+)
 from muse_adapter.retrieval import ExactRecall, TwoStageRetriever, retrieval_metrics
 from muse_adapter.training import losses, param_groups
 from muse_adapter.version import VERSION as __version__
 
 __all__ = [
     "EERCF",
+    "MAMFUSION_SETTINGS",
     "PAPER_SETTINGS",
     "CachedTokens",
     "ExactRecall",
     "MamFusion",
     "MamFusionConfig",
+    "MamFusionSettings",
     "MultiScaleMamba",
     "MuseConfig",
     "TextGatedInteraction",

@@ -5,7 +5,7 @@ from muse_adapter.models.eercf import EERCF
 from muse_adapter.models.eercf_checkpoint import load_eercf_state_dict
 from muse_adapter.models.eercf_objective import EercfLoss, EercfScores
 from muse_adapter.models.mamfusion import MamFusion
-from muse_adapter.models.mamfusion_names import load_mamfusion_state_dict
+from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, MamFusionLoss, mamfusion_loss
 from muse_adapter.models.muse import MultiScaleMamba
 from muse_adapter.models.video_code import VideoCode

@@ -7,7 +7,7 @@ import torch
 
 from muse_adapter.config import MamFusionConfig
 from muse_adapter.models.mamfusion import MamFusion
-from muse_adapter.models.mamfusion_names import load_mamfusion_state_dict
+from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, mamfusion_loss
 from muse_adapter.models.video_code import VideoCode, pair_cosines, pair_scores
 from tests.support.golden import Golden
