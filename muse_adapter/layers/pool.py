@@ -48,13 +48,14 @@ class AttentionPool(nn.Module):
         """Pool tokens.
 
         Args:
-            x: (B, L, D), finite.
-            keep: Bool (B, L), True for the tokens to average, at least one in each row; None: all.
+            x: (..., L, D), finite.
+            keep: Bool (..., L), True for the tokens to average, at least one in each row; None:
+                all.
 
         Returns:
-            (B, D).
+            (..., D).
         """
         scores = self.score(x)
         if keep is not None:
             scores = scores.masked_fill(~keep[..., None], torch.finfo(scores.dtype).min)
-        return (scores.softmax(1) * x).sum(1)
+        return (scores.softmax(-2) * x).sum(-2)

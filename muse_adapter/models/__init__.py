@@ -8,6 +8,7 @@ from muse_adapter.models.mamfusion import MamFusion
 from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, MamFusionLoss, mamfusion_loss
 from muse_adapter.models.muse import MultiScaleMamba
+from muse_adapter.models.temporal_fusion import TemporalFusion
 from muse_adapter.models.video_code import VideoCode
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MamFusionLoss",
     "MeanPool",
     "MultiScaleMamba",
+    "TemporalFusion",
     "TemporalTransformer",
     "VideoCode",
     "load_eercf_state_dict",

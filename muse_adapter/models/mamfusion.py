@@ -12,11 +12,13 @@ from muse_adapter.checkpoint import check_fits, load_pretrained, load_strict, sa
 from muse_adapter.config import MamFusionConfig
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.layers.pairs import unit
 from muse_adapter.layers.pool import AttentionPool, mean_pool
 from muse_adapter.layers.segments import segment_means, segment_spans
-from muse_adapter.layers.sequence import valid_first
 from muse_adapter.models.mamfusion_branches import VideoBranch, WordBranch
+from muse_adapter.models.mamfusion_inputs import check_width, keep_mask, normalise, to_front
 from muse_adapter.models.mamfusion_objective import MamFusionLoss, mamfusion_loss
+from muse_adapter.models.temporal_fusion import TemporalFusion
 from muse_adapter.models.video_code import CLIP_WEIGHT, VideoCode, pair_cosines
 
 
@@ -56,8 +58,10 @@ class MamFusion(nn.Module):
         self.word_branch = WordBranch(config)
         self.projections = nn.ModuleDict()
         if config.residual == "concat":
-            for name in ("clips", "video", "query"):
+            for name in ("clips", "video"):
                 self.projections[name] = nn.Linear(config.hidden, config.hidden, bias=False)
+        width = config.hidden + (config.visual_width if config.residual else 0)
+        self.fusion = TemporalFusion(config, width) if config.fusion else None
         self.reset_parameters()
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor | None = None) -> VideoCode:
@@ -81,19 +85,19 @@ class MamFusion(nn.Module):
         """
         config = self.config
         sizes = check_features(frames=(frames, "B T C"))
-        self._check_width("frames", sizes["C"], config.visual_width)
+        check_width("frames", sizes["C"], config.visual_width)
         mask = check_mask("frame_mask", frame_mask, (sizes["B"], sizes["T"]))
-        frames, lengths, real = self._front(frames, mask)
-        clips = _normalise(segment_means(frames, lengths, config.num_clips))
+        frames, lengths, real = to_front(frames, mask, self._dtype)
+        clips = normalise(segment_means(frames, lengths, config.num_clips))
         if sizes["T"] > config.max_frames:
             means = segment_means(frames, lengths, config.max_frames)
             long = (lengths > config.max_frames)[:, None, None]
             frames = torch.where(long, means, frames[:, : config.max_frames])
             lengths = lengths.clamp(max=config.max_frames)
-        frames = _normalise(frames)
+        frames = normalise(frames)
         code = VideoCode(self.encode_clips(clips), self.encode_frames(frames, lengths))
         if self.projections:
-            keep = _keep(lengths, frames.shape[1])
+            keep = keep_mask(lengths, frames.shape[1])
             code = VideoCode(
                 torch.cat([clips, self.projections["clips"](code.clips)], dim=-1),
                 torch.cat([mean_pool(frames, keep), self.projections["video"](code.video)], dim=-1),
@@ -125,24 +129,8 @@ class MamFusion(nn.Module):
             ValueError: The shapes do not fit, the mask has values other than 0 and 1, or `sentence`
                 is missing, or given without `residual="concat"`.
         """
-        if (sentence is not None) != bool(self.projections):
-            raise ValueError(
-                'sentence must be given with residual="concat", and only then, got '
-                f"{'one' if sentence is not None else 'none'} with {self.config.residual!r}"
-            )
-        sizes = check_features(words=(words, "Q W C"), sentence=(sentence, "Q C"))
-        self._check_width("words", sizes["C"], self.config.text_width)
-        mask = check_mask("word_mask", word_mask, (sizes["Q"], sizes["W"]))
-        words, lengths, real = self._front(words, mask)
-        words = _normalise(words[:, : self.config.max_words])
-        query = self.word_branch(words, _keep(lengths, words.shape[1]))
-        if sentence is not None:
-            query = self.projections["query"](query)
-        if real is not None:
-            query = torch.where(real[:, None], query, 0)
-        if sentence is None:
-            return query
-        return torch.cat([_normalise(sentence.to(query.dtype)), query], dim=-1)
+        encoded = self.word_branch(words, word_mask, sentence)
+        return self.word_branch.query(encoded, sentence)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Encode clip features (B, K, C) that are cut and normalised already, to (B, K, D)."""
@@ -158,7 +146,7 @@ class MamFusion(nn.Module):
         Returns:
             (B, D).
         """
-        keep = None if lengths is None else _keep(lengths, frames.shape[1])
+        keep = None if lengths is None else keep_mask(lengths, frames.shape[1])
         return self.frame_pool(self.frame_branch(frames, lengths), keep)
 
     def similarity(
@@ -178,6 +166,51 @@ class MamFusion(nn.Module):
         """
         clip, frame = pair_cosines(query, code)
         return clip_weight * clip + (1 - clip_weight) * frame
+
+    def fused_similarity(
+        self,
+        words: Tensor,
+        word_mask: Tensor | None,
+        code: VideoCode,
+        *,
+        sentence: Tensor | None = None,
+        clip_weight: float = CLIP_WEIGHT,
+    ) -> Tensor:
+        """Score pairs after temporal fusion (see `TemporalFusion`), for models with `fusion=True`.
+
+        It costs far more than `similarity`, pair by pair, and is meant for reranking a shortlist.
+
+        Args:
+            words: (Q, W, C), as in `encode_text`.
+            word_mask: (Q, W), or None.
+            code: Of B videos, for all pairs; or of the B candidates of each query, clips
+                (Q, B, K, D) and videos (Q, B, D).
+            sentence: (Q, C), as in `encode_text`.
+            clip_weight: As in `similarity`.
+
+        Returns:
+            (Q, B) in float32 at least; 0 for a video without a real frame. At first the scores are
+            those of `similarity`.
+
+        Raises:
+            RuntimeError: The model has no fusion.
+            TypeError: As `encode_text`.
+            ValueError: As `encode_text`, or candidates are not those of Q queries.
+        """
+        if self.fusion is None:
+            raise RuntimeError("fused_similarity needs a model with fusion=True")
+        clips, video = code
+        if clips.dim() == 4 and len(clips) != len(words):
+            raise ValueError(
+                f"candidates must be those of {len(words)} queries, got {len(clips)} groups"
+            )
+        encoded = self.word_branch(words, word_mask, sentence).for_pairs()
+        fused, clips = self.fusion(encoded.tokens, encoded.keep, clips.to(self._dtype))
+        query = self.word_branch.query(encoded._replace(tokens=fused), sentence)  # (Q, B, D)
+        clip = self.fusion.clip_scores(query, clips).amax(-1)
+        frame = (unit(query) * unit(video)).sum(-1)
+        scores = clip_weight * clip + (1 - clip_weight) * frame
+        return torch.where(video.any(-1), scores, 0)
 
     def clip_spans(self, num_frames: int) -> Tensor:
         """Return which frames the clips of a video have.
@@ -252,6 +285,8 @@ class MamFusion(nn.Module):
                 and id(module) not in inside
             ):
                 nn.init.zeros_(module.bias)
+        if self.fusion is not None:
+            self.fusion.zero_init_output()
         for name in ("clips", "video"):
             if name in self.projections:
                 nn.init.zeros_(self.projections.get_parameter(f"{name}.weight"))
@@ -307,30 +342,6 @@ class MamFusion(nn.Module):
         """Show the settings that the submodules do not show."""
         return f"num_clips={self.config.num_clips}, residual={self.config.residual!r}"
 
-    def _check_width(self, name: str, width: int, wanted: int) -> None:
-        if width != wanted:
-            raise ValueError(f"{name} must have the width {wanted} of the config, got {width}")
-
-    def _front(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Move valid tokens of (B, L, C) to the front, in the dtype of the model.
-
-        Returns:
-            The tokens, 0 behind the valid ones; their numbers (B,), at least 1; and which rows have
-            one at all, None: all.
-        """
-        x = x.to(self.frame_pool.score.weight.dtype)
-        if mask is None:
-            return x, torch.full((len(x),), x.shape[1], device=x.device), None
-        mask = mask.to(x.device)
-        lengths = mask.sum(1)
-        x = valid_first(torch.where(mask[..., None], x, 0), mask)
-        return x, lengths.clamp(min=1), lengths > 0
-
-
-def _normalise(x: Tensor) -> Tensor:
-    """Divide vectors by their norm, as the published code does: about 1 long, and 0 stays 0."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-5)
-
-
-def _keep(lengths: Tensor, size: int) -> Tensor:
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.frame_pool.score.weight.dtype

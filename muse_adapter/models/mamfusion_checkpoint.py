@@ -40,7 +40,7 @@ _OFFICIAL_NAMES = tuple(
 _NEVER_USED = re.compile(r"(v2t|t2v)_fusion\.vid_embed_proj\.")
 _BATCH_FUSION = re.compile(r"(v2t|t2v)_fusion\.multihead_attn\.")
 _CLIP_POSITIONS = "clip_pos_embed.position_embeddings.weight"
-_OURS_ALONE = ("projections.", "fusion.")
+_OURS_ALONE = ("projections.", "word_branch.projection.", "fusion.")
 
 
 def load_mamfusion_state_dict(model: MamFusion, state_dict: Mapping[str, Tensor]) -> None:

@@ -54,7 +54,7 @@ def test_whole_network(golden, dtype: torch.dtype) -> None:
     mask, word_mask = inputs["frame_mask"].bool(), inputs["word_mask"].bool()
     clips = model.encode_clips(inputs["clips"])
     video = model.encode_frames(inputs["frames"], mask.sum(1))
-    query = model.word_branch(inputs["words"], word_mask)
+    query = model.word_branch.pool(model.word_branch.encode(inputs["words"], word_mask), word_mask)
     file.check("out.clips", clips)
     file.check("out.video_unpadded", video)
     file.check("out.query", query)
