@@ -54,7 +54,9 @@ class MamFusionSettings:
         weights: Of the clips' and frames' contrastive losses and the query-diverse loss.
         delta: Of the query-diverse loss.
         margin: Of the triplet losses.
-        hard_negatives_from: First epoch with hard negatives in place of random ones.
+        hard_negatives_from: First epoch with hard negatives in place of random ones: of a sentence
+            a random one of the 20 videos with the highest scores, of a video the sentence with the
+            highest score. `negatives="hardest"` takes the highest of both; others are indices.
         weight_decay: Weight decay of the parameters that are decayed.
         warmup: Fraction of all steps in which the learning rate rises linearly; it then falls
             linearly to 0.

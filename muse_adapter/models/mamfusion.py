@@ -95,7 +95,9 @@ class MamFusion(nn.Module):
             frames = torch.where(long, means, frames[:, : config.max_frames])
             lengths = lengths.clamp(max=config.max_frames)
         frames = normalise(frames)
-        code = VideoCode(self.encode_clips(clips), self.encode_frames(frames, lengths))
+        # Without a mask all videos are equally long, and share their windows.
+        video = self.encode_frames(frames, None if mask is None else lengths)
+        code = VideoCode(self.encode_clips(clips), video)
         if self.projections:
             keep = keep_mask(lengths, frames.shape[1])
             code = VideoCode(

@@ -10,6 +10,7 @@ from muse_adapter.models.mamfusion import MamFusion
 from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, mamfusion_loss
 from muse_adapter.models.video_code import VideoCode, pair_cosines, pair_scores
+from muse_adapter.training.losses import query_diverse_loss
 from tests.support.golden import Golden
 
 pytestmark = pytest.mark.usefixtures("torch_scan")
@@ -120,3 +121,23 @@ def test_gate_over_the_batch(golden, dtype: torch.dtype) -> None:
     tiled_query, tiled_video = gate(inputs["query"], inputs["video"].repeat(4, 1))
     file.check("out.tiled4.query", tiled_query)
     file.check("out.tiled4.video", tiled_video)
+
+
+def test_only_the_query_diverse_loss_trains_the_gate(golden) -> None:
+    file = golden("mamfusion_scores")
+    inputs, gate = file.inputs(), BatchGate(16, 2).double()
+    code = VideoCode(inputs["clips"], inputs["video"])
+    options = {"negatives": (inputs["t2v_negative"], inputs["v2t_negative"]), "gate": gate}
+    loss = mamfusion_loss(inputs["query"], code, inputs["labels"], **options)
+    for name in ("clip_nce", "clip_triplet", "frame_nce", "frame_triplet"):
+        file.check(f"out.loss.{name}", getattr(loss, name))
+    gated, _ = gate(inputs["query"], inputs["video"])
+    assert torch.equal(loss.query_diverse, query_diverse_loss(gated, inputs["labels"]))
+    loss.total.backward()
+    assert all(parameter.grad is not None for parameter in gate.parameters())
+    without = mamfusion_loss(
+        inputs["query"], code, inputs["labels"], weights=(0.027, 0.045, 0.0), **options
+    )
+    gate.zero_grad()
+    without.total.backward()
+    assert not any(parameter.grad.any() for parameter in gate.parameters())
