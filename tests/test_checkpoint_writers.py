@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from muse_adapter import checkpoint, files
+from muse_adapter import files
 from muse_adapter.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_pretrained, save_pretrained
 from muse_adapter.config import MuseConfig
 from muse_adapter.models.muse import MultiScaleMamba
@@ -128,7 +129,7 @@ def test_a_reader_waits_for_the_second_rename(tmp_path, monkeypatch):
         pauses.append(seconds)
         (tmp_path / CONFIG_NAME).write_bytes(new)
 
-    monkeypatch.setattr(checkpoint.time, "sleep", pause)
+    monkeypatch.setattr(time, "sleep", pause)
     assert assert_one_of_them(tmp_path) == 2.0 and len(pauses) == 1
 
 

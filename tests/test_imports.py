@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strict_json": set(),
     "tensor_files": set(),
     "config": {"strict_json"},
-    "presets": set(),
+    "presets": {"config"},
     "ops": set(),
     "backbones": set(),
     "training": set(),

@@ -1,4 +1,4 @@
-"""The residual layer around a mixer."""
+"""The residual layers around a mixer."""
 
 from __future__ import annotations
 
@@ -67,3 +67,29 @@ class ResidualLayer(nn.Module):
             weight = self.fc.weight @ out.weight
             bias = self.fc.bias if out.bias is None else self.fc.bias + self.fc.weight @ out.bias
         return weight, bias
+
+
+class PostNormLayer(nn.Module):
+    """Residual layer with the norm behind the mixer: y = x + LN(mixer(x)) (MamFusion's branch).
+
+    Args:
+        dim: Width D.
+        mixer: Maps (B, L, D) to (B, L, D).
+    """
+
+    def __init__(self, dim: int, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (B, L, D).
+            lengths: (B,) number of valid tokens, which come first; None: all are valid.
+
+        Returns:
+            (B, L, D).
+        """
+        return x + self.norm(self.mixer(x, lengths))

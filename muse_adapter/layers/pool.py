@@ -1,9 +1,9 @@
-"""Pooling of frame features into a video embedding."""
+"""Pooling: of frame features into a video embedding, and of tokens with learned weights."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -29,3 +29,33 @@ def mean_pool(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
     unit = F.normalize(torch.where(mask, wide, 0), dim=-1)
     mean = torch.where(mask, unit, 0).sum(1) / frame_mask.sum(1, keepdim=True).clamp(min=1)
     return F.normalize(mean, dim=-1).to(frames.dtype)
+
+
+class AttentionPool(nn.Module):
+    """Average tokens with learned weights (the modular pooling of XML and GMMFormer).
+
+        y = sum over l of softmax over l of (w . x_l) * x_l
+
+    Args:
+        dim: Width D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pool tokens.
+
+        Args:
+            x: (..., L, D), finite.
+            keep: Bool (..., L), True for the tokens to average, at least one in each row; None:
+                all.
+
+        Returns:
+            (..., D).
+        """
+        scores = self.score(x)
+        if keep is not None:
+            scores = scores.masked_fill(~keep[..., None], torch.finfo(scores.dtype).min)
+        return (scores.softmax(-2) * x).sum(-2)

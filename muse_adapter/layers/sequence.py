@@ -84,11 +84,24 @@ def build_sequence(
         return TokenSequence(tokens, None, Readout(slots.expand(tokens.shape[0], -1), end))
     sizes = [level.shape[2] for level in maps]
     valid = _token_mask(frame_mask, sizes, aggregation, class_last)
-    order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
+    tokens = valid_first(tokens, valid)
     new_positions = valid.cumsum(1) - 1  # of the valid tokens, after the move
     positions = new_positions[:, slots].clamp(min=0)
     return TokenSequence(tokens, valid.sum(1), Readout(positions, end))
+
+
+def valid_first(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Move the valid tokens to the front, in their order.
+
+    Args:
+        tokens: (B, L, D).
+        valid: Bool (B, L).
+
+    Returns:
+        (B, L, D), the others behind them.
+    """
+    order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    return tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
 
 
 def _token_mask(mask: Tensor, sizes: list[int], aggregation: str, class_last: bool) -> Tensor:

@@ -1,17 +1,29 @@
-"""Models on token features: the multi-scale Mamba head (MUSE), CLIP4Clip's heads, and EERCF."""
+"""Models on features: MUSE, CLIP4Clip's heads, EERCF and MamFusion."""
 
 from muse_adapter.models.baselines import MeanPool, TemporalTransformer
 from muse_adapter.models.eercf import EERCF
 from muse_adapter.models.eercf_checkpoint import load_eercf_state_dict
 from muse_adapter.models.eercf_objective import EercfLoss, EercfScores
+from muse_adapter.models.mamfusion import MamFusion
+from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
+from muse_adapter.models.mamfusion_objective import BatchGate, MamFusionLoss, mamfusion_loss
 from muse_adapter.models.muse import MultiScaleMamba
+from muse_adapter.models.temporal_fusion import TemporalFusion
+from muse_adapter.models.video_code import VideoCode
 
 __all__ = [
     "EERCF",
+    "BatchGate",
     "EercfLoss",
     "EercfScores",
+    "MamFusion",
+    "MamFusionLoss",
     "MeanPool",
     "MultiScaleMamba",
+    "TemporalFusion",
     "TemporalTransformer",
+    "VideoCode",
     "load_eercf_state_dict",
+    "load_mamfusion_state_dict",
+    "mamfusion_loss",
 ]

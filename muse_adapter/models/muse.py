@@ -230,7 +230,7 @@ class MultiScaleMamba(nn.Module):
                 newer than this package, or the weights do not fit it, are not finite or of several
                 dtypes.
         """
-        config, state_dict = load_pretrained(name)
+        config, state_dict = load_pretrained(name, MuseConfig)
         # Before memory is taken for what a damaged number asks for; `load_strict` lists the rest.
         given, asked = sum(t.numel() for t in state_dict.values()), _fewest_weights(config)
         if asked > 4 * given + 10_000:

@@ -1,17 +1,19 @@
-"""The configuration of the head."""
+"""The configuration of the multi-scale head."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from muse_adapter.strict_json import parse_json
-from muse_adapter.version import VERSION
+from muse_adapter.config.base import (
+    JsonConfig,
+    check_int,
+    check_maxima,
+    check_name,
+    checked_rate,
+)
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 AGGREGATIONS = ("scale_wise", "frame_wise", "spatial_wise")
@@ -29,11 +31,10 @@ _MAXIMA = {
     "expand": 1 << 8,
     "num_prefix_tokens": 1 << 16,
 }
-_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(\.\d{1,4})*((a|b|rc|\.post|\.dev)\d{1,9})*")
 
 
 @dataclass(frozen=True)
-class MuseConfig:
+class MuseConfig(JsonConfig):
     """All settings of a head, as plain values; the defaults are the paper's.
 
     Args:
@@ -74,19 +75,17 @@ class MuseConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "d_state", "d_conv", "expand"):
-            _check_int(name, getattr(self, name), minimum=1)
-        _check_int("num_prefix_tokens", self.num_prefix_tokens, minimum=0)
+            check_int(name, getattr(self, name), minimum=1)
+        check_int("num_prefix_tokens", self.num_prefix_tokens, minimum=0)
         if self.in_dim is not None:
-            _check_int("in_dim", self.in_dim, minimum=1)
-        for name, maximum in _MAXIMA.items():
-            if (getattr(self, name) or 0) > maximum:
-                raise ValueError(f"{name} must be at most {maximum}, got {getattr(self, name)}")
-        _check_name("aggregation", self.aggregation, AGGREGATIONS)
-        _check_name("mixer", self.mixer, MIXERS)
-        _check_name("init", self.init, INITS)
+            check_int("in_dim", self.in_dim, minimum=1)
+        check_maxima(self, _MAXIMA)
+        check_name("aggregation", self.aggregation, AGGREGATIONS)
+        check_name("mixer", self.mixer, MIXERS)
+        check_name("init", self.init, INITS)
         # The dataclass is frozen, and a list from JSON must become the tuple that can be hashed.
         object.__setattr__(self, "scales", _checked_scales(self.scales))
-        object.__setattr__(self, "dropout", _checked_dropout(self.dropout))
+        object.__setattr__(self, "dropout", checked_rate("dropout", self.dropout))
         self._check_dim_divides()
 
     @classmethod
@@ -117,7 +116,7 @@ class MuseConfig:
         if not isinstance(grid, (tuple, list)) or len(grid) != 2:
             raise TypeError(f"grid must be a pair (H, W), got {grid!r}")
         for name, value in zip(("grid height", "grid width"), grid, strict=True):
-            _check_int(name, value, minimum=1)
+            check_int(name, value, minimum=1)
         resized = {_resized(grid, scale): scale for scale in SCALES}
         allowed = {size: scale for size, scale in resized.items() if min(size) > 0}
         sizes = [_as_map_size(side) for side in sides]
@@ -139,64 +138,6 @@ class MuseConfig:
             )
         return cls(scales=tuple(allowed[s] for s in sizes if s != class_token), **fields)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, with the version of the package as `version`."""
-        fields = dataclasses.asdict(self)
-        return {"version": VERSION, **fields, "scales": list(self.scales)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MuseConfig:
-        """Make a config from the result of `to_dict`.
-
-        Args:
-            values: Every field, and `version`.
-
-        Returns:
-            The config.
-
-        Raises:
-            TypeError: `values` is not a mapping, or a field has the wrong type.
-            ValueError: Fields are unknown or missing, the version is missing, malformed or newer
-                (in its first two numbers) than this package, or a field has an invalid value.
-        """
-        if not isinstance(values, Mapping):
-            raise TypeError(f"a config must be a mapping of fields, got {type(values).__name__}")
-        fields = dict(values)
-        # Checked first: a newer version is the better explanation of unknown fields.
-        _check_version(fields.pop("version", None))
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(str(name) for name in fields if name not in known)
-        if unknown:
-            raise ValueError(f"unknown config fields {unknown}; known are {known}")
-        missing = [name for name in known if name not in fields]
-        if missing:
-            raise ValueError(f"the config lacks the fields {missing}")
-        return cls(**fields)
-
-    def to_json(self) -> str:
-        """Return `to_dict()` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> MuseConfig:
-        """Make a config from the result of `to_json`.
-
-        Args:
-            text: JSON text.
-
-        Returns:
-            The config.
-
-        Raises:
-            TypeError: As in `from_dict`.
-            ValueError: The text is not JSON (see `parse_json`), or as in `from_dict`.
-        """
-        try:
-            values = parse_json(text)
-        except ValueError as error:
-            raise ValueError(f"the config is not valid JSON: {error}") from error
-        return cls.from_dict(values)
-
     def _check_dim_divides(self) -> None:
         # An upscaling stage halves the width with each doubling of the grid.
         for scale in sorted(self.scales):
@@ -210,20 +151,6 @@ class MuseConfig:
                 f"mixer 'attention' has heads of {ATTENTION_HEAD_DIM} (one head below "
                 f"{ATTENTION_HEAD_DIM}), so dim must be smaller or a multiple, got dim={self.dim}"
             )
-
-
-def _check_int(name: str, value: object, *, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-
-
-def _check_name(field: str, value: object, known: tuple[str, ...]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{field} must be a string, got {value!r}")
-    if value not in known:
-        raise ValueError(f"unknown {field} {value!r}; known are {', '.join(known)}")
 
 
 def _is_number(value: object) -> bool:
@@ -249,29 +176,6 @@ def _checked_scales(scales: object) -> tuple[float, ...]:
     return values
 
 
-def _checked_dropout(dropout: object) -> float:
-    if not isinstance(dropout, (int, float)) or isinstance(dropout, bool):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-    return float(dropout)
-
-
-def _check_version(version: object) -> None:
-    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
-    if match is None:
-        raise ValueError(
-            f"the config must have the version of muse-adapter that wrote it, such as {VERSION!r}, "
-            f"got {version!r}"
-        )
-    ours = tuple(map(int, VERSION.split(".")[:2]))
-    if (int(match[1]), int(match[2])) > ours:
-        raise ValueError(
-            f"the config was written by muse-adapter {version}, newer than this one ({VERSION}); "
-            "install that version or a later one"
-        )
-
-
 def _resized(grid: tuple[int, int], scale: float) -> tuple[int, int]:
     # Pooling drops the last incomplete window, hence the floor.
     return math.floor(grid[0] * scale), math.floor(grid[1] * scale)
@@ -280,7 +184,7 @@ def _resized(grid: tuple[int, int], scale: float) -> tuple[int, int]:
 def _as_map_size(side: object) -> tuple[int, int]:
     size = side if isinstance(side, tuple) and len(side) == 2 else (side, side)
     for length in size:
-        _check_int("a side", length, minimum=1)
+        check_int("a side", length, minimum=1)
     return size  # type: ignore[return-value]
 
 

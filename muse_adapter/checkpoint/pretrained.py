@@ -1,6 +1,6 @@
-"""Saving and loading of heads: our own files, and state dicts with the official names.
+"""Saving and loading of models as our own files.
 
-A saved head is one file: `model.safetensors` holds the weights, a checksum, and the config that
+A saved model is one file: `model.safetensors` holds the weights, a checksum, and the config that
 belongs to them. `config.json` is a copy of that config for readers. Two files cannot be renamed at
 once, so a writer that is killed between them, or two writers, may leave a copy of another save:
 loading notices.
@@ -12,17 +12,20 @@ import contextlib
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from muse_adapter.config import MuseConfig
+from muse_adapter.config.base import JsonConfig
 from muse_adapter.files import write_errors, write_whole
 from muse_adapter.strict_json import read_text
 from muse_adapter.tensor_files import import_safetensors, pack_tensors, read_metadata, read_tensors
+
+Config = TypeVar("Config", bound=JsonConfig)
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -36,14 +39,6 @@ _ATTEMPTS, _PAUSE = 5, 0.1
 _HUB_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID = re.compile(f"{_HUB_PART}/{_HUB_PART}")
 
-# Start of a parameter name -> start of its official name; the rest is the same in both.
-_OFFICIAL_NAMES = (
-    (re.compile(r"^layers\.(\d+)\.norm\."), r"MS_mamba.\1.layer_norm1."),
-    (re.compile(r"^layers\.(\d+)\.mixer\."), r"MS_mamba.\1.mamba."),
-    (re.compile(r"^layers\.(\d+)\.fc\."), r"MS_mamba.\1.temporal_fc."),
-    (re.compile(r"^pyramid\.stages\."), "mamba_stages."),
-)
-
 
 def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Save the weights and the config of a head, as `model.safetensors` and `config.json`.
@@ -52,7 +47,7 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
     may save into the folder at the same time: one of the heads stays, whole.
 
     Args:
-        head: Module with a `MuseConfig` as its `config`.
+        head: Module with a `MuseConfig` or `MamFusionConfig` as its `config`.
         folder: Created if needed; existing files of the two names are replaced.
 
     Raises:
@@ -62,10 +57,10 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
         ValueError: The weights are not finite, or of several dtypes; nothing is written.
     """
     config = getattr(head, "config", None)
-    if not isinstance(config, MuseConfig):
+    if not isinstance(config, JsonConfig):
         raise TypeError(
-            "save_pretrained needs a head with a MuseConfig as its config (the bare head, not a "
-            f"wrapper around it), got {type(head).__name__}"
+            "save_pretrained needs a model with its MuseConfig or MamFusionConfig as config (the "
+            f"bare model, not a wrapper around it), got {type(head).__name__}"
         )
     import_safetensors(_PURPOSE)
     # Copies, since safetensors refuses tensors that share memory or are not contiguous.
@@ -85,11 +80,15 @@ def save_pretrained(head: nn.Module, folder: str | os.PathLike[str]) -> None:
             write_whole({target / CONFIG_NAME: text.encode()})
 
 
-def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str, Tensor]]:
+def load_pretrained(
+    name: str | os.PathLike[str],
+    config_type: type[Config] = MuseConfig,  # type: ignore[assignment]
+) -> tuple[Config, dict[str, Tensor]]:
     """Load the config and the weights that `save_pretrained` saved.
 
     Args:
         name: A folder, or `owner/name` of a model on the Hugging Face hub.
+        config_type: Class of the config.
 
     Returns:
         The config, and the state dict on the CPU, in the dtype in which it was saved.
@@ -105,7 +104,7 @@ def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str,
     import_safetensors(_PURPOSE)
     folder = _local_folder(name)
     for attempt in range(_ATTEMPTS):
-        config, copy, state = _read(folder)
+        config, copy, state = _read(folder, config_type)
         if copy == config:
             return config, state
         if attempt < _ATTEMPTS - 1:
@@ -122,7 +121,7 @@ def load_pretrained(name: str | os.PathLike[str]) -> tuple[MuseConfig, dict[str,
     )
 
 
-def _read(folder: Path) -> tuple[MuseConfig, MuseConfig, dict[str, Tensor]]:
+def _read(folder: Path, config_type: type[Config]) -> tuple[Config, Config, dict[str, Tensor]]:
     """Read the config of the weights, that of `config.json`, and the weights.
 
     A head of the first release has the second config only, and no checksum; one without its copy
@@ -134,12 +133,12 @@ def _read(folder: Path) -> tuple[MuseConfig, MuseConfig, dict[str, Tensor]]:
     _check_weights(state, repr(str(weights)))
     embedded = metadata.get(_CONFIG_KEY)
     with _config_errors(weights):
-        own = None if embedded is None else MuseConfig.from_json(embedded)
+        own = None if embedded is None else config_type.from_json(embedded)
     if own is not None and not os.path.lexists(readable):
         return own, own, state
     _require(readable)
     with _config_errors(readable):
-        copy = MuseConfig.from_json(read_text(readable))
+        copy = config_type.from_json(read_text(readable))
     return own or copy, copy, state
 
 
@@ -178,96 +177,6 @@ def _check_weights(state: Mapping[str, Tensor], where: str) -> None:
         )
 
 
-def load_strict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state dict completely or not at all.
-
-    Args:
-        head: The module; values are cast to the dtypes of its parameters.
-        state_dict: One tensor of the right shape for each name in the head's state dict.
-
-    Raises:
-        ValueError: Names are missing or unexpected, or values do not fit (all are listed). The head
-            is unchanged.
-    """
-    _raise_mismatches(_mismatches(head.state_dict(), state_dict))
-    head.load_state_dict(state_dict)
-
-
-def load_muse_state_dict(head: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a head from a state dict with the names of the official MUSE code.
-
-    `MS_mamba.{i}.*` are the layers and `mamba_stages.{s}.{position}.*` the pyramid, after any
-    number of `module.` prefixes; other names belong to the rest of the model and are ignored.
-    Official checkpoints have no pyramid, since that code never registers it: if all of it is
-    missing, the pyramid of the head stays as it is, with a warning.
-
-    Args:
-        head: A head without input projection; values are cast to the dtypes of its parameters.
-        state_dict: The state dict of the whole official model, in any floating dtype.
-
-    Raises:
-        ValueError: The head has an input projection, or names are missing, unexpected or duplicate,
-            or values do not fit (all are listed). The head is unchanged.
-    """
-    head.load_state_dict(convert_official(head, state_dict))
-
-
-def is_official(name: str) -> bool:
-    """Return whether a name of a state dict is of the head, by the names of the official code."""
-    return re.match(r"(module\.)*(MS_mamba|mamba_stages)\.", name) is not None
-
-
-def convert_official(head: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of the official code to a complete one of a head.
-
-    Args:
-        head: A head without input projection; it gives what official checkpoints lack.
-        state_dict: As for `load_muse_state_dict`.
-
-    Returns:
-        The state dict of the head, with the values of `state_dict`.
-
-    Raises:
-        ValueError: As `load_muse_state_dict`.
-    """
-    ours = head.state_dict()
-    if any(name.startswith("proj.") for name in ours):
-        raise ValueError(
-            "the official model has no input projection, so the head must have none "
-            "(in_dim None or equal to dim)"
-        )
-    official: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for full_name, value in state_dict.items():
-        name = re.sub(r"^(module\.)+", "", full_name)
-        if not is_official(name):
-            continue
-        if name in official:
-            problems.append(f"duplicate {name}: with and without the prefix 'module.'")
-        official[name] = value
-    if not any(name.startswith("MS_mamba.") for name in official):
-        raise ValueError(
-            f"the state dict must have the layers as MS_mamba.*, got {len(state_dict)} names "
-            f"without one, such as {', '.join(map(repr, list(state_dict)[:3])) or 'none'}"
-        )
-    has_pyramid = any(name.startswith("mamba_stages.") for name in official)
-    names = {
-        _official_name(name): name
-        for name in ours
-        if has_pyramid or not name.startswith("pyramid.")
-    }
-    # Compared by the official names, since the user's file has those.
-    expected = {name: ours[our_name] for name, our_name in names.items()}
-    _raise_mismatches(problems + _mismatches(expected, official))
-    if not has_pyramid:
-        warnings.warn(
-            "the state dict has no pyramid (mamba_stages.*), since the official code never saves "
-            "it: the layers are loaded, and the head's pyramid stays as it was",
-            stacklevel=3,
-        )
-    return {**ours, **{names[name]: value for name, value in official.items()}}
-
-
 def _local_folder(name: str | os.PathLike[str]) -> Path:
     folder = Path(name)
     if name and folder.is_dir():  # Path("") is the current folder
@@ -296,33 +205,3 @@ def _hub_folder(name: str) -> Path:
             f"{name!r} is not a local folder, and the hub does not provide it: {error}"
         ) from error
     return Path(path)
-
-
-def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"missing {name}" for name in expected if name not in given]
-    unexpected = [f"unexpected {name}" for name in given if name not in expected]
-    invalid = []
-    for name, tensor in expected.items():
-        value = given.get(name, tensor)
-        if not isinstance(value, Tensor):
-            invalid.append(f"{name} must be a tensor, got {type(value).__name__}")
-        elif value.shape != tensor.shape:
-            shapes = tuple(tensor.shape), tuple(value.shape)
-            invalid.append(f"{name} must have shape {shapes[0]}, got {shapes[1]}")
-        elif value.is_floating_point() != tensor.is_floating_point():
-            invalid.append(f"{name} must be of a type like {tensor.dtype}, got {value.dtype}")
-        elif name in given and not value.isfinite().all():
-            invalid.append(f"{name} must be finite, got NaN or infinity")
-    return missing + unexpected + invalid
-
-
-def _raise_mismatches(problems: list[str]) -> None:
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"the state dict does not fit the head ({len(problems)} problems):{lines}")
-
-
-def _official_name(name: str) -> str:
-    for pattern, replacement in _OFFICIAL_NAMES:
-        name = pattern.sub(replacement, name)
-    return name
