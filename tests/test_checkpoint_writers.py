@@ -17,7 +17,9 @@ import torch
 from muse_adapter import files
 from muse_adapter.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_pretrained, save_pretrained
 from muse_adapter.config import MuseConfig
+from muse_adapter.files import write_whole
 from muse_adapter.models.muse import MultiScaleMamba
+from muse_adapter.tensor_files import read_tensors
 from tests.support.checkpoints import CONFIG, assert_equal, save_head
 
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
@@ -131,6 +133,30 @@ def test_a_reader_waits_for_the_second_rename(tmp_path, monkeypatch):
 
     monkeypatch.setattr(time, "sleep", pause)
     assert assert_one_of_them(tmp_path) == 2.0 and len(pauses) == 1
+
+
+def test_readers_beside_a_writer(tmp_path):
+    """A file that is replaced while it is read is the old one or the new one."""
+    save_pretrained(HEADS[1.0], tmp_path)
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            for head in HEADS.values():
+                write_whole({tmp_path / WEIGHTS_NAME: packed[id(head)]})
+
+    packed = {}
+    for head in HEADS.values():
+        save_pretrained(head, tmp_path)
+        packed[id(head)] = (tmp_path / WEIGHTS_NAME).read_bytes()
+    writer = threading.Thread(target=save)
+    writer.start()
+    try:
+        for _ in range(150):
+            read_tensors(tmp_path / WEIGHTS_NAME, checksum_required=True)
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_weights_alone_are_a_head(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.checks import values_can_be_asked
+
 
 def check_features(**named: tuple[Tensor | None, str]) -> dict[str, int]:
     """Check types and shapes of tensors that share axes.
@@ -66,7 +68,6 @@ def check_mask(name: str, mask: Tensor | None, shape: tuple[int, int]) -> Tensor
     if tuple(mask.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(mask.shape)}")
     valid = mask.to(torch.bool)
-    eager = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    if eager and not torch.equal(valid.to(mask.dtype), mask):
+    if values_can_be_asked(mask) and not torch.equal(valid.to(mask.dtype), mask):
         raise ValueError(f"{name} must hold only 0 and 1 (or False and True)")
     return valid

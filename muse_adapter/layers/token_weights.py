@@ -9,6 +9,10 @@ from torch import Tensor
 
 from muse_adapter.layers.pairs import cosines, unit, unit_tokens
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.checks import values_can_be_asked
+
+# Squared length of a pooled vector below which the Gram form loses too many digits.
+_CANCELLED = 1e-3
 
 
 def masked(sims: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,6 +79,9 @@ def gated_cosines(
 
         score = gate . (V t) / sqrt(gate^T (V V^T) gate)
 
+    Where tokens nearly cancel, rounding is all that is left of the Gram form, and the sum itself is
+    taken; on a GPU and in compiled code, which cannot ask, such scores go to 0.
+
     Args:
         text: (A, D), of unit norm.
         sims: (B, N, A), `cosines(text, keys)`.
@@ -92,10 +99,11 @@ def gated_cosines(
         products = sims if values is None else cosines(text, values)
         product = (gate * products).sum(1)
         square = (gate * ((tokens @ tokens.mT) @ gate)).sum(1)
-    else:
-        pooled = gate.mT @ tokens  # (B, A, D)
-        product = (pooled * text).sum(2)
-        square = pooled.square().sum(2)
+        if not (values_can_be_asked(square) and bool((square < _CANCELLED).any())):
+            return product * square.clamp(min=4 * torch.finfo(square.dtype).eps).rsqrt()
+    pooled = gate.mT @ tokens  # (B, A, D)
+    product = (pooled * text).sum(2)
+    square = pooled.square().sum(2)
     # Unit vectors that cancel leave no direction, and a video without a token has none.
     smallest = torch.finfo(square.dtype).eps ** 2
     return product * square.clamp(min=smallest).rsqrt()

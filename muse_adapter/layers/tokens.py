@@ -7,6 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.checks import values_can_be_asked
+
 
 def as_video_tokens(tokens: Tensor, num_frames: int | None) -> Tensor:
     """Bring tokens to (B, T, N, C).
@@ -124,7 +126,7 @@ def as_frame_mask(
             f"frame_mask must be on the device of the tokens, {device}, got {frame_mask.device}"
         )
     mask = frame_mask.to(torch.bool)
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    if not values_can_be_asked(mask):
         return mask
     if not torch.equal(mask.to(frame_mask.dtype), frame_mask):
         wrong = frame_mask[mask.to(frame_mask.dtype) != frame_mask].unique()[:5].tolist()

@@ -5,6 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.torch_private import in_func_transform
+
+
+def values_can_be_asked(tensor: Tensor) -> bool:
+    """Whether values may decide what runs: not on a GPU, in a trace, or inside `torch.func`.
+
+    There it would wait for the device, break the graph, or have no single answer.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not in_func_transform()
+    )
+
 
 def check_tensor(
     name: str,

@@ -22,6 +22,11 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def in_func_transform() -> bool:
+    """Whether `torch.func` is transforming what runs: tensors may have no values of their own."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def below_autograd() -> AbstractContextManager[None]:
     """Inside the `with` block operators run as if no tensor wanted a gradient.
 
@@ -36,7 +41,7 @@ def apply_at_one_level(function: type[torch.autograd.Function], *arguments: Any)
     Each transform calls the operator at its own level, as it calls those of torch, whereas
     `Function.apply` would start again at the first transform, and refuses to do so.
     """
-    if not torch._C._are_functorch_transforms_active():
+    if not in_func_transform():
         return function.apply(*arguments)
     with enable_single_level_autograd_function():
         return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]

@@ -102,6 +102,12 @@ class ExactRecall:
         if not bool(torch.isfinite(queries).all()):
             raise ValueError("queries must be finite, got NaN or infinity")
         queries = queries.to(self.vectors.device, _wide(self.vectors[:1]).dtype)
+        largest = torch.linalg.vector_norm(queries.double(), dim=1).amax() if len(queries) else 0
+        if float(largest) * self._largest > torch.finfo(queries.dtype).max:
+            raise ValueError(
+                f"inner products must not overflow {queries.dtype}, got queries and vectors with "
+                f"norms up to {float(largest):.1e} and {self._largest:.1e}"
+            )
         found = [self._search(part, min(k, len(self))) for part in queries.split(_QUERIES)]
         scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
         if self.ids is None:
@@ -114,10 +120,13 @@ class ExactRecall:
         if not len(queries):
             return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
         rough, positions = [], []
+        # The first pass takes queries of unit norm: neither their squares nor products vanish.
+        scaled = queries.double() / _or_one(queries.double().abs().amax(1, keepdim=True))
+        units = scaled / _or_one(torch.linalg.vector_norm(scaled, dim=1, keepdim=True))
         if len(queries) == 1 and self._half is not None:
-            chunks, error = self._half_scores(queries)
+            chunks, error = self._half_scores(units.to(queries.dtype))
         else:
-            chunks, error = self._wide_scores(queries)
+            chunks, error = self._wide_scores(units.to(queries.dtype))
         for start, scores in chunks:
             best, index = _in_doubt(scores, k, error)
             rough.append(best)
@@ -136,7 +145,7 @@ class ExactRecall:
         return scores[:, :k], candidates.gather(1, order[:, :k])
 
     def _half_scores(self, query: Tensor) -> tuple[Iterator[tuple[int, Tensor]], Tensor]:
-        """Score all vectors in float16, for a query (1, D) brought to unit norm.
+        """Score all vectors in float16, for a query (1, D) of unit norm.
 
         Returns:
             First positions and scores (1, n) of chunks, and the largest error (1, 1) of a score.
@@ -144,8 +153,7 @@ class ExactRecall:
         assert self._half is not None
         half, dim = self._half, query.shape[1]
         largest = self._largest / self._half_scale
-        norm = torch.linalg.vector_norm(query)
-        narrow = (query[0] / norm.clamp(min=torch.finfo(query.dtype).tiny)).half()
+        narrow = query[0].half()
         # float16 rounds the vector, the query and the score by 2**-11 of each, its smallest numbers
         # by 2**-25; the sum is one of float32.
         error = largest * (3 * 2**-11 + dim * 2**-24 + 2 * math.sqrt(dim) * 2**-25) + 2**-24
@@ -156,8 +164,11 @@ class ExactRecall:
         return chunks, query.new_full((1, 1), 1.01 * error).float()
 
     def _wide_scores(self, queries: Tensor) -> tuple[Iterator[tuple[int, Tensor]], Tensor]:
-        """Score all vectors in the type of the queries (A, D); returns as `_half_scores`."""
-        norm = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
+        """Score all vectors in the type of the queries (A, D), of unit norm.
+
+        Returns:
+            As `_half_scores`.
+        """
         rounding = queries.shape[1] * torch.finfo(queries.dtype).eps
         length = max(_BLOCK, _CHUNK // len(queries))
 
@@ -170,7 +181,9 @@ class ExactRecall:
                     torch.mm(queries, _wide(block).T, out=out)
                 yield start, scores[:, : len(part)]
 
-        return chunks(), rounding * self._largest * norm
+        # Products of denormal numbers vanish.
+        error = rounding * self._largest + queries.shape[1] * torch.finfo(queries.dtype).tiny
+        return chunks(), queries.new_full((1, 1), 1.01 * error)
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.vectors.split(2**16)
@@ -195,6 +208,10 @@ def _in_doubt(scores: Tensor, k: int, error: Tensor) -> tuple[Tensor, Tensor]:
         best, index = scores.topk(count, dim=1)
     count = max(min(k, size), int((best >= lowest).sum(1).amax()))
     return best[:, :count], index[:, :count]
+
+
+def _or_one(divisor: Tensor) -> Tensor:
+    return divisor.masked_fill(divisor == 0, 1)
 
 
 def _wide(vectors: Tensor) -> Tensor:

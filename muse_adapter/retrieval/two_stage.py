@@ -93,9 +93,11 @@ class TwoStageRetriever:
         ]
         width = max((len(ids) for ids, _ in ranked), default=0)
         missing = -1 if as_tensor else None
-        scores = torch.full((len(ranked), width), -torch.inf)
-        if ranked:
-            scores = scores.to(torch.promote_types(scores.dtype, ranked[0][1].dtype))
+        dtypes = [best.dtype for ids, best in ranked if ids]
+        # Whole numbers above 2**24 are not all in float32.
+        wide = any(kind == torch.float64 or not kind.is_floating_point for kind in dtypes)
+        dtype = torch.float64 if wide else torch.float32
+        scores = torch.full((len(ranked), width), -torch.inf, dtype=dtype)
         for row, (_, best) in zip(scores, ranked, strict=True):
             row[: len(best)] = best
         padded = [ids + [missing] * (width - len(ids)) for ids, _ in ranked]

@@ -15,6 +15,7 @@ from muse_adapter.layers.interaction import (
     late_interaction,
     token_similarity,
 )
+from muse_adapter.layers.pairs import unit
 from tests.support import token_scores
 from tests.support.token_scores import MASK, A, B, D, N, leaves
 from tests.support.tolerances import assert_close
@@ -189,6 +190,17 @@ def test_zero_vectors_get_no_gradient(score: Callable[..., Tensor]) -> None:
     got.sum().backward()
     assert text.grad.isfinite().all() and (text.grad[0] == 0).all()
     assert tokens.grad.isfinite().all() and (tokens.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-4, 1e-5])
+def test_tokens_that_nearly_cancel(eps: float) -> None:
+    """A video scores the same among one text and among many, for which the Gram form is taken."""
+    text, key, centre = torch.randn(8, 64), torch.randn(3, 1, 64), unit(torch.randn(3, 1, 64))
+    values = torch.cat([centre, eps * torch.randn(3, 1, 64) - centre], 1)
+    gate = TextGatedInteraction()
+    scores = gate(text, key.expand(3, 2, 64), values)
+    exact = gate(text.double(), key.expand(3, 2, 64).double(), values.double())
+    torch.testing.assert_close(scores.double(), exact, rtol=0, atol=1e-7 / eps)
 
 
 @EVERY

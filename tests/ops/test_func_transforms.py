@@ -66,6 +66,13 @@ def test_gradients_and_gradients_of_each_video(
     assert_equal(each, {name: torch.stack([one[name] for one in alone]) for name in names})
 
 
+def test_masks_of_each_video(backend: str, head: MultiScaleMamba, tokens: Tensor) -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    with use_backend(backend):
+        each = vmap(lambda video, valid: head(video[None], valid[None])[0])(tokens, mask)
+        torch.testing.assert_close(each, head(tokens, mask), rtol=1e-10, atol=1e-12)
+
+
 def test_jacobian_and_batched_gradients(
     backend: str, head: MultiScaleMamba, tokens: Tensor
 ) -> None:

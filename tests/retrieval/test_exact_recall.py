@@ -70,6 +70,20 @@ def test_scores_closer_than_float16(count: int) -> None:
     assert torch.equal(ExactRecall(vectors).search(queries, 5)[1], expected)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-23, 1e15, 1e30], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_scale_of_queries_changes_no_order(scale: float, count: int) -> None:
+    """Squares of their entries vanish or overflow in float32."""
+    vectors, queries = torch.randn(500, 64), torch.randn(count, 64) * scale
+    expected = full_ranking(queries, vectors, 5)[1]
+    assert torch.equal(ExactRecall(vectors).search(queries, 5)[1], expected)
+
+
+def test_scores_beyond_their_type_are_refused() -> None:
+    with pytest.raises(ValueError, match="inner products must not overflow"):
+        ExactRecall(torch.randn(9, 4) * 1e10).search(torch.randn(2, 4) * 1e30, 3)
+
+
 def test_half_copy_changes_no_result() -> None:
     vectors, query = torch.randn(500, 32), torch.randn(1, 32)
     with_copy = ExactRecall(vectors).search(query, 20)

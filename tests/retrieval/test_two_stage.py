@@ -138,6 +138,14 @@ def test_missing_results_of_a_library(kind: Callable[[Any], Any]) -> None:
     assert scores.tolist() == [[5.0, 3.0], [-torch.inf] * 2]
 
 
+def test_scores_keep_their_type_after_a_query_without_a_result() -> None:
+    index = Index([[-1, -1], [0, 1]], torch.tensor)
+    fine = torch.tensor([1.0, 1 + 1e-12], dtype=torch.float64)
+    retriever = TwoStageRetriever(index, Everything(), lambda query, ids: fine)
+    _, scores = retriever.search(torch.zeros(2, 4), 2)
+    assert scores.dtype == torch.float64 and scores[1, 0] > scores[1, 1]
+
+
 def test_ids_in_lists() -> None:
     index = Index([["a", "bb"], ["ccc"]], list)
     retriever = TwoStageRetriever(

@@ -147,6 +147,26 @@ def test_golden_partially_relevant(golden, dtype: torch.dtype) -> None:
     file.check("out.loss.query_diverse", losses.query_diverse_loss(queries, labels))
 
 
+def test_a_zero_query_gets_no_gradient() -> None:
+    queries = torch.randn(4, 6)
+    queries[1] = 0
+    queries.requires_grad_()
+    losses.query_diverse_loss(queries, torch.tensor([0, 0, 1, 1])).backward()
+    assert queries.grad is not None and queries.grad.isfinite().all()
+    assert not queries.grad[1].any() and queries.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e24])
+def test_pearson_of_a_dimension_of_another_scale(scale: float) -> None:
+    x, y = torch.randn(2, 8, 4)
+    expected = losses.pearson_constraint(x, y, off_diagonal=0.1)
+    x = torch.cat([x[:, :1] * scale, x[:, 1:]], 1).requires_grad_()
+    loss = losses.pearson_constraint(x, y, off_diagonal=0.1)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert x.grad is not None and x.grad[:, 1:].isfinite().all() and not x.grad.isnan().any()
+
+
 def test_query_diverse_loss() -> None:
     def definition(queries: Tensor) -> Tensor:
         unit = queries / queries.norm(dim=1, keepdim=True)

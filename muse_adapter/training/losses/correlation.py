@@ -51,5 +51,7 @@ def _standardised(x: Tensor) -> Tensor:
     # The mean of equal numbers may differ from them by rounding.
     rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax(0)
     constant = centred.detach().abs().amax(0) <= rounding
-    variance = centred.square().sum(0) / max(1, len(x) - 1)
-    return centred / variance.masked_fill(constant, torch.inf).sqrt()
+    # Squares of tiny or huge numbers leave the range; a positive factor changes no correlation.
+    scaled = centred / centred.detach().abs().amax(0).masked_fill(constant, torch.inf)
+    variance = scaled.square().sum(0) / max(1, len(x) - 1)
+    return scaled / variance.masked_fill(constant, torch.inf).sqrt()

@@ -105,7 +105,9 @@ def query_diverse_loss(
         TypeError: `queries` is not floating point, or `labels` are not integers.
         ValueError: A shape is wrong.
     """
-    unit = F.normalize(as_scores("queries", queries), dim=1)
+    wide = as_scores("queries", queries)
+    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    unit = wide / norm.masked_fill(norm == 0, torch.inf)  # a zero query gets no gradient
     labels = as_indices("labels", labels, len(queries))
     with torch.autocast(unit.device.type, enabled=False):
         logits = scale * (unit @ unit.T + delta)
