@@ -12,6 +12,7 @@ timed. Sizes that FILE has are not measured again.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -41,6 +42,7 @@ from muse_adapter import EERCF
 
 SIZES, QUICK_SIZES = (1_000, 3_000, 10_000), (1_000,)
 REPEATS, QUICK_REPEATS = 7, 3
+LONG_S = 2.0  # all queries at once: from here on one run is enough
 # What the first hit of a search must equal, by what decides on it.
 EXHAUSTIVE = {"coarse": COARSE, "frames": EVERYTHING, "patches": EVERY_PATCH}
 
@@ -66,10 +68,13 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
 
+    about = machine()
+    before = torch.get_num_threads()
+    set_threads(1)
     check(shape)
     print("all searches agree with plain formulas", flush=True)
     figures: dict[str, Any] = {
-        "machine": machine(),
+        "machine": about,
         "queries": shape.queries,
         "text_tower": [],
         "rows": [],
@@ -80,7 +85,6 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
         figures |= {"rows": kept["rows"], "not_here": kept["not_here"]}
     done = {row["videos"] for row in figures["rows"]}
     threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
-    before = torch.get_num_threads()
     try:
         with torch.no_grad():
             figures["text_tower"] = [_tower(shape, count, repeats) for count in threads]
@@ -120,22 +124,22 @@ def measure(
     searches, missing = subjects(corpus, scorer)
     not_here |= missing
     rows: list[Row] = []
+    everything = torch.arange(len(corpus.text))
     for count in threads:
         set_threads(count)
         singles = {
             name: _Single(subject.search, len(corpus.text)) for name, subject in searches.items()
         }
         timings = in_turn(singles, repeats)
-        everything = torch.arange(len(corpus.text))
         hits: dict[str, Tensor] = {}
         for name, subject in searches.items():
             timing = timings[name]
             seconds = None
             if timing.median * len(corpus.text) <= limit_s:
-                first, hits[name] = timed(lambda run=subject.search: run(everything))
-                # A second run, unless the first was long enough to be sure of.
-                again = timed(lambda run=subject.search: run(everything))[0] if first < 2 else first
-                seconds = min(first, again)
+                run = functools.partial(subject.search, everything)
+                seconds, hits[name] = timed(run)
+                if seconds < LONG_S:
+                    seconds = min(timed(run)[0] for _ in range(2))
             rows.append(
                 {
                     "subject": name,

@@ -22,7 +22,7 @@ def check(shape: Shape) -> None:
     Raises:
         SystemExit: One differs.
     """
-    corpus = Corpus(SIZE, shape._replace(distinct=SIZE, distinct_patches=SIZE, queries=4))
+    corpus = Corpus(SIZE, shape._replace(distinct=SIZE, distinct_patches=SIZE, queries=2))
     scorer = EERCF(shape.dim, shape.frames)
     with torch.no_grad():
         _two_stages(corpus, scorer)
@@ -61,6 +61,7 @@ def _eercf(corpus: Corpus, scorer: EERCF, with_patches: bool) -> Tensor:
         similarities = tokens @ text
         return similarities @ (similarities / scorer.weak_temperature).softmax(0)
 
+    of_video, of_frames, of_patches, of_gated, _ = scorer.rerank_weights
     rows = []
     for text in corpus.text.double():
         row = []
@@ -70,14 +71,14 @@ def _eercf(corpus: Corpus, scorer: EERCF, with_patches: bool) -> Tensor:
             )
             gate = (frames @ text / scorer.frame_temperature).softmax(0)
             video = fused.mean(0)
-            terms = [F.cosine_similarity(text, video, dim=0), weak(text, frames), 0.0]
+            score = of_video * F.cosine_similarity(text, video, dim=0)
+            score = score + of_frames * weak(text, frames)
+            score = score + of_gated * F.cosine_similarity(text, gate @ fused, dim=0)
             if with_patches:
                 patches = F.normalize(corpus.patches[i].double().flatten(0, 1), dim=-1)
-                terms[2] = weak(text, patches)
-            terms.append(F.cosine_similarity(text, gate @ fused, dim=0))
-            weights = scorer.rerank_weights
-            row.append(sum(weight * term for weight, term in zip(weights, terms, strict=False)))
-        rows.append(torch.stack([torch.as_tensor(score) for score in row]))
+                score = score + of_patches * weak(text, patches)
+            row.append(score)
+        rows.append(torch.stack(row))
     return torch.stack(rows).float()
 
 
@@ -90,9 +91,10 @@ def _bytes(corpus: Corpus, scorer: EERCF) -> None:
     norms = torch.linalg.vector_norm(restored, dim=-1)
     if not torch.allclose(norms, torch.ones_like(norms), atol=5e-3):
         raise SystemExit("patches in int8: not of unit norm, so no time is given")
-    features = {"frames": frames, "fused": fused, "numbers": numbers, "factors": factors}
+    features = {"frames": frames, "fused": fused}
+    features |= {"numbers": list(numbers), "factors": list(factors)}
     try:
-        got = int8.rerank(scorer, corpus.text[0], {k: list(v) for k, v in features.items()})
+        got = int8.rerank(scorer, corpus.text[0], features)
     except ImportError:
         return
     expected = scorer.rerank_candidates(corpus.text[0], frames, fused, list(restored))
@@ -110,7 +112,8 @@ def _xclip(corpus: Corpus) -> None:
         return similarities @ (weights @ matrices[mix])
 
     def columns(similarities: Tensor, mix: str) -> Tensor:
-        return torch.stack([weighted(column, mix) for column in similarities.T])
+        weights = (similarities / XCLIP_TEMPERATURE).softmax(0)
+        return (similarities * (matrices[mix].T @ weights)).sum(0)
 
     expected = torch.empty(got.shape)
     for a in range(len(got)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def quantized(patches: Tensor) -> tuple[Tensor, Tensor]:
     return numbers, factors
 
 
-def rerank(scorer: EERCF, text: Tensor, features: dict[str, Sequence[Tensor]]) -> Tensor:
+def rerank(scorer: EERCF, text: Tensor, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
     """Compute `EERCF.rerank_candidates` with patches in bytes.
 
     Args:
