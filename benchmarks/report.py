@@ -20,6 +20,7 @@ from benchmarks import decoding, head, scan
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
+from benchmarks.retrieval import table as retrieval
 
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "docs/**/*.md", "examples/README.md")
@@ -324,6 +325,9 @@ SECTIONS = {
     "scan.json": Section("scan.json", lambda figures, _: f"\n{scan.markdown_table(figures)}\n"),
     "decoding.json": Section(
         "decoding.json", lambda figures, _: f"\n{decoding.markdown_table(figures)}\n"
+    ),
+    "retrieval.json": Section(
+        "retrieval.json", lambda figures, _: f"\n{retrieval.markdown_table(figures)}\n"
     ),
     "heads.json": Section("heads.json", heads_section),
     "heads.json, evaluation": Section("heads.json", pairs_section),

@@ -1,0 +1,99 @@
+"""The benchmark of search from coarse to fine, on sizes that take no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.retrieval import checks, int8, subjects, table
+from benchmarks.retrieval.__main__ import main
+from benchmarks.retrieval.baselines import XClip
+from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_parts
+
+SHAPE = Shape(frames=3, patches=4, dim=64, words=5, distinct=60, distinct_patches=20, queries=6)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The loop over bytes runs in Python: compiling it takes seconds."""
+    numba = pytest.importorskip("numba", reason="the loop over bytes needs muse-adapter[cpu]")
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    int8._product.cache_clear()
+    yield
+    int8._product.cache_clear()
+
+
+def test_it_runs_and_prints_what_it_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    target = tmp_path / "figures.json"
+    options = ["--repeats", "1", "--json", str(target), "--sizes"]
+    threads = torch.get_num_threads()
+    main([*options, "20", "150"], SHAPE)
+    printed = capsys.readouterr().out
+    assert torch.get_num_threads() == threads
+    figures = json.loads(target.read_text())
+    assert {row["videos"] for row in figures["rows"]} == {20, 150}
+    assert {row["threads"] for row in figures["rows"]} == {1}
+    assert subjects.FAISS in figures["not_here"] and subjects.FAISS in printed
+    for row in figures["rows"]:
+        assert row["query_ms"]["minimum"] > 0 and f"| {row['subject']} |" in printed
+        if row["videos"] == 20 and row["subject"] == subjects.FRAMES:  # all are candidates
+            assert row["same_first"] == 1
+        if row["videos"] == 150 and "patches" in row["subject"]:  # reused: without a meaning
+            assert row["same_first"] is None and row["right_first"] is None
+    main([*options, "20"], SHAPE)
+    assert json.loads(target.read_text()) == figures, "what is kept is not measured again"
+
+
+def test_a_wrong_scorer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = XClip.scores
+
+    def transposed(self: XClip, *arguments: object) -> torch.Tensor:
+        kept = self.matrices
+        self.matrices = kept | {"local": kept["local"].T}
+        scores = right(self, *arguments)  # type: ignore[arg-type]
+        self.matrices = kept
+        return scores
+
+    monkeypatch.setattr(XClip, "scores", transposed)
+    with pytest.raises(SystemExit, match="X-CLIP's scorer"):
+        checks.check(SHAPE)
+
+
+def test_features_are_reused_in_turn() -> None:
+    corpus = Corpus(150, SHAPE)
+    assert len(corpus.frames) == 60 and len(corpus.patches) == 20 and len(corpus.vectors) == 150
+    rows = Reused(frames=corpus.frames, patches=corpus.patches)[[149, 3]]
+    assert torch.equal(rows["frames"][0], corpus.frames[29])
+    assert torch.equal(rows["patches"][0], corpus.patches[9])
+    parts = list(in_parts(150, corpus.frames, corpus.patches))
+    frames, patches = (torch.cat(part) for part in zip(*parts, strict=True))
+    assert torch.equal(frames, torch.cat([corpus.frames, corpus.frames, corpus.frames[:30]]))
+    assert torch.equal(patches, corpus.patches.repeat(8, 1, 1, 1)[:150])
+
+
+def test_operations_are_those_of_the_paper() -> None:
+    """EERCF's cost model: 16,205 for MSR-VTT's 1,000 videos with 50 candidates."""
+    counts = subjects.operations(Shape(), 1_000)
+    assert counts["two, patches"] == pytest.approx(16_205, rel=1e-3)
+    assert counts["xclip"] / counts["two, patches"] == pytest.approx(15, abs=0.5)
+
+
+def test_targets_and_losses_are_named() -> None:
+    def row(subject: str, milliseconds: float) -> table.Row:
+        times = {"median": milliseconds, "minimum": milliseconds}
+        return {"subject": subject, "videos": 3_000, "threads": 1, "query_ms": times}
+
+    lines = list(table.outcomes([row(subjects.FRAMES, 1.0), row(subjects.XCLIP, 60.0)]))
+    assert len(lines) == 1 and lines[0].endswith("60.0 times faster, target 50: met")
+    lines = list(table.outcomes([row(subjects.FRAMES, 3.0), row(subjects.XCLIP, 2.0)]))
+    assert lines[0].endswith("missed") and "loses to X-CLIP's scorer" in lines[1]
