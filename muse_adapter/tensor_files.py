@@ -82,19 +82,11 @@ def read_tensors(
         ValueError: It is no safetensors file, or is damaged.
     """
     safetensors = import_safetensors("reading tensors")
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is no file")
-    # In one go: while the file is being replaced, `safe_open` may meet both.
-    try:
+    with _format_errors(path):
+        # In one go: while the file is being replaced, `safe_open` may meet both.
         content = path.read_bytes()
         tensors: dict[str, Tensor] = dict(sorted(safetensors.torch.load(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except OSError:
-        raise
-    except Exception as error:  # of safetensors, or of torch for a dtype that it has not
-        raise ValueError(
-            f"{str(path)!r} is truncated or not a safetensors file: {error}"
-        ) from error
     metadata = dict(header.get("__metadata__") or {})
     expected = metadata.pop(CHECKSUM, None)
     if expected is None and not checksum_required:
@@ -122,11 +114,16 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ValueError: It is no safetensors file, or is damaged.
     """
     safetensors = import_safetensors("reading tensors")
+    with _format_errors(path), safetensors.safe_open(path, framework="pt") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _format_errors(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is no file")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except Exception as error:  # of safetensors, or of torch for a dtype that it has not
         raise ValueError(
             f"{str(path)!r} is truncated or not a safetensors file: {error}"

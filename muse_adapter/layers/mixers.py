@@ -90,6 +90,16 @@ class GatedConvolution(Mixer):
         return (y if readout is None else readout.select(y)) * F.silu(z)
 
 
+def undecayed_parameters(model: nn.Module) -> set[str]:
+    """Name the parameters of all mixers in a model that must not decay, apart from biases."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, BiMamba)
+        for name in module.no_weight_decay()
+    }
+
+
 class BiMamba(GatedConvolution):
     """Mamba in both directions, input and output maps shared (Vim's "v2"; MUSE, section 3).
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from muse_adapter.checkpoint import check_fits, load_pretrained, load_strict, save_pretrained
 from muse_adapter.config import MamFusionConfig
 from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.mixers import BiMamba
+from muse_adapter.layers.mixers import BiMamba, undecayed_parameters
 from muse_adapter.layers.pairs import unit
 from muse_adapter.layers.pool import AttentionPool, mean_pool
 from muse_adapter.layers.segments import segment_means, segment_spans
@@ -295,12 +295,7 @@ class MamFusion(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that must not decay, apart from biases and norms."""
-        return {
-            f"{prefix}.{name}"
-            for prefix, module in self.named_modules()
-            if isinstance(module, BiMamba)
-            for name in module.no_weight_decay()
-        }
+        return undecayed_parameters(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the video branches in the backward pass: less memory, more time.

@@ -14,7 +14,13 @@ from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretraine
 from muse_adapter.config import ATTENTION_HEAD_DIM, MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
-from muse_adapter.layers.mixers import Attention, BiMamba, GatedConvolution, Mixer
+from muse_adapter.layers.mixers import (
+    Attention,
+    BiMamba,
+    GatedConvolution,
+    Mixer,
+    undecayed_parameters,
+)
 from muse_adapter.layers.pool import mean_pool
 from muse_adapter.layers.pyramid import FeaturePyramid, check_grid
 from muse_adapter.layers.sequence import build_sequence
@@ -184,12 +190,7 @@ class MultiScaleMamba(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that must not decay, apart from biases and norms."""
-        return {
-            f"{prefix}.{name}"
-            for prefix, module in self.named_modules()
-            if isinstance(module, BiMamba)
-            for name in module.no_weight_decay()
-        }
+        return undecayed_parameters(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute pyramid stages and layers in the backward pass: less memory, more time.

@@ -20,6 +20,13 @@ def git(host: Host, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=host.path, check=True, capture_output=True)
 
 
+def commit_all(host: Host) -> None:
+    """Make a repository of a checkout, with one commit."""
+    git(host, "init", "-q")
+    git(host, "add", ".")
+    git(host, "commit", "-qm", "start")
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 @pytest.mark.skipif(os.name == "nt", reason="the programs are shell scripts")
 @pytest.mark.parametrize("changed", [False, True], ids=["committed", "changed"])
@@ -28,9 +35,7 @@ def test_no_program_of_the_checkout_runs(replica: Host, tmp_path: Path, changed:
     mark, program = tmp_path / "ran", tmp_path / "program"
     program.write_text(f"#!/bin/sh\ntouch {mark}\ncat\n")
     program.chmod(0o755)
-    git(replica, "init", "-q")
-    git(replica, "add", ".")
-    git(replica, "commit", "-qm", "start")
+    commit_all(replica)
     hooks = replica.path / ".git" / "hooks"
     hooks.mkdir(exist_ok=True)
     shutil.copy(program, hooks / "post-index-change")
@@ -65,9 +70,7 @@ def test_a_partial_clone_fetches_nothing(
     mark, program = tmp_path / "ran", tmp_path / "program"
     program.write_text(f"#!/bin/sh\ntouch {mark}\n")
     program.chmod(0o755)
-    git(replica, "init", "-q")
-    git(replica, "add", ".")
-    git(replica, "commit", "-qm", "start")
+    commit_all(replica)
     command = ["git", "rev-parse", f"HEAD:{replica.model_file.parent.name}"]
     tree = subprocess.check_output(command, cwd=replica.path, text=True).strip()
     (replica.path / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
