@@ -88,12 +88,17 @@ def cache_folder(monkeypatch, tmp_path):
     kernel_cache._warn_uncached.cache_clear()
 
 
+def compile_two():
+    kernel = tiny_kernel()
+    for dtype in (torch.float32, torch.float64):
+        # It holds its memory until the kernel has written to it.
+        number = torch.zeros(1, dtype=dtype)
+        kernel.run(dtype, 1, number.data_ptr())
+
+
 def test_compiling_is_announced_once(cache_folder, caplog):
     kernel_cache._announce.cache_clear()
-    number = torch.zeros(1)
-    kernel = tiny_kernel()
-    kernel.run(torch.float32, 1, number.data_ptr())
-    kernel.run(torch.float64, 1, number.double().data_ptr())
+    compile_two()
     assert [record.getMessage()[:25] for record in caplog.records] == ["compiling the CPU kernels"]
     kernel_cache._announce.cache_clear()
     caplog.clear()
@@ -118,10 +123,7 @@ def test_an_index_of_another_version(cache_folder, monkeypatch):
 
 def test_files_of_two_kernels_are_not_exchanged(cache_folder):
     """Two processes that write at once may give one number to two entries."""
-    number = torch.zeros(1)
-    kernel = tiny_kernel()
-    kernel.run(torch.float32, 1, number.data_ptr())
-    kernel.run(torch.float64, 1, number.double().data_ptr())
+    compile_two()
     first, second = sorted(cache_folder.rglob("*.nbc"))
     shutil.copy(second, first)
     with pytest.warns(UserWarning, match="it is of another kernel"):
