@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def path_of(video: LongVideo, folder: Path) -> Path:
     return folder / f"{video.id}-{digest}.mp4"
 
 
-def render(videos: list[LongVideo], folder: Path, *, name: str, progress: bool = True) -> None:
+def render(videos: Sequence[LongVideo], folder: Path, *, name: str, progress: bool = True) -> None:
     """Render the videos of a split, or what is missing of them, and list their moments.
 
     Args:
@@ -62,7 +63,7 @@ def render(videos: list[LongVideo], folder: Path, *, name: str, progress: bool =
 
 
 def decode(
-    videos: list[LongVideo], folder: Path, *, size: int, progress: bool = True
+    videos: Sequence[LongVideo], folder: Path, *, size: int, progress: bool = True
 ) -> list[Tensor]:
     """Read all frames of rendered videos.
 

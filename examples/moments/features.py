@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from examples.moments.moments import LongVideo, Moment, State
+from examples.moments.moments import LongVideo, State
 from examples.moments.tower import Tower
 
 
@@ -26,6 +26,8 @@ class Features:
         sentences: (Q, D), the means of the words.
         video: Int64 (Q,), the video of each sentence.
         others: Bool (Q, V), True where a sentence is true of another video than its own.
+        tokens: (V, T, N, D), all tokens of the frames, class tokens first, in half precision; None
+            where no method needs them.
     """
 
     frames: Tensor
@@ -35,6 +37,7 @@ class Features:
     sentences: Tensor
     video: Tensor
     others: Tensor
+    tokens: Tensor | None = None
 
     def select(self, videos: Tensor) -> Features:
         """Return some videos, int64 (B,), with all their sentences."""
@@ -50,6 +53,7 @@ class Features:
             sentences=self.sentences[rows],
             video=place[self.video[rows]],
             others=self.others[rows][:, videos],
+            tokens=None if self.tokens is None else self.tokens[videos, :length],
         )
 
 
@@ -80,6 +84,14 @@ def encode_split(
     padded = pad_sequence(encoded, batch_first=True)
     mask = torch.arange(padded.shape[1]) < lengths[:, None]
     return Features(padded, mask, words, word_mask, means, video, true_of_others(videos))
+
+
+def encode_tokens(tower: Tower, frames: Sequence[Tensor], *, progress: bool = True) -> Tensor:
+    """Encode the frames of a split to `Features.tokens`."""
+    bar = tqdm(frames, desc="encode tokens", unit="video", disable=not progress)
+    with torch.inference_mode():
+        encoded = [tower.encode_frames(video).half() for video in bar]
+    return pad_sequence(encoded, batch_first=True)
 
 
 def true_of_others(videos: Sequence[LongVideo]) -> Tensor:

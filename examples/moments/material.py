@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from examples.moments.corpus import VERSION, decode, render
-from examples.moments.features import Features, encode_split
+from examples.moments.features import Features, encode_split, encode_tokens
 from examples.moments.moments import SPLITS, LongVideo, sample_videos
 from examples.moments.settings import Corpus, TowerSettings
 from examples.moments.tower import Tower, build_tower, load_tower, train_tower
@@ -27,6 +27,7 @@ class Material:
         features: Their features.
         tower: What made them.
         folder: Where the video files are.
+        size: Side of a frame in pixels, as the tower sees it.
         fingerprint: Changes when the corpus or the tower change.
     """
 
@@ -34,6 +35,7 @@ class Material:
     features: dict[str, Features]
     tower: Tower
     folder: Path
+    size: int
     fingerprint: str
 
 
@@ -58,7 +60,9 @@ def load_material(
     for name in SPLITS:
         render(videos[name], place, name=name, progress=progress)
     training = _Frames(videos["train"], place, corpus.size, progress)
-    tower_name = fingerprint([asdict(settings), corpus.draw("train"), corpus.size, VERSION, __version__])
+    tower_name = fingerprint(
+        [asdict(settings), corpus.draw("train"), corpus.size, VERSION, __version__]
+    )
     tower_path = folder / f"tower-{tower_name}.pt"
     if tower_path.is_file():
         tower = load_tower(build_tower(settings, videos["train"], corpus.size), tower_path)
@@ -68,14 +72,32 @@ def load_material(
         )
     features = {}
     for name in SPLITS:
-        frames = training if name == "train" else _Frames(videos[name], place, corpus.size, progress)
+        frames = (
+            training if name == "train" else _Frames(videos[name], place, corpus.size, progress)
+        )
         path = folder / f"features-{name}-{fingerprint([tower_name, *corpus.draw(name)])}.pt"
         if path.is_file():
             features[name] = Features(**read_tensors(path))
         else:
             features[name] = encode_split(tower, videos[name], frames.read(), progress=progress)
             write_tensors(path, vars(features[name]))
-    return Material(videos, features, tower, place, fingerprint([tower_name, asdict(corpus)]))
+    name = fingerprint([tower_name, asdict(corpus)])
+    return Material(videos, features, tower, place, corpus.size, name)
+
+
+def with_tokens(material: Material, folder: Path, *, progress: bool = True) -> Material:
+    """Add the tokens of all frames, of which there are 17 for each class token."""
+    if all(features.tokens is not None for features in material.features.values()):
+        return material
+    features = {}
+    for name, split in material.features.items():
+        path = folder / f"tokens-{name}-{material.fingerprint}.pt"
+        if not path.is_file():
+            frames = _Frames(material.videos[name], material.folder, material.size, progress)
+            tokens = encode_tokens(material.tower, frames.read(), progress=progress)
+            write_tensors(path, {"tokens": tokens})
+        features[name] = replace(split, **read_tensors(path))
+    return replace(material, features=features)
 
 
 class _Frames:

@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 from examples.moments.features import Features
 from examples.moments.settings import RunSettings
-from muse_adapter import MamFusion
+from muse_adapter import MamFusion, VideoCode
 from muse_adapter.training.losses import contrastive_loss
 
 MAX_LOGIT_SCALE = math.log(100)
 LABELS = {
+    "max_frames": "maximum over frames",
+    "windows": "sliding windows",
     "gaussian": "GMMFormer's blocks, no Mamba",
     "mamba": "Mamba alone",
-    "mamfusion": "**MamFusion, clip branch**",
+    "mamfusion": "MamFusion, clip branch",
     "both": "MamFusion, both branches",
     "published": "MamFusion as published",
+    "muse": "MUSE over windows",
+    "fused": "MamFusion, fused reranking",
 }
 
 
@@ -30,7 +34,21 @@ class Skip(nn.Module):
         return x
 
 
-class ClipModel(nn.Module):
+class MomentModel(nn.Module):
+    """What is trained, evaluated and kept of a method."""
+
+    model: nn.Module
+
+    def score(self, features: Features) -> Tensor:
+        """Score all sentences against all videos: (Q, V)."""
+        raise NotImplementedError
+
+    def loss(self, features: Features) -> Tensor:
+        """Compute the loss of a batch, the videos with all their sentences."""
+        raise NotImplementedError
+
+
+class ClipModel(MomentModel):
     """MamFusion on the frozen alignment, trained by a contrastive loss of its scores.
 
     Args:
@@ -40,10 +58,12 @@ class ClipModel(nn.Module):
         max_frames: Most frames of a video.
     """
 
+    model: MamFusion
+
     def __init__(self, settings: RunSettings, width: int, max_frames: int) -> None:
         super().__init__()
         both = settings.method == "both"
-        # The frame branch cannot be left out; of one frame, the mean of all, it costs next to nothing.
+        # The frame branch is always there; of one frame, the mean of all, it costs next to nothing.
         self.model = mamfusion(
             settings, width, residual="concat", max_frames=max_frames if both else 1
         )
@@ -57,11 +77,19 @@ class ClipModel(nn.Module):
 
     def score(self, features: Features) -> Tensor:
         """Score all sentences against all videos: (Q, V)."""
-        query = self.model.encode_text(
+        return self.model.similarity(
+            self.encode_text(features), self.encode_video(features), clip_weight=self.clip_weight
+        )
+
+    def encode_text(self, features: Features) -> Tensor:
+        """Encode the sentences: (Q, D)."""
+        return self.model.encode_text(
             features.words, features.word_mask, sentence=features.sentences
         )
-        code = self.model.encode_video(features.frames, features.frame_mask)
-        return self.model.similarity(query, code, clip_weight=self.clip_weight)
+
+    def encode_video(self, features: Features) -> VideoCode:
+        """Encode the videos."""
+        return self.model.encode_video(features.frames, features.frame_mask)
 
     def loss(self, features: Features) -> Tensor:
         """Compute the contrastive loss of a batch; other true videos are no negatives."""
@@ -70,7 +98,7 @@ class ClipModel(nn.Module):
         return contrastive_loss(logits, features.video)
 
 
-class PublishedModel(nn.Module):
+class PublishedModel(MomentModel):
     """MamFusion with both branches and the losses of its code, without a residual.
 
     Args:
@@ -78,6 +106,8 @@ class PublishedModel(nn.Module):
         width: Width of the features.
         max_frames: Most frames of a video.
     """
+
+    model: MamFusion
 
     def __init__(self, settings: RunSettings, width: int, max_frames: int) -> None:
         super().__init__()
@@ -102,7 +132,12 @@ class PublishedModel(nn.Module):
 
 
 def mamfusion(
-    settings: RunSettings, width: int, *, residual: str | None, max_frames: int
+    settings: RunSettings,
+    width: int,
+    *,
+    residual: str | None,
+    max_frames: int,
+    fusion: bool = False,
 ) -> MamFusion:
     """Build MamFusion in the size of a run."""
     return MamFusion(
@@ -115,4 +150,5 @@ def mamfusion(
         dropout=settings.dropout,
         input_dropout=settings.dropout,
         residual=residual,
+        fusion=fusion,
     )

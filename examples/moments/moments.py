@@ -94,9 +94,7 @@ class LongVideo:
     def shows(self, moment: Moment) -> bool:
         """Return whether the sentence of a moment is true of the video, of any part of it."""
         wanted, seen = moment.states, self.states
-        return any(
-            seen[i : i + len(wanted)] == wanted for i in range(len(seen) - len(wanted) + 1)
-        )
+        return any(seen[i : i + len(wanted)] == wanted for i in range(len(seen) - len(wanted) + 1))
 
 
 def all_moments() -> tuple[list[Moment], list[Moment]]:

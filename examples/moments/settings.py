@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +89,14 @@ class RunSettings:
     heads: int = 2
     num_clips: int = 32
     dropout: float = 0.1
+
+    @classmethod
+    def of(cls, method: str, **fields: Any) -> RunSettings:
+        """Make the settings of a method, for which some defaults differ."""
+        return cls(method=method, **{**METHOD_DEFAULTS.get(method, {}), **fields})
+
+
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    # A step reads all patch tokens of a window for each sentence: fewer videos at once.
+    "muse": {"batch_videos": 6, "epochs": 4},
+}

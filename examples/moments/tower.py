@@ -105,15 +105,15 @@ def train_tower(
             group["lr"] = peak * _rate(step, len(stages))
         chosen = [pool[i] for i in rng.permutation(len(pool))[: settings.batch_size]]
         moments = [videos[number].moments[place] for number, place in chosen]
-        pictures = torch.cat([_pick(videos[n], frames[n], place, count, rng) for n, place in chosen])
+        pictures = torch.cat(
+            [_pick(videos[n], frames[n], place, count, rng) for n, place in chosen]
+        )
         classes = F.normalize(tower.encode_frames(pictures)[:, 0], dim=-1)
         seen = classes.unflatten(0, (len(chosen), count)).mean(1)
         texts = tower.encode_sentences([moment.sentence for moment in moments])
         cosines = F.normalize(texts, dim=-1) @ F.normalize(seen, dim=-1).T
         group_of = _same_things(moments)
-        loss = batch_loss(
-            tower.logit_scale.exp() * cosines, torch.arange(len(chosen)), group_of
-        )
+        loss = batch_loss(tower.logit_scale.exp() * cosines, torch.arange(len(chosen)), group_of)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -158,7 +158,7 @@ def _pick(
 
 
 def _same_things(moments: Sequence[Moment]) -> Tensor:
-    """Number moments (B,) by what is seen in any order: one mean is true of all of a number."""
+    """Return numbers (B,), equal for moments that show the same in any order."""
     numbers: dict[frozenset, int] = {}
     return torch.tensor(
         [numbers.setdefault(frozenset(moment.states), len(numbers)) for moment in moments]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.moments.evaluate import evaluate
 from examples.moments.features import Features
-from examples.moments.models import ClipModel, PublishedModel
+from examples.moments.fused import FusedModel
+from examples.moments.models import ClipModel, MomentModel, PublishedModel
+from examples.moments.muse_windows import MuseWindows
 from examples.moments.settings import RunSettings
 from examples.quickstart.files import read_tensors, write_tensors
 from muse_adapter import param_groups
@@ -35,7 +36,7 @@ class Trained:
         seconds: Time spent in training steps, interrupts not counted.
     """
 
-    model: nn.Module
+    model: MomentModel
     losses: list[float] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -44,7 +45,7 @@ class Trained:
 def train(
     settings: RunSettings,
     training: Features,
-    validate: Callable[[nn.Module], dict[str, Any]],
+    validate: Callable[[MomentModel], dict[str, Any]],
     path: Path,
     *,
     progress: bool = True,
@@ -108,11 +109,17 @@ def train(
     return run
 
 
-def build_model(settings: RunSettings, training: Features) -> nn.Module:
+def build_model(settings: RunSettings, training: Features) -> MomentModel:
     """Build the model of a run, drawn from its seed."""
     torch.manual_seed(settings.seed)
-    kind = PublishedModel if settings.method == "published" else ClipModel
-    return kind(settings, training.frames.shape[2], training.frames.shape[1])
+    max_frames, width = training.frames.shape[1:]
+    if settings.method == "fused":
+        return FusedModel(settings, width)
+    if settings.method == "muse":
+        return MuseWindows(settings, width)
+    if settings.method == "published":
+        return PublishedModel(settings, width, max_frames)
+    return ClipModel(settings, width, max_frames)
 
 
 def batch_of(step: int, settings: RunSettings, videos: int) -> Tensor:

@@ -23,9 +23,7 @@ SHORT_SHARE = 0.15
 SHORT, LONG = (5, 7), (8, 24)  # frames of a short and of a longer clip
 
 
-def draw_scene(
-    scene: Scene, rng: np.random.Generator, num_frames: int | None = None
-) -> np.ndarray:
+def draw_scene(scene: Scene, rng: np.random.Generator, num_frames: int | None = None) -> np.ndarray:
     """Draw one clip of a scene; place, speed and background come from `rng`.
 
     Args:

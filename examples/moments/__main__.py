@@ -1,0 +1,88 @@
+"""Command line of the example: `python -m examples.moments [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from examples.moments.compare import TRAINED, compare, markdown_table
+from examples.moments.demo import demo
+from examples.moments.material import load_material
+from examples.moments.report import COMMAND
+from examples.moments.settings import Corpus, RunSettings, TowerSettings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Render long videos, train MamFusion on features of a frozen tower, and find "
+        "the videos that have the moment of a sentence.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path("moments-output"),
+                        help="everything is kept here (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--compare", action="store_true",
+                        help="the full study: 7 trained methods, 3 learning rates, 3 seeds")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="METHOD",
+                        help=f"of --compare: {', '.join(TRAINED)} (default: all)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--epochs", type=int, default=RunSettings.epochs,
+                        help="passes over the training videos (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Do what the options ask for."""
+    began = time.perf_counter()
+    progress = not options.quiet
+    material = load_material(Corpus(), TowerSettings(), options.folder, progress=progress)
+    if options.compare:
+        summary = compare(
+            material,
+            options.folder,
+            methods=options.methods,
+            progress=progress,
+            epochs=options.epochs,
+        )
+        print(markdown_table(summary))
+        print(f"results: {options.folder / 'compare.json'}, {options.folder / 'compare.md'}")
+        return
+    settings = RunSettings(seed=options.seed, epochs=options.epochs)
+    summary = demo(settings, material, options.folder, began=began, progress=progress)
+    print(f"\nresults: {options.folder / 'results.json'}")
+    print(f"picture: {options.folder / 'contact_sheet.png'}")
+    print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0, 2 after an error, 130 after an interrupt.
+    """
+    options = build_parser().parse_args(arguments)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are computed a hundred times slower
+    try:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        run_command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        torch.set_flush_denormal(False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
