@@ -27,12 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("moments-output"),
                         help="everything is kept here (default: %(default)s)")  # fmt: skip
     parser.add_argument("--compare", action="store_true",
-                        help="the full study: 7 trained methods, 3 learning rates, 3 seeds")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="METHOD",
+                        help="the full study: 7 methods, 3 learning rates, 3 seeds")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="M",
                         help=f"of --compare: {', '.join(TRAINED)} (default: all)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
-    parser.add_argument("--epochs", type=int, default=RunSettings.epochs,
-                        help="passes over the training videos (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--epochs", type=int,
+                        help="passes over the training videos (default: 20; 4 of MUSE)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -43,18 +43,19 @@ def run_command(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     progress = not options.quiet
     material = load_material(Corpus(), TowerSettings(), options.folder, progress=progress)
+    fields = {} if options.epochs is None else {"epochs": options.epochs}
     if options.compare:
         summary = compare(
             material,
             options.folder,
             methods=options.methods,
             progress=progress,
-            epochs=options.epochs,
+            **fields,
         )
         print(markdown_table(summary))
         print(f"results: {options.folder / 'compare.json'}, {options.folder / 'compare.md'}")
         return
-    settings = RunSettings(seed=options.seed, epochs=options.epochs)
+    settings = RunSettings(seed=options.seed, **fields)
     summary = demo(settings, material, options.folder, began=began, progress=progress)
     print(f"\nresults: {options.folder / 'results.json'}")
     print(f"picture: {options.folder / 'contact_sheet.png'}")

@@ -72,10 +72,10 @@ def compare(
                 for name, of in results.items()
             },
             "runs": [
-                {name: kept for name, kept in run.items() if name not in ("losses", "curve")}
+                {name: kept for name, kept in one.items() if name not in ("losses", "curve")}
                 for of in results.values()
                 if of
-                for run in of[best_rate(of)]
+                for one in of[best_rate(of)]
             ],
         }
         write_json(folder / "compare.json", summary)
@@ -96,10 +96,10 @@ def markdown_table(summary: dict[str, Any]) -> str:
         "|---|---|---|" + "---|" * len(columns),
     ]
     rows = [(name, "", "", [result]) for name, result in summary["untrained"].items()]
-    for method in dict.fromkeys(run["method"] for run in summary["runs"]):
-        runs = [run for run in summary["runs"] if run["method"] == method]
+    for method in dict.fromkeys(one["method"] for one in summary["runs"]):
+        runs = [one for one in summary["runs"] if one["method"] == method]
         rate = f"{runs[0]['lr']:g}"
-        rows.append((method, str(len(runs)), rate, [run["test"] for run in runs]))
+        rows.append((method, str(len(runs)), rate, [one["test"] for one in runs]))
     for name, count, rate, tests in rows:
         cells = [_cell([value(test, keys) for test in tests]) for _, keys in columns]
         lines.append(f"| {LABELS[name]} | {count} | {rate} | " + " | ".join(cells) + " |")

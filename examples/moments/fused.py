@@ -15,8 +15,8 @@ from muse_adapter import MamFusion, VideoCode
 from muse_adapter.training.losses import contrastive_loss
 
 SHORTLIST = 20  # videos that are reranked
-CANDIDATES = 8  # of a sentence in training, the own video first
-SENTENCES = 64  # of a batch, drawn for the fusion
+CANDIDATES = 6  # of a sentence in training, the own video first
+SENTENCES = 32  # of a batch, drawn for the fusion
 BLOCK = 64  # sentences scored at once
 
 

@@ -127,8 +127,9 @@ def split_moments() -> dict[str, tuple[list[Moment], list[Moment]]]:
 def sample_videos(split: str, count: int, seed: int) -> list[LongVideo]:
     """Draw the videos of a split, in pairs of twins.
 
-    Twins have the same ordered moments, each in the other order, and other static ones. Within a
-    video nothing is seen twice. In test and validation no ordered moment is in two pairs.
+    Twins have the same ordered moments, each in the other order, and other static ones. A static
+    moment shows nothing that its video shows elsewhere. In test and validation no ordered moment is
+    in two pairs.
 
     Args:
         split: One of `SPLITS`.

@@ -58,7 +58,7 @@ class MuseWindows(MomentModel):
         windows = torch.cat([self._embed(features, v, starts[p]) for v, p in blocks])
         cosines = self._texts(features) @ windows.T
         lowest = cosines.new_full((len(cosines), len(inside)), -1)
-        return lowest.index_reduce(1, video, cosines, "amax")
+        return lowest.scatter_reduce(1, video.expand_as(cosines), cosines, "amax")
 
     def _embed(self, features: Features, video: Tensor, start: Tensor) -> Tensor:
         """Embed windows (M,): [mean of the frozen class tokens ; projection of MUSE], (M, D)."""
