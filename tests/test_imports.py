@@ -31,7 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "files", "strict_json", "tensor_files"},
     "models": {"layers", "config", "checkpoint", "training"},
     "encoders": {"models", "config", "backbones", "training"},
-    "data": {"encoders", "files", "strict_json", "tensor_files"},
+    "data": {
+        *("encoders", "models", "layers", "retrieval"),
+        *("files", "strict_json", "tensor_files"),
+    },
     "clip4clip": {"models", "config", "checkpoint", "training"},
 }
 SEE_ALL = {"__init__", "__main__"}
@@ -46,6 +49,7 @@ OPTIONAL = (
     "safetensors",
     "huggingface_hub",
     "av",
+    "h5py",
     "PIL",
     "matplotlib",
     "transformers",
