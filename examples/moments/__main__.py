@@ -13,8 +13,11 @@ import torch
 from examples.moments.compare import TRAINED, compare, markdown_table
 from examples.moments.demo import demo
 from examples.moments.material import load_material
+from examples.moments.own_features import train_on_features
 from examples.moments.report import COMMAND
 from examples.moments.settings import Corpus, RunSettings, TowerSettings
+from muse_adapter.data.prvr import open_prvr
+from muse_adapter.presets import MAMFUSION_SETTINGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,21 +32,54 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", action="store_true",
                         help="the full study: 7 methods, 3 learning rates, 3 seeds")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="M",
-                        help=f"of --compare: {', '.join(TRAINED)} (default: all)")  # fmt: skip
+                        help=f"of --compare, all by default: {', '.join(TRAINED)}")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--epochs", type=int,
                         help="passes over the training videos (default: 20; 4 of MUSE)")  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER",
+                        help="train on files of MS-SL or GMMFormer instead")  # fmt: skip
+    parser.add_argument("--dataset", choices=list(MAMFUSION_SETTINGS), help="which, with --data")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not fit together.
+
+    Raises:
+        ValueError: They do not; the message says which.
+    """
+    if (options.data is None) != (options.dataset is None):
+        raise ValueError("--data and --dataset belong together: give both or none")
+    if options.compare and options.data is not None:
+        raise ValueError("--compare is of the rendered videos: leave out --data")
+    if options.compare and options.seed:
+        raise ValueError(f"--compare runs the seeds 0, 1 and 2, got --seed {options.seed}")
+    for name in ("threads", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
 def run_command(options: argparse.Namespace) -> None:
     """Do what the options ask for."""
     began = time.perf_counter()
+    fields = {} if options.epochs is None else {"epochs": options.epochs}
+    if options.data is not None:
+        results = train_on_features(
+            open_prvr(options.data, options.dataset),
+            MAMFUSION_SETTINGS[options.dataset],
+            options.folder,
+            seed=options.seed,
+            progress=not options.quiet,
+            **fields,
+        )
+        print("  ".join(f"{name} {value:.1f}" for name, value in results["test"].items()))
+        print(f"results: {options.folder / 'results.json'}, model: {options.folder / 'model'}")
+        return
     progress = not options.quiet
     material = load_material(Corpus(), TowerSettings(), options.folder, progress=progress)
-    fields = {} if options.epochs is None else {"epochs": options.epochs}
     if options.compare:
         summary = compare(
             material,
@@ -71,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     torch.set_flush_denormal(True)  # numbers below 1e-38 are computed a hundred times slower
     try:
+        check_options(options)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         run_command(options)

@@ -55,17 +55,16 @@ class ClipModel(MomentModel):
         settings: Settings of the run; the method says which layers are left out, and whether the
             frame branch counts too ("both").
         width: Width of the features.
-        max_frames: Most frames of a video.
     """
 
     model: MamFusion
 
-    def __init__(self, settings: RunSettings, width: int, max_frames: int) -> None:
+    def __init__(self, settings: RunSettings, width: int) -> None:
         super().__init__()
         both = settings.method == "both"
         # The frame branch is always there; of one frame, the mean of all, it costs next to nothing.
         self.model = mamfusion(
-            settings, width, residual="concat", max_frames=max_frames if both else 1
+            settings, width, residual="concat", max_frames=settings.max_frames if both else 1
         )
         self.clip_weight = 0.7 if both else 1.0
         branch = self.model.clip_branch
@@ -104,14 +103,13 @@ class PublishedModel(MomentModel):
     Args:
         settings: Settings of the run.
         width: Width of the features.
-        max_frames: Most frames of a video.
     """
 
     model: MamFusion
 
-    def __init__(self, settings: RunSettings, width: int, max_frames: int) -> None:
+    def __init__(self, settings: RunSettings, width: int) -> None:
         super().__init__()
-        self.model = mamfusion(settings, width, residual=None, max_frames=max_frames)
+        self.model = mamfusion(settings, width, residual=None, max_frames=settings.max_frames)
 
     def score(self, features: Features) -> Tensor:
         """Score all sentences against all videos: (Q, V)."""

@@ -74,6 +74,8 @@ class RunSettings:
         hidden: Width of the branches.
         heads: Attention heads.
         num_clips: Clips of a video.
+        max_frames: Frames of the frame branch, where a method has one; longer videos are averaged to
+            as many segments.
         dropout: Rate in the attention layers and the input blocks.
     """
 
@@ -88,6 +90,7 @@ class RunSettings:
     hidden: int = 64
     heads: int = 2
     num_clips: int = 32
+    max_frames: int = 64
     dropout: float = 0.1
 
     @classmethod

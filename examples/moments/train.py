@@ -112,14 +112,12 @@ def train(
 def build_model(settings: RunSettings, training: Features) -> MomentModel:
     """Build the model of a run, drawn from its seed."""
     torch.manual_seed(settings.seed)
-    max_frames, width = training.frames.shape[1:]
-    if settings.method == "fused":
-        return FusedModel(settings, width)
-    if settings.method == "muse":
-        return MuseWindows(settings, width)
-    if settings.method == "published":
-        return PublishedModel(settings, width, max_frames)
-    return ClipModel(settings, width, max_frames)
+    kinds: dict[str, Callable[[RunSettings, int], MomentModel]] = {
+        "fused": FusedModel,
+        "muse": MuseWindows,
+        "published": PublishedModel,
+    }
+    return kinds.get(settings.method, ClipModel)(settings, training.frames.shape[2])
 
 
 def batch_of(step: int, settings: RunSettings, videos: int) -> Tensor:
