@@ -35,10 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
                         help=f"of --compare, all by default: {', '.join(TRAINED)}")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--epochs", type=int,
-                        help="passes over the training videos (default: 20; 4 of MUSE)")  # fmt: skip
-    parser.add_argument("--data", type=Path, metavar="FOLDER",
-                        help="train on files of MS-SL or GMMFormer instead")  # fmt: skip
-    parser.add_argument("--dataset", choices=list(MAMFUSION_SETTINGS), help="which, with --data")
+                        help="passes over the training videos")  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="features of MS-SL's files to train on"
+    )
+    parser.add_argument(
+        "--dataset", choices=list(MAMFUSION_SETTINGS), help="of the features in --data"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser

@@ -14,7 +14,7 @@ from examples.moments.moments import LongVideo
 from examples.moments.untrained import STRIDE, WINDOWS
 from muse_adapter.layers.pairs import unit
 
-KEEP = 0.5  # of the height of the best clip above the mean of all; chosen on the validation videos
+KEEP = 0.2  # chosen on the validation videos
 Spans = list[tuple[int, int]]
 
 
@@ -38,7 +38,9 @@ def clip_moments(model: ClipModel, features: Features) -> Spans:
 
 
 def grow(scores: Tensor, spans: Tensor) -> tuple[int, int]:
-    """Grow the best clip to its neighbours, as far as they are more like it than like the rest.
+    """Grow the best clip to its neighbours, as far as their scores stand out.
+
+    A score stands out if it is above the mean of all by a fifth (`KEEP`) of what the best is.
 
     Args:
         scores: (K,), of the clips.

@@ -74,8 +74,8 @@ class RunSettings:
         hidden: Width of the branches.
         heads: Attention heads.
         num_clips: Clips of a video.
-        max_frames: Frames of the frame branch, where a method has one; longer videos are averaged to
-            as many segments.
+        max_frames: Frames of the frame branch, where a method has one; longer videos are averaged
+            to as many segments.
         dropout: Rate in the attention layers and the input blocks.
     """
 

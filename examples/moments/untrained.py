@@ -9,7 +9,7 @@ from examples.moments.features import Features
 from muse_adapter.layers.pairs import unit
 
 # Frames of the windows, and frames from one to the next; chosen on the validation videos.
-WINDOWS, STRIDE = (8, 16, 24), 4
+WINDOWS, STRIDE = (16,), 4
 
 
 def max_over_frames(features: Features) -> Tensor:

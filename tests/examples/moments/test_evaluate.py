@@ -10,7 +10,7 @@ pytest.importorskip("tqdm", reason="the example shows progress with tqdm")
 
 from examples.moments.evaluate import evaluate
 from examples.moments.localise import grow, localisation, overlap, splice, window_moments
-from examples.moments.untrained import STRIDE, max_over_frames, sliding_windows
+from examples.moments.untrained import STRIDE, WINDOWS, max_over_frames, sliding_windows
 from tests.support.moments import random_features
 
 
@@ -109,4 +109,4 @@ def test_localisation_counts_overlaps() -> None:
     assert localisation(lambda _: wanted, features, videos) == 100
     assert localisation(lambda _: [(0, 0)] * len(wanted), features, videos) == 0
     found = window_moments(splice(features, videos)[0])
-    assert all(last - first + 1 in (8, 16, 24) for first, last in found)
+    assert all(last - first + 1 in WINDOWS for first, last in found)
