@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from examples.moments.compare import TRAINED, compare, markdown_table
+from examples.moments.compare import RATES, SEEDS, TRAINED, compare, markdown_table
 from examples.moments.demo import demo
 from examples.moments.material import load_material
 from examples.moments.own_features import train_on_features
@@ -33,6 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
                         help="the full study: 7 methods, 3 learning rates, 3 seeds")  # fmt: skip
     parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="M",
                         help=f"of --compare, all by default: {', '.join(TRAINED)}")  # fmt: skip
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="LR",
+                        help="learning rates of --compare (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED",
+                        help="seeds of --compare (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--epochs", type=int,
                         help="passes over the training videos")  # fmt: skip
@@ -58,7 +62,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.compare and options.data is not None:
         raise ValueError("--compare is of the rendered videos: leave out --data")
     if options.compare and options.seed:
-        raise ValueError(f"--compare runs the seeds 0, 1 and 2, got --seed {options.seed}")
+        raise ValueError(f"--compare takes --seeds, got --seed {options.seed}")
     for name in ("threads", "epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -88,6 +92,8 @@ def run_command(options: argparse.Namespace) -> None:
             material,
             options.folder,
             methods=options.methods,
+            rates=options.rates,
+            seeds=options.seeds,
             progress=progress,
             **fields,
         )

@@ -44,7 +44,9 @@ def evaluate(scores: Tensor, others: Tensor, videos: Sequence[LongVideo]) -> dic
     }
     number = {video.id: n for n, video in enumerate(videos)}
     twin = torch.tensor([number[video.twin] for video in videos])[own]
-    gap = (scores.gather(1, own[:, None]) - scores.gather(1, twin[:, None]))[ordered]
+    gap = scores.gather(1, own[:, None]) - scores.gather(1, twin[:, None])
+    # By chance neighbouring moments of the twin may show the contents in this order too.
+    gap = gap[ordered & ~others.gather(1, twin[:, None])[:, 0]]
     result["order_right"] = 100 * ((gap > 0).double() + 0.5 * (gap == 0).double()).mean().item()
     return result
 

@@ -20,13 +20,15 @@ from tests.support.moments import RUN, random_features
 pytestmark = pytest.mark.usefixtures("torch_scan")
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow) if m == "muse" else m for m in TRAINED]
+)
 def test_methods_learn(method: str) -> None:
-    features, videos = random_features()
+    features, videos = random_features(4)
     model = build_model(replace(RUN, method=method, dropout=0.0), features)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(8):
+    for _ in range(3):
         torch.manual_seed(0)  # random negatives, and the sentences that are fused
         loss = model.loss(features)
         optimizer.zero_grad()

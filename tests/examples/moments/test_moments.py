@@ -58,7 +58,7 @@ def test_no_sentence_is_in_two_splits() -> None:
 def test_every_ordered_moment_has_its_swap_in_the_twin() -> None:
     videos = sample_videos("test", 200, seed=0)
     by_id = {video.id: video for video in videos}
-    ordered = []
+    ordered, by_chance = [], 0
     for video in videos:
         assert len(video.moments) == ORDERED + STATIC
         for moment in video.moments:
@@ -68,8 +68,10 @@ def test_every_ordered_moment_has_its_swap_in_the_twin() -> None:
         for moment in video.moments:
             if moment.ordered:
                 ordered.append(moment)
-                assert twin.shows(moment.swapped()) and not twin.shows(moment)
+                assert moment.swapped() in twin.moments
+                by_chance += twin.shows(moment)  # across the border of two moments
     assert len(set(ordered)) == len(ordered)  # each is asked for once
+    assert by_chance <= 0.01 * len(ordered)
 
 
 def test_truth_is_looked_up_for_all_pairs() -> None:
