@@ -37,6 +37,7 @@ def splits(tmp_path: Path) -> dict[str, PrvrDataset]:
     return open_prvr(tmp_path / "data", "tvr", words=word_features())
 
 
+@pytest.mark.slow
 def test_training_on_files_goes_on_to_the_same_bits(
     splits: dict[str, PrvrDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
