@@ -43,6 +43,7 @@ from muse_adapter import EERCF
 SIZES, QUICK_SIZES = (1_000, 3_000, 10_000), (1_000,)
 REPEATS, QUICK_REPEATS = 7, 3
 LONG_S = 2.0  # all queries at once: from here on one run is enough
+LEFT_OUT_S = 5.0  # one query: from here on it is run once and left out of the table
 # What the first hit of a search must equal, by what decides on it.
 EXHAUSTIVE = {"coarse": COARSE, "frames": EVERYTHING, "patches": EVERY_PATCH}
 
@@ -78,11 +79,12 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
         "queries": shape.queries,
         "text_tower": [],
         "rows": [],
+        "left_out": [],
         "not_here": {},
     }
     if options.json and options.json.exists():
         kept = json.loads(options.json.read_text(encoding="utf-8"))
-        figures |= {"rows": kept["rows"], "not_here": kept["not_here"]}
+        figures |= {name: kept[name] for name in ("rows", "left_out", "not_here")}
     done = {row["videos"] for row in figures["rows"]}
     threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
     try:
@@ -91,9 +93,11 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
             for size in sizes:
                 if size in done:
                     continue
-                figures["rows"] += measure(
+                rows, left_out = measure(
                     Corpus(size, shape), threads, repeats, options.limit, figures["not_here"]
                 )
+                figures["rows"] += rows
+                figures["left_out"] += left_out
                 if options.json:
                     write_json(options.json, figures)
     finally:
@@ -107,7 +111,7 @@ def measure(
     repeats: int,
     limit_s: float,
     not_here: dict[str, str],
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
     """Measure all searches of a corpus.
 
     Args:
@@ -118,12 +122,20 @@ def measure(
         not_here: Where the reasons of missing searches are added.
 
     Returns:
-        A row for each search and number of threads.
+        A row for each search and number of threads; and what was left out, with the time of its one
+        run on the first number of threads.
     """
     scorer = EERCF(corpus.shape.dim, corpus.shape.frames)
     searches, missing = subjects(corpus, scorer)
     not_here |= missing
     rows: list[Row] = []
+    left_out: list[Row] = []
+    set_threads(threads[0])
+    for name, subject in list(searches.items()):
+        single, _ = timed(functools.partial(subject.search, torch.tensor([0])))
+        if single > LEFT_OUT_S:
+            left_out.append({"subject": name, "videos": corpus.size, "seconds": single})
+            del searches[name]
     everything = torch.arange(len(corpus.text))
     for count in threads:
         set_threads(count)
@@ -157,7 +169,7 @@ def measure(
         for row in rows[-len(searches) :]:
             row |= _quality(row["subject"], searches, hits, corpus)
             print(f"{row['subject']}, {corpus.size:,}: {row['query_ms']}", flush=True)
-    return rows
+    return rows, left_out
 
 
 class _Single:

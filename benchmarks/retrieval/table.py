@@ -58,6 +58,13 @@ def markdown_table(figures: dict[str, Any]) -> str:
     for size, threads in dict.fromkeys((row["videos"], row["threads"]) for row in rows):
         part = [row for row in rows if (row["videos"], row["threads"]) == (size, threads)]
         lines += ["", *_table(size, threads, part, queries)]
+        slow = [
+            f"{row['subject']} ({row['seconds']:.0f} s)"
+            for row in figures["left_out"]
+            if row["videos"] == size
+        ]
+        if slow:
+            lines += ["", f"Left out, with the time of a single run: {', '.join(slow)}."]
     lines += ["", *outcomes(rows), *(f"{n}: {why}." for n, why in figures["not_here"].items())]
     return "\n".join(lines) + "\n"
 
