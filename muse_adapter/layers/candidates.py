@@ -82,9 +82,13 @@ def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
     """
     products, norms = token_products(rows, text)
     cosines = products * _inverse(norms, mask)
-    for k in _unsafe(norms, mask).any(1).nonzero()[:, 0].tolist():
-        tokens = unit_tokens(rows[k][None].flatten(1, -2), None if mask is None else mask[k, None])
-        cosines[k] = (tokens @ text.to(tokens.dtype))[0]
+    if _are_safe(norms, mask):
+        return cosines
+    for k, row in enumerate(rows):
+        part = None if mask is None else mask[k, None]
+        if not _are_safe(norms[k, None], part):
+            tokens = unit_tokens(row[None].flatten(1, -2), part)
+            cosines[k] = (tokens @ text.to(tokens.dtype))[0]
     return cosines
 
 
@@ -101,12 +105,11 @@ def pooled_cosines(rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | 
         (K, W), inner products of query w and sum w at unit norm, in float32 at least; 0 where a sum
         vanishes.
     """
-    sums = torch.cat(
-        [
-            _unit_sums(group.flatten(1, -2), weights[part], None if mask is None else mask[part])
-            for part, group in groups(rows)
-        ]
-    )
+    parts = [
+        _unit_sums(group.flatten(1, -2), weights[part], None if mask is None else mask[part])
+        for part, group in groups(rows)
+    ]
+    sums = parts[0] if len(parts) == 1 else torch.cat(parts)
     square = sums.square().sum(2)
     # Unit vectors that cancel leave no direction, and a video without a token has none.
     smallest = torch.finfo(square.dtype).eps ** 2
@@ -117,9 +120,9 @@ def _unit_sums(tokens: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
     """Sum tokens (k, N, D) at unit norm by weights (k, W, N), to (k, W, D)."""
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     norms = torch.linalg.vector_norm(wide, dim=2)
-    if bool(_unsafe(norms, mask).any()):
-        return weights @ unit_tokens(wide, mask)
-    return (weights * _inverse(norms, mask)[:, None]) @ wide
+    if _are_safe(norms, mask):
+        return (weights * _inverse(norms, mask)[:, None]) @ wide
+    return weights @ unit_tokens(wide, mask)
 
 
 def _inverse(norms: Tensor, mask: Tensor | None) -> Tensor:
@@ -127,9 +130,11 @@ def _inverse(norms: Tensor, mask: Tensor | None) -> Tensor:
     return (norms if mask is None else norms.masked_fill(~mask, torch.inf)).reciprocal()
 
 
-def _unsafe(norms: Tensor, mask: Tensor | None) -> Tensor:
-    """Find tokens whose squares vanish or overflow; of masked ones, those not finite."""
+def _are_safe(norms: Tensor, mask: Tensor | None) -> bool:
+    """Whether no square vanished or overflowed; of masked tokens, whether all are finite."""
     limits = torch.finfo(norms.dtype)
     low, high = limits.tiny**0.5 / limits.eps, limits.max**0.5
-    too_small = norms < low if mask is None else (norms < low) & mask
-    return too_small | ~(norms < high)  # NaN too
+    if mask is not None:
+        norms = norms.masked_fill(~mask & (norms < high), 1)
+    smallest, largest = (float(norm) for norm in norms.aminmax())
+    return low < smallest and largest < high  # not so for NaN

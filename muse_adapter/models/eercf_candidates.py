@@ -37,7 +37,8 @@ def rerank_candidates(
         return scorer.rerank(text, frames, fused, patches, mask)[0]
     weights = EercfScores._fields, scorer.rerank_weights
     has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
-    folded, text = scorer.recall_text(text)[0], unit(text)[0]
+    text = unit(text)
+    folded, text = scorer.recall_text(text)[0], text[0]
     frame_weak, frame, video = candidate_scores(
         text,
         frames,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors of one shape
 
-_GROUP_NUMBERS = 2**18
+_GROUP_NUMBERS = 2**19
 
 
 def joined(rows: Rows) -> Tensor:
