@@ -1,11 +1,15 @@
-"""Products of stored tokens with a vector, and norms of the tokens, in one pass over them."""
+"""Products of stored tokens, and of weighted sums of them, in one pass over the tokens.
+
+Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
+float64 tokens. Norms come along, since they cost no further pass.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.checks import check_tensor
+from muse_adapter.ops.checks import check_rank, check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.rows import Rows
@@ -14,10 +18,7 @@ from muse_adapter.ops.rows import Rows
 def token_products(
     rows: Rows, vector: Tensor, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Multiply tokens with a vector and compute their norms.
-
-    Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
-    float64 tokens.
+    """Multiply tokens with a vector.
 
     Args:
         rows: (K, ..., D), or K tensors (..., D) of one shape, type and device; K is at least 1.
@@ -32,20 +33,57 @@ def token_products(
         TypeError: Tensors that are not of floating type.
         RuntimeError: The backend asked for cannot run.
     """
-    if not len(rows):
-        raise ValueError("rows must be at least one, got none")
-    first = rows[0]
-    check_tensor("rows[0]", first, None, ("vector", vector))
-    if first.dim() < 2:
-        raise ValueError(f"rows must be tensors (..., D), got shape {tuple(first.shape)}")
+    first = _check_rows(rows)
     check_tensor("vector", vector, (first.shape[-1],), ("rows[0]", first))
-    if not isinstance(rows, Tensor):
-        for index, row in enumerate(rows):
-            if (row.shape, row.dtype, row.device) != (first.shape, first.dtype, first.device):
-                raise ValueError(
-                    f"rows must be of one shape, type and device, got {tuple(first.shape)} "
-                    f"{first.dtype} and rows[{index}] {tuple(row.shape)} {row.dtype}"
-                )
     vector = vector.to(state_dtype(first))
     with without_autocast(first.device.type):
         return choose(first.device, backend).token_products(rows, vector)
+
+
+def pooled_products(
+    rows: Rows, weights: Tensor, queries: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum tokens at unit norm, and multiply each sum with a query and with itself.
+
+    Args:
+        rows: As in `token_products`.
+        weights: (K, W, N), of the N tokens in each of W sums.
+        queries: (W, D), one for each sum.
+        backend: Name of a backend; None chooses.
+
+    Returns:
+        Products with the queries and squared norms of the sums, (K, W), and norms of the tokens,
+        (K, N). A zero token counts as zero.
+
+    Raises:
+        ValueError: As for `token_products`.
+        TypeError: As for `token_products`.
+        RuntimeError: As for `token_products`.
+    """
+    first = _check_rows(rows)
+    count, _ = check_rank("queries", queries, "W", "D")
+    tokens = first.shape[:-1].numel()
+    check_tensor("queries", queries, (count, first.shape[-1]), ("rows[0]", first))
+    check_tensor("weights", weights, (len(rows), count, tokens), ("rows[0]", first))
+    weights, queries = (tensor.to(state_dtype(first)) for tensor in (weights, queries))
+    with without_autocast(first.device.type):
+        return choose(first.device, backend).pooled_products(rows, weights, queries)
+
+
+def _check_rows(rows: Rows) -> Tensor:
+    """Refuse rows that are not alike, since kernels read by address; return the first."""
+    if not len(rows):
+        raise ValueError("rows must be at least one, got none")
+    first = rows[0]
+    check_tensor("rows[0]", first, None, ("rows[0]", first))
+    if first.dim() < 2:
+        raise ValueError(f"rows must be tensors (..., D), got shape {tuple(first.shape)}")
+    if not isinstance(rows, Tensor):
+        shape, dtype, device = first.shape, first.dtype, first.device
+        for index, row in enumerate(rows):
+            if row.shape != shape or row.dtype != dtype or row.device != device:
+                raise ValueError(
+                    f"rows must be of one shape, type and device, got {tuple(shape)} {dtype} "
+                    f"{device} and rows[{index}] {tuple(row.shape)} {row.dtype} {row.device}"
+                )
+    return first
