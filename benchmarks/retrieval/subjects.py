@@ -51,7 +51,8 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
     missing: dict[str, str] = {}
     folded = scorer.recall_text(corpus.text).detach()
 
-    coarse = ExactRecall(corpus.vectors.half())
+    halves = corpus.vectors.half()
+    coarse = ExactRecall(halves, half_copy=True)
 
     def recall(index: Any, queries: Tensor) -> Tensor:
         return torch.as_tensor(index.search(folded[queries], CANDIDATES)[1])
@@ -60,6 +61,9 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         return torch.from_numpy(index.search(folded[queries].numpy(), CANDIDATES)[1])
 
     found[COARSE] = Subject(functools.partial(recall, coarse), costs["coarse"], "coarse")
+    found[f"{COARSE}, without a copy"] = Subject(
+        functools.partial(recall, ExactRecall(halves)), costs["coarse"], "coarse"
+    )
     wide = ExactRecall(corpus.vectors)
     found["coarse: `ExactRecall`, float32"] = Subject(
         functools.partial(recall, wide), costs["coarse"], "coarse"
