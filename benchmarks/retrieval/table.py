@@ -45,8 +45,8 @@ def markdown_table(figures: dict[str, Any]) -> str:
     rows: list[Row] = figures["rows"]
     lines = [
         f"{where(figures['machine'])}; width 512, 12 frames of 7x7 patches, captions of 32 words, "
-        f"{CANDIDATES} candidates. Milliseconds of one query (medians, in brackets the minimum), "
-        f"queries a second of {queries} at once, and multiply-adds for each pair of query and "
+        f"{CANDIDATES} candidates. Milliseconds of one query among some in a row (medians, in "
+        f"brackets the minimum), queries a second of {queries} at once, and multiply-adds for each pair of query and "
         "video. First hits: how often the right video, and how often that of the same score over "
         "everything; where features are reused for lack of memory there is no figure."
     ]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from muse_adapter.layers.pairs import unit_tokens
 from muse_adapter.layers.token_weights import masked_softmax, weighted_similarity
-from muse_adapter.ops import pooled_products, token_products
+from muse_adapter.ops import token_products
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import gradient_wanted
-from muse_adapter.ops.rows import Rows
+from muse_adapter.ops.rows import Rows, groups
 
 
 def can_read_in_place(parameters: Iterable[Tensor], *features: Rows | None) -> bool:
@@ -85,7 +85,8 @@ def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         cosines = cosines.masked_fill(~mask, 0)
     for k in _unsafe_rows(norms, mask):
-        tokens = _unit_row(rows[k], None if mask is None else mask[k])
+        part = None if mask is None else mask[k, None]
+        tokens = unit_tokens(rows[k][None].flatten(1, -2), part)[0]
         cosines[k] = tokens @ text.to(tokens.dtype)
     return cosines
 
@@ -103,20 +104,26 @@ def pooled_cosines(rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | 
         (K, W), inner products of query w and sum w at unit norm, in float32 at least; 0 where a sum
         vanishes.
     """
-    if mask is not None:
-        weights = weights.masked_fill(~mask[:, None], 0)
-    products, squares, norms = pooled_products(rows, weights, queries)
-    for k in _unsafe_rows(norms, mask):
-        sums = weights[k] @ _unit_row(rows[k], None if mask is None else mask[k])
-        products[k], squares[k] = (sums * queries).sum(1), sums.square().sum(1)
+    parts = [
+        _unit_sums(group.flatten(1, -2), weights[part], None if mask is None else mask[part])
+        for part, group in groups(rows)
+    ]
+    sums = parts[0] if len(parts) == 1 else torch.cat(parts)
+    square = sums.square().sum(2)
     # Unit vectors that cancel leave no direction, and a video without a token has none.
-    smallest = torch.finfo(squares.dtype).eps ** 2
-    return products * squares.clamp(min=smallest).rsqrt()
+    smallest = torch.finfo(square.dtype).eps ** 2
+    return (sums * queries).sum(2) * square.clamp(min=smallest).rsqrt()
 
 
-def _unit_row(row: Tensor, mask: Tensor | None) -> Tensor:
-    """Normalise the tokens (N, D) of one row by `unit_tokens`."""
-    return unit_tokens(row[None].flatten(1, -2), None if mask is None else mask[None])[0]
+def _unit_sums(tokens: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum tokens (k, N, D) at unit norm by weights (k, W, N), to (k, W, D)."""
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(wide, dim=2)
+    if _unsafe_rows(norms, mask):
+        return weights @ unit_tokens(wide, mask)
+    if mask is not None:
+        norms = norms.masked_fill(~mask, torch.inf)
+    return (weights / norms[:, None]) @ wide
 
 
 def _unsafe_rows(norms: Tensor, mask: Tensor | None) -> list[int]:

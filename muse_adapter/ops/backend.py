@@ -113,20 +113,6 @@ class Backend:
         products, norms = (torch.cat(results) for results in zip(*parts, strict=True))
         return products, norms
 
-    def pooled_products(
-        self, rows: Rows, weights: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum tokens at unit norm and multiply the sums, see `muse_adapter.ops`."""
-        parts = []
-        for part, group in groups(rows):
-            tokens = group.flatten(1, -2).to(weights.dtype)
-            norms = torch.linalg.vector_norm(tokens, dim=2)
-            inverse = norms.masked_fill(norms == 0, torch.inf).reciprocal()
-            sums = (weights[part] * inverse[:, None]) @ tokens  # (k, W, D)
-            parts.append(((sums * queries).sum(2), sums.square().sum(2), norms))
-        products, squares, norms = (torch.cat(results) for results in zip(*parts, strict=True))
-        return products, squares, norms
-
     def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
         """Run a Mamba mixer up to its gated output, see `muse_adapter.ops`.
 

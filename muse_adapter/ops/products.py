@@ -1,15 +1,11 @@
-"""Products of stored tokens, and of weighted sums of them, in one pass over the tokens.
-
-Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
-float64 tokens. Norms come along, since they cost no further pass.
-"""
+"""Products of stored tokens with a vector, and norms of the tokens, in one pass over them."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.rows import Rows
@@ -18,7 +14,10 @@ from muse_adapter.ops.rows import Rows
 def token_products(
     rows: Rows, vector: Tensor, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Multiply tokens with a vector.
+    """Multiply tokens with a vector, and compute their norms.
+
+    Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
+    float64 tokens.
 
     Args:
         rows: (K, ..., D), or K tensors (..., D) of one shape, type and device; K is at least 1.
@@ -38,36 +37,6 @@ def token_products(
     vector = vector.to(state_dtype(first))
     with without_autocast(first.device.type):
         return choose(first.device, backend).token_products(rows, vector)
-
-
-def pooled_products(
-    rows: Rows, weights: Tensor, queries: Tensor, *, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum tokens at unit norm, and multiply each sum with a query and with itself.
-
-    Args:
-        rows: As in `token_products`.
-        weights: (K, W, N), of the N tokens in each of W sums.
-        queries: (W, D), one for each sum.
-        backend: Name of a backend; None chooses.
-
-    Returns:
-        Products with the queries and squared norms of the sums, (K, W), and norms of the tokens,
-        (K, N). A zero token counts as zero.
-
-    Raises:
-        ValueError: As for `token_products`.
-        TypeError: As for `token_products`.
-        RuntimeError: As for `token_products`.
-    """
-    first = _check_rows(rows)
-    count, _ = check_rank("queries", queries, "W", "D")
-    tokens = first.shape[:-1].numel()
-    check_tensor("queries", queries, (count, first.shape[-1]), ("rows[0]", first))
-    check_tensor("weights", weights, (len(rows), count, tokens), ("rows[0]", first))
-    weights, queries = (tensor.to(state_dtype(first)) for tensor in (weights, queries))
-    with without_autocast(first.device.type):
-        return choose(first.device, backend).pooled_products(rows, weights, queries)
 
 
 def _check_rows(rows: Rows) -> Tensor:

@@ -96,21 +96,20 @@ class NumbaBackend(OperatorBackend):
 
     def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Read half precision once, without gradients, see `Backend.token_products`."""
-        if not _reads_in_place(rows, vector):
+        first, given = rows[0], [rows] if isinstance(rows, Tensor) else rows
+        if (
+            first.dtype != torch.float16
+            or first.shape[-1] % LANES
+            or not values_can_be_asked(first)
+            or gradient_wanted([vector, *given])
+            or not all(tensor.is_contiguous() for tensor in given)
+        ):
             return super().token_products(rows, vector)
-        from muse_adapter.ops.numba_cpu.products import multiply_tokens
+        from muse_adapter.ops.numba_cpu.products import has_half_precision, multiply_tokens
 
+        if not has_half_precision():
+            return super().token_products(rows, vector)
         return multiply_tokens(rows, vector)
-
-    def pooled_products(
-        self, rows: Rows, weights: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read half precision in place, without gradients, see `Backend.pooled_products`."""
-        if not _reads_in_place(rows, weights, queries):
-            return super().pooled_products(rows, weights, queries)
-        from muse_adapter.ops.numba_cpu.products import pool_tokens
-
-        return pool_tokens(rows, weights, queries)
 
     def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
@@ -128,22 +127,6 @@ class NumbaBackend(OperatorBackend):
 
 
 NUMBA = NumbaBackend()
-
-
-def _reads_in_place(rows: Rows, *others: Tensor) -> bool:
-    """Whether the kernels for half precision serve."""
-    first, given = rows[0], [rows] if isinstance(rows, Tensor) else rows
-    if (
-        first.dtype != torch.float16
-        or first.shape[-1] % LANES
-        or not values_can_be_asked(first)
-        or gradient_wanted([*others, *given])
-        or not all(tensor.is_contiguous() for tensor in given)
-    ):
-        return False
-    from muse_adapter.ops.numba_cpu.products import has_half_precision
-
-    return has_half_precision()
 
 
 @functools.cache
