@@ -46,9 +46,10 @@ def markdown_table(figures: dict[str, Any]) -> str:
     lines = [
         f"{where(figures['machine'])}; width 512, 12 frames of 7x7 patches, captions of 32 words, "
         f"{CANDIDATES} candidates. Milliseconds of one query among some in a row (medians, in "
-        f"brackets the minimum), queries a second of {queries} at once, and multiply-adds for each pair of query and "
-        "video. First hits: how often the right video, and how often that of the same score over "
-        "everything; where features are reused for lack of memory there is no figure."
+        f"brackets the minimum), queries a second of {queries} at once, and multiply-adds for each "
+        "pair of query and video. First hits: how often the right video, and how often that of the "
+        "same score over everything; where features are reused for lack of memory there is no "
+        "figure."
     ]
     towers = ", ".join(
         f"{tower['query_ms']['median']:.1f} ms on {_threads(tower['threads'])}"
