@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muse_adapter.layers.candidates import can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_mask
-from muse_adapter.layers.pairs import unit
+from muse_adapter.layers.pairs import inner_products, unit
 from muse_adapter.models.eercf_levels import check_levels
 from muse_adapter.models.eercf_objective import EercfScores
 
@@ -38,7 +38,8 @@ def rerank_candidates(
     weights = EercfScores._fields, scorer.rerank_weights
     has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
     text = unit(text)
-    folded, text = scorer.recall_text(text)[0], text[0]
+    (folded,) = inner_products(text, scorer.global_mat_weight.T)  # as `recall_text` does
+    (text,) = text
     frame_weak, frame, video = candidate_scores(
         text,
         frames,

@@ -115,7 +115,9 @@ class ExactRecall:
                     f"with norms up to {largest:.1e} and {self._largest:.1e}"
                 )
         found = [self._search(part, min(k, len(self))) for part in queries.split(_QUERIES)]
-        scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
+        scores, positions = found[0]
+        if len(found) > 1:
+            scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
         if self.ids is None:
             return scores, positions
         ids = self.ids
@@ -127,8 +129,10 @@ class ExactRecall:
             return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
         wide = queries.double()
         # The first pass takes queries of unit norm: neither their squares nor products vanish.
-        units = wide / _or_one(wide.abs().amax(1, keepdim=True))
-        units = units / _or_one(torch.linalg.vector_norm(units, dim=1, keepdim=True))
+        units = wide
+        if queries.dtype == torch.float64:  # others have squares that float64 can hold
+            units = wide / _not_zero(wide.abs().amax(1, keepdim=True))
+        units = units / _not_zero(torch.linalg.vector_norm(units, dim=1, keepdim=True))
         half = self._half
         if half is not None and len(queries) <= half.max_queries:
             chunks = half.scores(units.float())
@@ -139,8 +143,9 @@ class ExactRecall:
         for start, scores in chunks:
             best, index = _in_doubt(scores, k, error)
             found.append((best, index + start))
-        best, positions = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        best, positions = found[0]
         if len(found) > 1:
+            best, positions = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
             positions = positions.gather(1, _in_doubt(best, k, error)[1])
         # By position, so that the stable sort leaves equal scores in this order.
         candidates = positions.sort(1).values
@@ -201,8 +206,8 @@ def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
     return best[:, :count], index[:, :count]
 
 
-def _or_one(divisor: Tensor) -> Tensor:
-    return divisor.masked_fill(divisor == 0, 1)
+def _not_zero(divisor: Tensor) -> Tensor:
+    return divisor.clamp(min=torch.finfo(divisor.dtype).tiny)
 
 
 def _wide(vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class HalfVectors:
     """Vectors in float16 as they are, scored by torch's product of a matrix and a vector.
 
     Args:
-        vectors: (N, D), contiguous float16.
+        vectors: (N, D) float16.
     """
 
     max_queries = 1
