@@ -52,7 +52,9 @@ def compare(
     results: dict[str, dict[float, list[dict[str, Any]]]] = {name: {} for name in methods}
     untrained = {name: measure(material, "test", score) for name, score in UNTRAINED.items()}
     summary: dict[str, Any] = {}
-    plan = [(method, rate, seeds[0]) for rate in rates for method in methods]
+    plan: list[tuple[str, float | None, int]] = [
+        (method, rate, seeds[0]) for rate in rates for method in methods
+    ]
     plan += [(method, None, seed) for seed in seeds[1:] for method in methods]
     for method, rate, seed in plan:
         chosen = best_rate(results[method]) if rate is None else rate

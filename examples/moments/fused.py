@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from examples.moments.features import Features
-from examples.moments.models import MAX_LOGIT_SCALE, MomentModel, mamfusion
+from examples.moments.models import MomentModel, mamfusion
 from examples.moments.settings import RunSettings
+from examples.quickstart.train import MAX_LOGIT_SCALE
 from muse_adapter import MamFusion, VideoCode
 from muse_adapter.training.losses import contrastive_loss
 

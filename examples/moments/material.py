@@ -10,9 +10,10 @@ from torch import Tensor
 
 from examples.moments.corpus import VERSION, decode, render
 from examples.moments.features import Features, encode_split, encode_tokens
-from examples.moments.moments import SPLITS, LongVideo, sample_videos
+from examples.moments.moments import LongVideo, sample_videos
 from examples.moments.settings import Corpus, TowerSettings
 from examples.moments.tower import Tower, build_tower, load_tower, train_tower
+from examples.quickstart.captions import SPLITS
 from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.settings import fingerprint
 from muse_adapter import __version__

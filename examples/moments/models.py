@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from examples.moments.features import Features
 from examples.moments.settings import RunSettings
+from examples.quickstart.train import MAX_LOGIT_SCALE
 from muse_adapter import MamFusion, VideoCode
 from muse_adapter.training.losses import contrastive_loss
 
-MAX_LOGIT_SCALE = math.log(100)
 LABELS = {
     "max_frames": "maximum over frames",
     "windows": "sliding windows",

@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
+from examples.quickstart.captions import SPLITS
 from examples.quickstart.scenes import COUPLES, RELATIONS, Thing
 
-SPLITS = ("train", "validation", "test")
 SHARES = {"test": 0.36, "validation": 0.14}  # of all sentences; the rest is for training
 MOMENT_FRAMES = (12, 28)  # shortest and longest moment
 CUTS = (0.42, 0.58)  # where in a moment one thing takes the place of another

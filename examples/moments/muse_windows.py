@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from examples.moments.features import Features
-from examples.moments.models import MAX_LOGIT_SCALE, MomentModel, mamfusion
+from examples.moments.models import MomentModel, mamfusion
 from examples.moments.settings import RunSettings
 from examples.moments.untrained import STRIDE
+from examples.quickstart.train import MAX_LOGIT_SCALE
 from muse_adapter import MultiScaleMamba
 from muse_adapter.layers.pairs import unit
 from muse_adapter.training.losses import contrastive_loss

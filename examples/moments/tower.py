@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from examples.moments.moments import LongVideo, Moment
+from examples.moments.schedule import warmup_cosine
 from examples.moments.settings import TowerSettings
 from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.tokenizer import WordTokenizer
@@ -102,7 +103,7 @@ def train_tower(
     losses = []
     for step, (pool, count) in enumerate(bar):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * _rate(step, len(stages))
+            group["lr"] = peak * warmup_cosine(step, len(stages), WARMUP)
         chosen = [pool[i] for i in rng.permutation(len(pool))[: settings.batch_size]]
         moments = [videos[number].moments[place] for number, place in chosen]
         pictures = torch.cat(
@@ -163,10 +164,3 @@ def _same_things(moments: Sequence[Moment]) -> Tensor:
     return torch.tensor(
         [numbers.setdefault(frozenset(moment.states), len(numbers)) for moment in moments]
     )
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, round(WARMUP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

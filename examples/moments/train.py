@@ -17,6 +17,7 @@ from examples.moments.features import Features
 from examples.moments.fused import FusedModel
 from examples.moments.models import ClipModel, MomentModel, PublishedModel
 from examples.moments.muse_windows import MuseWindows
+from examples.moments.schedule import warmup_cosine
 from examples.moments.settings import RunSettings
 from examples.quickstart.files import read_tensors, write_tensors
 from muse_adapter import param_groups
@@ -83,7 +84,7 @@ def train(
         for step in range(len(run.losses), steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = settings.lr * learning_rate(step, steps, settings.warmup)
+                group["lr"] = settings.lr * warmup_cosine(step, steps, settings.warmup)
             run.model.train()
             batch = training.select(batch_of(step, settings, len(training.frames)))
             loss = run.model.loss(batch)
@@ -138,14 +139,6 @@ def batch_of(step: int, settings: RunSettings, videos: int) -> Tensor:
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + epoch)
     chosen = torch.randperm(pairs, generator=generator)[position * size : (position + 1) * size]
     return torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()
-
-
-def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate in step `step` (from 0): linear warm-up, then a half cosine."""
-    warm = max(1, round(warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def _save(

@@ -12,13 +12,13 @@ from examples.moments.corpus import draw
 from examples.moments.features import true_of_others
 from examples.moments.moments import (
     ORDERED,
-    SPLITS,
     STATIC,
     Moment,
     all_moments,
     sample_videos,
     split_moments,
 )
+from examples.quickstart.captions import SPLITS
 from examples.quickstart.scenes import Thing
 
 RED, GREEN = Thing("small", "red", "circle"), Thing("small", "green", "square")
