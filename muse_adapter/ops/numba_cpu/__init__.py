@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
-from muse_adapter.ops.mixer_inputs import MixerInputs
+from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
 
@@ -92,19 +92,20 @@ class NumbaBackend(OperatorBackend):
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
 
-    def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
+    def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
         tensors = inputs.tensors()
         dtype = inputs.tokens.dtype
         if (
-            gradient_wanted(tensors)
+            inputs.state is not None
+            or gradient_wanted(tensors)
             or torch.is_autocast_enabled(inputs.tokens.device.type)
             or dtype not in TYPES
             or any(tensor.dtype != dtype for tensor in tensors)
             or inputs.in_proj.shape[0] % (2 * LANES)
         ):
             return super().mamba_mixer(inputs)
-        return mixer_operator.mamba_inference(inputs)
+        return mixer_operator.mamba_inference(inputs), None
 
 
 NUMBA = NumbaBackend()

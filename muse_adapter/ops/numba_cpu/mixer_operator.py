@@ -16,7 +16,7 @@ from muse_adapter.ops.mixer_inputs import MambaDirection, MixerInputs
 
 def mamba_inference(inputs: MixerInputs) -> Tensor:
     """Run a mixer of E channels, a multiple of 16, where no gradient is wanted."""
-    tokens, in_proj, (forward, *reverse), lengths, positions, end = inputs
+    tokens, in_proj, (forward, *reverse), lengths, positions, end, _ = inputs
     result: Tensor = torch.ops.muse_adapter.mamba_inference(
         tokens, in_proj, list(forward), list(reverse[0]) if reverse else [], lengths, positions, end
     )

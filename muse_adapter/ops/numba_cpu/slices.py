@@ -33,7 +33,7 @@ ROWS = 1024  # tokens of a slice
 
 def mix(inputs: MixerInputs) -> Tensor:
     """Run `muse_adapter.ops.mamba_mixer`, all tensors in float32 or all in float64."""
-    tokens, in_proj, directions, lengths, positions, end = inputs
+    tokens, in_proj, directions, lengths, positions, end, _ = inputs
     batch, length, _ = tokens.shape
     places = length if positions is None else positions.shape[1]
     y = tokens.new_empty(batch, places, in_proj.shape[0] // 2)
