@@ -15,7 +15,7 @@ from muse_adapter.config import MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
 from muse_adapter.layers.mixers import BiMamba, undecayed_parameters
-from muse_adapter.layers.pool import mean_pool
+from muse_adapter.layers.pool import check_frames, mean_pool
 from muse_adapter.layers.pyramid import FeaturePyramid, check_grid
 from muse_adapter.layers.sequence import TokenSequence, build_sequence
 from muse_adapter.layers.tokens import as_frame_mask, as_video_tokens, patch_grid
@@ -172,10 +172,7 @@ class MultiScaleMamba(nn.Module):
         Raises:
             ValueError: The shapes do not fit.
         """
-        if frames.dim() != 3 or 0 in frames.shape:
-            raise ValueError(
-                f"frames must have shape (B, T, D) with no size 0, got {tuple(frames.shape)}"
-            )
+        check_frames(frames)
         mask = as_frame_mask(frame_mask, (frames.shape[0], frames.shape[1]), frames.device)
         return mean_pool(frames, mask)
 
