@@ -122,7 +122,8 @@ class MixerInputs(NamedTuple):
         """Bring all tensors that have a gradient to one type."""
         directions = [MambaDirection(*(t.to(dtype) for t in w)) for w in self.directions]
         tokens, in_proj = self.tokens.to(dtype), self.in_proj.to(dtype)
-        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions)
+        state = None if self.state is None else MixerState(*(t.to(dtype) for t in self.state))
+        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions, state=state)
 
     def check(self) -> None:
         """Refuse inputs that do not fit together.

@@ -8,6 +8,7 @@ import torch
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.sequence import valid_first
 from muse_adapter.ops import MixerState, mamba_mixer, mamba_mixer_chunk
+from muse_adapter.ops.numba_cpu import NUMBA
 from muse_adapter.ops.triton_gpu import TRITON
 from tests.support.tolerances import relative_error
 
@@ -45,7 +46,7 @@ def whole(of, tokens, valid, backend):
 
 def in_chunks(of, tokens, valid, sizes, backend):
     """Return outputs as `whole` does, and the last state."""
-    state, parts = zeros(of), []
+    state, parts = zeros(of, len(tokens)), []
     masks = [None] * len(sizes) if valid is None else valid.split(sizes, 1)
     for chunk, mask in zip(tokens.split(sizes, 1), masks, strict=True):
         lengths = None if mask is None else mask.sum(1)
@@ -64,7 +65,8 @@ def in_chunks(of, tokens, valid, sizes, backend):
 
 def check(backend, valid, sizes, **options):
     of = make_mixer(**options)
-    tokens = torch.randn(BATCH, LENGTH, DIM, dtype=torch.float64, requires_grad=True)
+    batch, length = (BATCH, LENGTH) if valid is None else valid.shape
+    tokens = torch.randn(batch, length, DIM, dtype=torch.float64, requires_grad=True)
     wanted = [tokens, *of.parameters()]
     results = []
     for y in (
@@ -82,9 +84,10 @@ def check(backend, valid, sizes, **options):
     with torch.no_grad():
         y, state = in_chunks(of, tokens, valid, sizes, backend)
         assert relative_error(torch.cat([row.flatten() for row in y]), expected[0]) <= 1e-10
-        _, at_once = in_chunks(of, tokens, valid, [LENGTH], backend)
-        assert all(relative_error(*pair) <= 1e-10 for pair in zip(state, at_once, strict=True))
-    assert [tuple(t.shape) for t in state] == [tuple(t.shape) for t in zeros(of)]
+        _, at_once = in_chunks(of, tokens, valid, [length], backend)
+        for one, other in zip(state, at_once, strict=True):
+            assert not other.numel() or relative_error(one, other) <= 1e-10
+    assert [tuple(t.shape) for t in state] == [tuple(t.shape) for t in zeros(of, batch)]
 
 
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "lengths"])
@@ -98,12 +101,22 @@ def test_other_mixers(backend, options):
     check(backend, VALID, [2, 6, 1], **options)
 
 
+@pytest.mark.parametrize("rows", [2, 20], ids="slices of {}".format)
+def test_numba_in_slices(rows, monkeypatch):
+    """Several slices of one video, and several videos in one slice."""
+    if (reason := NUMBA.unavailable()) is not None:
+        pytest.skip(f"backend numba: {reason}")
+    monkeypatch.setattr("muse_adapter.ops.numba_cpu.slices.ROWS", rows)
+    check("numba", VALID, [2, 6, 1])
+    check("numba", None, [2, 6, 1])
+
+
 @pytest.mark.skipif(
     TRITON.unavailable(torch.device("cpu")) is not None,
     reason=f"backend triton on CPU: {TRITON.unavailable(torch.device('cpu'))}",
 )
 def test_triton_in_its_interpreter():
-    check("triton", VALID, [1, 7, 1])
+    check("triton", VALID[1:, :4], [1, 3], d_state=2)
 
 
 def test_the_state_is_not_ignored(backend):

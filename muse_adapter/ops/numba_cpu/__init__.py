@@ -97,15 +97,14 @@ class NumbaBackend(OperatorBackend):
         tensors = inputs.tensors()
         dtype = inputs.tokens.dtype
         if (
-            inputs.state is not None
-            or gradient_wanted(tensors)
+            gradient_wanted(tensors)
             or torch.is_autocast_enabled(inputs.tokens.device.type)
             or dtype not in TYPES
             or any(tensor.dtype != dtype for tensor in tensors)
             or inputs.in_proj.shape[0] % (2 * LANES)
         ):
             return super().mamba_mixer(inputs)
-        return mixer_operator.mamba_inference(inputs), None
+        return mixer_operator.mamba_inference(inputs)
 
 
 NUMBA = NumbaBackend()
