@@ -25,7 +25,7 @@ from benchmarks.machine import machine, where, write_json
 from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter import MultiScaleMamba, RunningMean
 
-LENGTHS, CHUNKS = (16, 64, 256), (1, 8, 64)
+LENGTHS, CHUNKS = (16, 64, 128), (1, 8, 64)
 DIM, TOKENS = 128, 50  # of a frame: a class token and 7x7 patches
 # A long stream, through a head so small that it takes less than a minute.
 STREAM = {"frames": 100_000, "after": 1_000, "dim": 16, "scales": (0.5,)}
