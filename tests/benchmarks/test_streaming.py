@@ -29,7 +29,7 @@ def test_every_cutting_is_measured_and_written(
     figures, printed = json.loads(target.read_text()), capsys.readouterr().out
     ways = [(row["frames"], row["chunk"]) for row in figures["rows"]]
     assert ways == [(2, None), (2, 1), (4, None), (4, 1), (4, 4)]
-    assert all(0 < row["seconds"][0] and row["peak_bytes"] >= 0 for row in figures["rows"])
+    assert all(row["seconds"][0] > 0 and row["peak_bytes"] >= 0 for row in figures["rows"])
     assert 0 < figures["stream"]["first_bytes"] <= figures["stream"]["last_bytes"]
     assert "chunks of 4, frames/s" in printed and "A stream of 200 frames" in printed
 

@@ -49,17 +49,16 @@ def mix(inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
             None if given is None else given[group] for given in (lengths, positions)
         )
         before = None if state is None else MixerState(*(t[group] for t in state))
-        part = MixerInputs(
+        part_inputs = MixerInputs(
             *(tokens[group], in_proj, directions, part_lengths, part_positions, end, before)
         )
-        parts.append((group, _SlicedMixer(part, taps, biases, y[group])))
+        parts.append((group, _SlicedMixer(part_inputs, taps, biases, y[group])))
     run_tasks([task for _, part in parts for task in part.tasks()], torch.get_num_threads())
     if positions is not None:
         y *= F.silu(inputs.gate())
     if last is not None:
         for group, part in parts:
-            last.conv[group] = part.inputs.last_inputs(part.x)
-            last.scan[group] = part.states[0]
+            last.conv[group], last.scan[group] = part.last_state()
     return y, last
 
 
@@ -116,6 +115,12 @@ class _SlicedMixer:
         inwards = sorted(range(count), key=lambda number: min(number, count - 1 - number))
         turns = itertools.zip_longest(*chains)
         return [projections[i] for i in inwards] + [task for turn in turns for task in turn if task]
+
+    def last_state(self) -> MixerState:
+        """Return the state behind the last token, once the tasks have run; views of what they use."""
+        scan = self.states[0]
+        assert scan is not None
+        return MixerState(self.inputs.last_inputs(self.x), scan)
 
     def _span(self, direction: int, number: int) -> tuple[int, int]:
         """Return the begin of a slice, and its end, as far as the direction is wanted."""
