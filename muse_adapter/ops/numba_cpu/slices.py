@@ -117,7 +117,7 @@ class _SlicedMixer:
         return [projections[i] for i in inwards] + [task for turn in turns for task in turn if task]
 
     def last_state(self) -> MixerState:
-        """Return the state behind the last token, once the tasks have run; views of what they use."""
+        """Return the state behind the last token, once the tasks have run."""
         scan = self.states[0]
         assert scan is not None
         return MixerState(self.inputs.last_inputs(self.x), scan)
