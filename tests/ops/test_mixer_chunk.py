@@ -107,6 +107,7 @@ def test_numba_in_slices(rows, monkeypatch):
     if (reason := NUMBA.unavailable()) is not None:
         pytest.skip(f"backend numba: {reason}")
     monkeypatch.setattr("muse_adapter.ops.numba_cpu.slices.ROWS", rows)
+    monkeypatch.setattr("muse_adapter.ops.numba_cpu.MIN_SLICED_CHUNK", 0)
     check("numba", VALID, [2, 6, 1])
     check("numba", None, [2, 6, 1])
 

@@ -21,6 +21,8 @@ from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, win
 from muse_adapter.ops.operator import OperatorBackend
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
+# A shorter chunk of a stream is one slice, whose schedule costs more than it saves.
+MIN_SLICED_CHUNK = 1024
 LANES = 16  # channels in a vector of the kernels, which are not loaded to ask
 
 
@@ -97,7 +99,8 @@ class NumbaBackend(OperatorBackend):
         tensors = inputs.tensors()
         dtype = inputs.tokens.dtype
         if (
-            gradient_wanted(tensors)
+            (inputs.state is not None and inputs.tokens.shape[1] < MIN_SLICED_CHUNK)
+            or gradient_wanted(tensors)
             or torch.is_autocast_enabled(inputs.tokens.device.type)
             or dtype not in TYPES
             or any(tensor.dtype != dtype for tensor in tensors)
