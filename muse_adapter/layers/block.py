@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from muse_adapter.layers.mixers import BiMamba, Mixer
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import MixerState
 from muse_adapter.ops.autocast import without_autocast
 
 
@@ -47,10 +46,10 @@ class ResidualLayer(nn.Module):
     def forward_chunk(
         self,
         x: Tensor,
-        state: MixerState,
+        state: tuple[Tensor, Tensor],
         lengths: Tensor | None = None,
         readout: Readout | None = None,
-    ) -> tuple[Tensor, MixerState]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Apply the layer to the next tokens of each video; its mixer is Mamba in one direction.
 
         Args:

@@ -190,7 +190,7 @@ class BiMamba(GatedConvolution):
     def forward_hidden_chunk(
         self,
         tokens: Tensor,
-        state: MixerState,
+        state: tuple[Tensor, Tensor],
         lengths: Tensor | None = None,
         readout: Readout | None = None,
     ) -> tuple[Tensor, MixerState]:
@@ -198,7 +198,8 @@ class BiMamba(GatedConvolution):
 
         Args:
             tokens: (B, L, D).
-            state: What stands before them, see `muse_adapter.ops.MixerState`.
+            state: What the mixer remembers of the tokens before them, the two tensors of
+                `muse_adapter.ops.MixerState`.
             lengths: (B,) valid tokens, standing in front; None: all. The rest does not move the
                 state.
             readout: The positions wanted; None: all.
@@ -210,7 +211,7 @@ class BiMamba(GatedConvolution):
             tokens,
             self.in_proj.weight,
             self._weights(reverse=False),
-            state,
+            MixerState(*state),
             lengths=lengths,
             positions=None if readout is None else readout.positions,
         )

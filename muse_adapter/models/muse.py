@@ -21,7 +21,6 @@ from muse_adapter.layers.sequence import TokenSequence, build_sequence
 from muse_adapter.layers.tokens import as_frame_mask, as_video_tokens, patch_grid
 from muse_adapter.models.muse_mixers import fewest_weights, make_mixer
 from muse_adapter.models.streaming import StreamState, check_streamable, layer_states, stacked
-from muse_adapter.ops import MixerState
 
 _Result = TypeVar("_Result")
 
@@ -150,7 +149,7 @@ class MultiScaleMamba(nn.Module):
             frame_mask, (tokens.shape[0], tokens.shape[1]), tokens.device, warn_empty=False
         )
         before = layer_states(state, self.config, tokens)
-        after: list[MixerState] = []
+        after: list[tuple[Tensor, Tensor]] = []
         x, lengths, readout = self._sequence(tokens, mask, grid)
         for layer, memory in zip(self.layers, before, strict=True):
             assert isinstance(layer, ResidualLayer)

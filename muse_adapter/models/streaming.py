@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from muse_adapter.config import MuseConfig
-from muse_adapter.ops import MixerState
 
 # What in a head needs frames that have not come yet.
 NEEDS_LATER_FRAMES = {
@@ -77,7 +76,9 @@ def check_streamable(config: MuseConfig) -> None:
             )
 
 
-def layer_states(state: StreamState | None, config: MuseConfig, tokens: Tensor) -> list[MixerState]:
+def layer_states(
+    state: StreamState | None, config: MuseConfig, tokens: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Take a state apart by layers.
 
     Args:
@@ -86,7 +87,7 @@ def layer_states(state: StreamState | None, config: MuseConfig, tokens: Tensor) 
         tokens: (B, T, N, C) in the head's dtype.
 
     Returns:
-        The state of each layer's mixer.
+        What each layer's mixer remembers, see `BiMamba.forward_hidden_chunk`.
 
     Raises:
         TypeError: It is not a pair of tensors, or of another dtype than float32 (float64 for a
@@ -101,8 +102,8 @@ def layer_states(state: StreamState | None, config: MuseConfig, tokens: Tensor) 
         state = StreamState(*(tokens.new_zeros(shape, dtype=dtype) for shape in shapes))
     else:
         _check(state, shapes, dtype, tokens.device)
-    # Unbound once: to index each layer costs a small chunk more time.
-    return [MixerState(*pair) for pair in zip(state[0].unbind(1), state[1].unbind(1), strict=True)]
+    conv, scan = state
+    return list(zip(conv.unbind(1), scan.unbind(1), strict=True))
 
 
 def _check(
@@ -136,7 +137,7 @@ def _check(
             raise ValueError(f"state.{name} is on {tensor.device}, the head is on {device}")
 
 
-def stacked(states: list[MixerState]) -> StreamState:
+def stacked(states: list[tuple[Tensor, Tensor]]) -> StreamState:
     """Put the states of all layers together."""
     conv, scan = zip(*states, strict=True)
     return StreamState(torch.stack(conv, 1), torch.stack(scan, 1))
