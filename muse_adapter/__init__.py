@@ -9,10 +9,12 @@ from muse_adapter.layers.interaction import (
     late_interaction,
     token_similarity,
 )
+from muse_adapter.layers.running_mean import RunningMean
 from muse_adapter.models import (
     EERCF,
     MamFusion,
     MultiScaleMamba,
+    StreamState,
     VideoCode,
     load_eercf_state_dict,
     load_mamfusion_state_dict,
@@ -38,6 +40,8 @@ __all__ = [
     "MamFusionSettings",
     "MultiScaleMamba",
     "MuseConfig",
+    "RunningMean",
+    "StreamState",
     "TextGatedInteraction",
     "TrainingSettings",
     "TwoStageRetriever",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_adapter.layers.mixers import Mixer
+from muse_adapter.layers.mixers import BiMamba, Mixer
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops.autocast import without_autocast
 
@@ -41,7 +41,31 @@ class ResidualLayer(nn.Module):
         Returns:
             (B, L, D), or (B, T, D) with a `readout`.
         """
-        hidden = self.mixer.forward_hidden(self.norm(x), lengths, readout)
+        return self._output(x, self.mixer.forward_hidden(self.norm(x), lengths, readout), readout)
+
+    def forward_chunk(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, Tensor],
+        lengths: Tensor | None = None,
+        readout: Readout | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Apply the layer to the next tokens of each video; its mixer is Mamba in one direction.
+
+        Args:
+            x: (B, L, D).
+            state: What the mixer remembers of the tokens before.
+            lengths: As in `forward`.
+            readout: As in `forward`.
+
+        Returns:
+            The output, as that of `forward`, and the state behind the tokens.
+        """
+        assert isinstance(self.mixer, BiMamba)
+        hidden, state = self.mixer.forward_hidden_chunk(self.norm(x), state, lengths, readout)
+        return self._output(x, hidden, readout), state
+
+    def _output(self, x: Tensor, hidden: Tensor, readout: Readout | None) -> Tensor:
         residual = x if readout is None else readout.select(x)
         # While a graph is traced, the batch size may be symbolic and must not be branched on.
         compiling = torch.compiler.is_compiling()

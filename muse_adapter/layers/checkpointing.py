@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from muse_adapter.ops import backend_for, use_backend
 
+_Result = TypeVar("_Result")
 
-def checkpointed(module: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+
+def checkpointed(module: Callable[..., _Result], x: Tensor, *args: Any) -> _Result:
     """Run `module(x, *args)`; what it keeps for the backward pass is recomputed there.
 
     The backward pass may run behind a `with use_backend(...)` block, or in a thread that never saw
@@ -22,7 +24,7 @@ def checkpointed(module: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor
         return checkpoint(module, x, *args, use_reentrant=False)
     name = backend_for(x.device)
 
-    def on_backend(x: Tensor, *args: Any) -> Tensor:
+    def on_backend(x: Tensor, *args: Any) -> _Result:
         with use_backend(name):  # entered anew by every backward pass
             return module(x, *args)
 

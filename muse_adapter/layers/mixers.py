@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter.layers.sequence import Readout
-from muse_adapter.ops import MambaDirection, causal_conv1d_silu, mamba_mixer
+from muse_adapter.ops import (
+    MambaDirection,
+    MixerState,
+    causal_conv1d_silu,
+    mamba_mixer,
+    mamba_mixer_chunk,
+)
 from muse_adapter.ops.mixer_inputs import zero_behind
 
 
@@ -180,6 +186,35 @@ class BiMamba(GatedConvolution):
             end=end,
         )
         return y / 2 if self.divide_out and self.bidirectional else y
+
+    def forward_hidden_chunk(
+        self,
+        tokens: Tensor,
+        state: tuple[Tensor, Tensor],
+        lengths: Tensor | None = None,
+        readout: Readout | None = None,
+    ) -> tuple[Tensor, MixerState]:
+        """Continue `forward_hidden` with the next tokens of each video, in one direction.
+
+        Args:
+            tokens: (B, L, D).
+            state: What the mixer remembers of the tokens before them, the two tensors of
+                `muse_adapter.ops.MixerState`.
+            lengths: (B,) valid tokens, standing in front; None: all. The rest does not move the
+                state.
+            readout: The positions wanted; None: all.
+
+        Returns:
+            (B, L, E), or (B, T, E) at the wanted positions, and the state behind the tokens.
+        """
+        return mamba_mixer_chunk(
+            tokens,
+            self.in_proj.weight,
+            self._weights(reverse=False),
+            MixerState(*state),
+            lengths=lengths,
+            positions=None if readout is None else readout.positions,
+        )
 
     def _weights(self, *, reverse: bool) -> MambaDirection:
         conv, x_proj, dt_proj, a_log, skip = (

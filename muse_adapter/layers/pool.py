@@ -21,14 +21,33 @@ def mean_pool(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
         (B, D) of unit norm, in the dtype of `frames`; zero, with zero gradient, for a video without
         a real frame.
     """
+    unit = unit_frames(frames, frame_mask)
+    if frame_mask is None:
+        return F.normalize(unit.mean(1), dim=-1).to(frames.dtype)
+    mean = unit.sum(1) / frame_mask.sum(1, keepdim=True).clamp(min=1)
+    return F.normalize(mean, dim=-1).to(frames.dtype)
+
+
+def unit_frames(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Normalise frames (B, T, D) in float32 at least; masked ones become zero."""
     wide = frames.float() if frames.dtype in (torch.float16, torch.bfloat16) else frames
     if frame_mask is None:
-        return F.normalize(F.normalize(wide, dim=-1).mean(1), dim=-1).to(frames.dtype)
+        return F.normalize(wide, dim=-1)
     mask = frame_mask.unsqueeze(-1)
     # `where` before and after the norm: a masked NaN must reach neither the sum nor a gradient.
-    unit = F.normalize(torch.where(mask, wide, 0), dim=-1)
-    mean = torch.where(mask, unit, 0).sum(1) / frame_mask.sum(1, keepdim=True).clamp(min=1)
-    return F.normalize(mean, dim=-1).to(frames.dtype)
+    return torch.where(mask, F.normalize(torch.where(mask, wide, 0), dim=-1), 0)
+
+
+def check_frames(frames: Tensor) -> None:
+    """Refuse frame features of another shape than (B, T, D).
+
+    Raises:
+        ValueError: Another number of axes, or a size 0.
+    """
+    if frames.dim() != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"frames must have shape (B, T, D) with no size 0, got {tuple(frames.shape)}"
+        )
 
 
 class AttentionPool(nn.Module):

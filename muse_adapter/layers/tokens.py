@@ -93,7 +93,11 @@ def patch_grid(
 
 
 def as_frame_mask(
-    frame_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    frame_mask: Tensor | None,
+    shape: tuple[int, int],
+    device: torch.device,
+    *,
+    warn_empty: bool = True,
 ) -> Tensor | None:
     """Bring a frame mask to bool.
 
@@ -104,6 +108,7 @@ def as_frame_mask(
         frame_mask: (B, T), True or 1 for a real frame; None: all frames are real.
         shape: (B, T) of the tokens.
         device: Device of the tokens.
+        warn_empty: Warn of videos without a valid frame.
 
     Returns:
         (B, T) bool, or None if all frames are known to be real.
@@ -135,7 +140,7 @@ def as_frame_mask(
         )
     if mask.all():
         return None
-    empty = torch.nonzero(~mask.any(1)).flatten().tolist()
+    empty = torch.nonzero(~mask.any(1)).flatten().tolist() if warn_empty else []
     if empty:
         warnings.warn(f"videos {empty} have no valid frame: their embedding is zero", stacklevel=2)
     return mask

@@ -8,6 +8,7 @@ from muse_adapter.models.mamfusion import MamFusion
 from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, MamFusionLoss, mamfusion_loss
 from muse_adapter.models.muse import MultiScaleMamba
+from muse_adapter.models.streaming import StreamState
 from muse_adapter.models.temporal_fusion import TemporalFusion
 from muse_adapter.models.video_code import VideoCode
 
@@ -20,6 +21,7 @@ __all__ = [
     "MamFusionLoss",
     "MeanPool",
     "MultiScaleMamba",
+    "StreamState",
     "TemporalFusion",
     "TemporalTransformer",
     "VideoCode",

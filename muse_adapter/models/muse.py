@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretrained
-from muse_adapter.config import ATTENTION_HEAD_DIM, MuseConfig
+from muse_adapter.config import MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
-from muse_adapter.layers.mixers import (
-    Attention,
-    BiMamba,
-    GatedConvolution,
-    Mixer,
-    undecayed_parameters,
-)
-from muse_adapter.layers.pool import mean_pool
+from muse_adapter.layers.mixers import BiMamba, undecayed_parameters
+from muse_adapter.layers.pool import check_frames, mean_pool
 from muse_adapter.layers.pyramid import FeaturePyramid, check_grid
-from muse_adapter.layers.sequence import build_sequence
+from muse_adapter.layers.sequence import TokenSequence, build_sequence
 from muse_adapter.layers.tokens import as_frame_mask, as_video_tokens, patch_grid
+from muse_adapter.models.muse_mixers import fewest_weights, make_mixer
+from muse_adapter.models.streaming import StreamState, check_streamable, layer_states, stacked
+
+_Result = TypeVar("_Result")
 
 
 class MultiScaleMamba(nn.Module):
@@ -58,7 +56,7 @@ class MultiScaleMamba(nn.Module):
         self.pyramid = FeaturePyramid(config.dim, config.scales)
         rates = torch.linspace(0, config.dropout, config.depth).tolist()
         self.layers = nn.ModuleList(
-            ResidualLayer(config.dim, _mixer(config), dropout=rate) for rate in rates
+            ResidualLayer(config.dim, make_mixer(config), dropout=rate) for rate in rates
         )
         self.reset_parameters()
 
@@ -105,36 +103,60 @@ class MultiScaleMamba(nn.Module):
             (B, T, D). A masked frame has its own class feature (projected, without gradient), or a
             constant where that is zero or not finite: hosts divide by the norm before they mask.
         """
-        config = self.config
         tokens = self._cast(as_video_tokens(tokens, num_frames))
-        grid = patch_grid(tokens.shape[2], config.num_prefix_tokens, grid)
-        check_grid(grid, config.scales)
         mask = as_frame_mask(frame_mask, (tokens.shape[0], tokens.shape[1]), tokens.device)
-
-        given = tokens
-        if mask is not None:
-            tokens = torch.where(mask[:, :, None, None], tokens, 0)
-        cls_tokens, patches = self._project(tokens)
-        maps = rearrange(patches, "b t (h w) d -> (b t) d h w", h=grid[0])
-        levels = [
-            rearrange(level, "(b t) d h w -> b t (h w) d", t=tokens.shape[1])
-            for level in self.pyramid(maps, self._run)
-        ]
-        x, lengths, readout = build_sequence(
-            cls_tokens,
-            levels,
-            mask,
-            aggregation=config.aggregation,
-            # A causal mixer reads only what precedes a token.
-            class_last=config.mixer == "mamba",
-        )
+        x, lengths, readout = self._sequence(tokens, mask, grid)
         *first, last = self.layers
         for layer in first:
             x = self._run(layer, x, lengths)
-        frames = self._run(last, x, lengths, readout)
-        if mask is None:
-            return frames
-        return torch.where(mask.unsqueeze(-1), frames, self._masked_features(given))
+        return self._with_masked(self._run(last, x, lengths, readout), tokens, mask)
+
+    def forward_chunk(
+        self,
+        tokens: Tensor,
+        state: StreamState | None = None,
+        frame_mask: Tensor | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, StreamState]:
+        """Continue `forward_features` with the next frames of each video.
+
+        The frames of all chunks are those of one call on the whole video. It takes a head with
+        `mixer="mamba"` and `aggregation="frame_wise"`, since no other knows a frame before the
+        video has ended. A masked frame does not move the state.
+
+        Args:
+            tokens: (B, T, N, C), the next T frames, as in `forward`.
+            state: What the last call returned; None: the videos begin.
+            frame_mask: As in `forward`, of this chunk; a video may have no real frame in it.
+            grid: As in `forward`.
+
+        Returns:
+            (B, T, D), as `forward_features` gives them, and the state for the next chunk, which has
+            the size of the one before. With gradients it holds the graph of all chunks: see
+            `StreamState.detach`.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: The head is another one, or the shapes, the grid, the mask or the state do
+                not fit.
+        """
+        check_streamable(self.config)
+        if isinstance(tokens, Tensor) and tokens.dim() != 4:
+            raise ValueError(f"tokens must have shape (B, T, N, C), got {tuple(tokens.shape)}")
+        tokens = self._cast(as_video_tokens(tokens, None))
+        mask = as_frame_mask(
+            frame_mask, (tokens.shape[0], tokens.shape[1]), tokens.device, warn_empty=False
+        )
+        before = layer_states(state, self.config, tokens)
+        after: list[tuple[Tensor, Tensor]] = []
+        x, lengths, readout = self._sequence(tokens, mask, grid)
+        for layer, memory in zip(self.layers, before, strict=True):
+            assert isinstance(layer, ResidualLayer)
+            wanted = readout if len(after) == len(before) - 1 else None
+            x, memory = self._run(layer.forward_chunk, x, memory, lengths, wanted)
+            after.append(memory)
+        return self._with_masked(x, tokens, mask), stacked(after)
 
     def forward_head(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Pool frame features: normalise, average the real frames, normalise.
@@ -149,10 +171,7 @@ class MultiScaleMamba(nn.Module):
         Raises:
             ValueError: The shapes do not fit.
         """
-        if frames.dim() != 3 or 0 in frames.shape:
-            raise ValueError(
-                f"frames must have shape (B, T, D) with no size 0, got {tuple(frames.shape)}"
-            )
+        check_frames(frames)
         mask = as_frame_mask(frame_mask, (frames.shape[0], frames.shape[1]), frames.device)
         return mean_pool(frames, mask)
 
@@ -233,7 +252,7 @@ class MultiScaleMamba(nn.Module):
         """
         config, state_dict = load_pretrained(name, MuseConfig)
         # Before memory is taken for what a damaged number asks for; `load_strict` lists the rest.
-        given, asked = sum(t.numel() for t in state_dict.values()), _fewest_weights(config)
+        given, asked = sum(t.numel() for t in state_dict.values()), fewest_weights(config)
         if asked > 4 * given + 10_000:
             raise ValueError(
                 f"the weights in {str(name)!r} do not fit its config: they are {given} numbers, "
@@ -265,6 +284,30 @@ class MultiScaleMamba(nn.Module):
             )
         return tokens.to(weight.dtype)
 
+    def _sequence(
+        self, tokens: Tensor, mask: Tensor | None, grid: tuple[int, int] | None
+    ) -> TokenSequence:
+        """Make the sequence of the layers of tokens (B, T, N, C) and a mask (B, T)."""
+        config = self.config
+        grid = patch_grid(tokens.shape[2], config.num_prefix_tokens, grid)
+        check_grid(grid, config.scales)
+        if mask is not None:
+            tokens = torch.where(mask[:, :, None, None], tokens, 0)
+        cls_tokens, patches = self._project(tokens)
+        maps = rearrange(patches, "b t (h w) d -> (b t) d h w", h=grid[0])
+        levels = [
+            rearrange(level, "(b t) d h w -> b t (h w) d", t=tokens.shape[1])
+            for level in self.pyramid(maps, self._run)
+        ]
+        return build_sequence(
+            cls_tokens,
+            levels,
+            mask,
+            aggregation=config.aggregation,
+            # A causal mixer reads only what precedes a token.
+            class_last=config.mixer == "mamba",
+        )
+
     def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Split and project tokens (B, T, N, C): class tokens (B, T, D), patches (B, T, H*W, D)."""
         prefix = self.config.num_prefix_tokens
@@ -272,6 +315,12 @@ class MultiScaleMamba(nn.Module):
         patches = self.proj(tokens[:, :, prefix:]).to(tokens.dtype)
         cls_tokens = self.proj(tokens[:, :, 0]).to(tokens.dtype) if prefix else patches.mean(2)
         return cls_tokens, patches
+
+    def _with_masked(self, frames: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Give masked frames their features; `tokens` are the given ones, (B, T, N, C)."""
+        if mask is None:
+            return frames
+        return torch.where(mask.unsqueeze(-1), frames, self._masked_features(tokens))
 
     @torch.no_grad()
     def _masked_features(self, tokens: Tensor) -> Tensor:
@@ -282,32 +331,7 @@ class MultiScaleMamba(nn.Module):
         usable = (norm > 0) & norm.isfinite()
         return torch.where(usable, cls_tokens, cls_tokens.shape[-1] ** -0.5)
 
-    def _run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
+    def _run(self, module: Callable[..., _Result], *args: Any) -> _Result:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpointed(module, *args)
         return module(*args)
-
-
-def _mixer(config: MuseConfig) -> Mixer:
-    if config.mixer == "attention":
-        return Attention(config.dim, head_dim=ATTENTION_HEAD_DIM)
-    if config.mixer == "conv":
-        return GatedConvolution(config.dim, d_conv=config.d_conv, expand=config.expand)
-    return BiMamba(
-        config.dim,
-        d_state=config.d_state,
-        d_conv=config.d_conv,
-        expand=config.expand,
-        bidirectional=config.mixer == "bimamba",
-    )
-
-
-def _fewest_weights(config: MuseConfig) -> int:
-    """Count the weights that a head has in any case: those of the layers' largest parts."""
-    dim, inner = config.dim, config.expand * config.dim
-    in_layer = dim * dim
-    if config.mixer != "attention":
-        in_layer += inner * (2 * dim + config.d_conv)
-    if config.mixer in ("bimamba", "mamba"):
-        in_layer += inner * config.d_state
-    return config.depth * in_layer + dim * (config.in_dim or 0) * (config.in_dim != dim)

@@ -3,8 +3,8 @@
 from muse_adapter.ops.choice import BackendStatus, backend_for, backends, use_backend
 from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
 from muse_adapter.ops.inputs import Direction
-from muse_adapter.ops.mixer import mamba_mixer
-from muse_adapter.ops.mixer_inputs import MambaDirection
+from muse_adapter.ops.mixer import mamba_mixer, mamba_mixer_chunk
+from muse_adapter.ops.mixer_inputs import MambaDirection, MixerState
 from muse_adapter.ops.products import token_products
 from muse_adapter.ops.scan import bidirectional_scan, selective_scan
 from muse_adapter.ops.short_convolution import short_convolution
@@ -13,12 +13,14 @@ __all__ = [
     "BackendStatus",
     "Direction",
     "MambaDirection",
+    "MixerState",
     "backend_for",
     "backends",
     "bidirectional_scan",
     "causal_conv1d_silu",
     "conv3x3",
     "mamba_mixer",
+    "mamba_mixer_chunk",
     "selective_scan",
     "short_convolution",
     "token_products",

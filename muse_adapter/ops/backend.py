@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.inputs import ScanInputs
-from muse_adapter.ops.mixer_inputs import MixerInputs, select
+from muse_adapter.ops.inputs import ScanInputs, state_dtype
+from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select
 from muse_adapter.ops.rows import Rows, groups
 from muse_adapter.ops.short_convolution import short_convolution
 
@@ -89,6 +89,20 @@ class Backend:
         if reverse is not None:
             other, _ = self.scan(reverse)
             y = y + (other if positions is None else select(other, positions))
+        return self.gate(y, z, None)
+
+    def gate(self, y: Tensor, z: Tensor, positions: Tensor | None) -> Tensor:
+        """Gate the output of a scan at the wanted positions: y * SiLU(z).
+
+        Args:
+            y: (batch, L, E), in the type of the state.
+            z: (batch, P, E), the gate at the wanted positions.
+            positions: (batch, P) integers; None: all.
+
+        Returns:
+            (batch, P, E) in z's type.
+        """
+        y = y if positions is None else select(y, positions)
         return (y * F.silu(z.to(y.dtype))).to(z.dtype)
 
     def causal_conv1d_silu(
@@ -113,24 +127,43 @@ class Backend:
         products, norms = (torch.cat(results) for results in zip(*parts, strict=True))
         return products, norms
 
-    def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
+    def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a Mamba mixer up to its gated output, see `muse_adapter.ops`.
 
         Autocast may choose the types of the linear maps, and of nothing else.
+
+        Args:
+            inputs: See `MixerInputs`.
+
+        Returns:
+            The output, and the state behind the last token if `inputs` has one before the first.
         """
-        x, z = inputs.project(), inputs.gate()
+        x, z, previous = inputs.project(), inputs.gate(), inputs.num_previous
         weights = [(direction.conv, direction.conv_bias) for direction in inputs.directions]
         with without_autocast(x.device.type):
             # Nothing behind the last wanted token reaches it in the forward direction.
-            convolved = self.causal_conv1d_silu(x, weights, inputs.end)
-        scans = [
-            direction.scan_inputs(x, inputs.lengths, reverse=index == 1)
-            for index, (direction, x) in enumerate(zip(inputs.directions, convolved, strict=True))
-        ]
-        with without_autocast(x.device.type):
-            return self.bidirectional_scan(
-                scans[0], scans[1] if len(scans) > 1 else None, z, inputs.positions
+            convolved = self.causal_conv1d_silu(x, weights, previous + inputs.end)
+        state = inputs.state
+        initial = None if state is None else state.scan.to(state_dtype(x))
+        forward, *reverse = (
+            direction.scan_inputs(
+                convolved_x[:, previous:] if previous else convolved_x,
+                inputs.lengths,
+                reverse=index == 1,
+                initial_state=initial,
             )
+            for index, (direction, convolved_x) in enumerate(
+                zip(inputs.directions, convolved, strict=True)
+            )
+        )
+        with without_autocast(x.device.type):
+            if state is None:
+                reverse_scan = reverse[0] if reverse else None
+                return self.bidirectional_scan(forward, reverse_scan, z, inputs.positions), None
+            y, last = self.scan(forward)
+            y = self.gate(y, z, inputs.positions)
+        conv = inputs.last_inputs(x).to(state.conv.dtype)
+        return y, MixerState(conv, last.to(state.scan.dtype))
 
 
 def by_name(name: str) -> Backend:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import expand_lengths
-from muse_adapter.ops.mixer_inputs import MambaDirection, MixerInputs
+from muse_adapter.ops.mixer_inputs import MambaDirection, MixerInputs, MixerState
 
 
 def mamba_mixer(
@@ -52,4 +52,44 @@ def mamba_mixer(
         tokens, in_proj, list(directions), lengths, positions, min(end, tokens.shape[1])
     )
     inputs.check()
-    return choose(tokens.device, backend).mamba_mixer(inputs)
+    return choose(tokens.device, backend).mamba_mixer(inputs)[0]
+
+
+def mamba_mixer_chunk(
+    tokens: Tensor,
+    in_proj: Tensor,
+    direction: MambaDirection,
+    state: MixerState,
+    *,
+    lengths: Tensor | None = None,
+    positions: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, MixerState]:
+    """Run a mixer in one direction on the next tokens of a sequence.
+
+    The outputs of all chunks are those of one call of `mamba_mixer` on the whole sequence.
+
+    Args:
+        tokens: (batch, L, D), the next tokens.
+        in_proj: As in `mamba_mixer`.
+        direction: The weights.
+        state: What stands before the tokens; zeros before the first. It is not changed.
+        lengths: As in `mamba_mixer`. Tokens behind them do not move the state.
+        positions: (batch, P) integers, the positions wanted, in this chunk; None: all.
+        backend: Name of a backend; None chooses.
+
+    Returns:
+        The output, as that of `mamba_mixer`, and the state behind the tokens, in the types of the
+        one given. Gradients flow through both, and into `state`.
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown backend.
+        TypeError: Tensors of another kind of type.
+        RuntimeError: The backend asked for cannot run.
+    """
+    lengths = expand_lengths(lengths, tokens)
+    inputs = MixerInputs(tokens, in_proj, [direction], lengths, positions, tokens.shape[1], state)
+    inputs.check()
+    y, last = choose(tokens.device, backend).mamba_mixer(inputs)
+    assert last is not None
+    return y, last

@@ -73,6 +73,19 @@ class MambaDirection(NamedTuple):
             check_tensor(prefix + name, tensor, shape, like)
 
 
+class MixerState(NamedTuple):
+    """What a mixer in one direction remembers of the tokens before a chunk.
+
+    Attributes:
+        conv: (batch, taps - 1, E), the last inputs of the short convolution; before the first
+            token zeros.
+        scan: (batch, E, S), the state of the scan.
+    """
+
+    conv: Tensor
+    scan: Tensor
+
+
 class MixerInputs(NamedTuple):
     """The inputs of a mixer.
 
@@ -83,6 +96,8 @@ class MixerInputs(NamedTuple):
         lengths: (batch,) valid tokens of each video, standing in front; None: all of them.
         positions: (batch, P) integers, the positions wanted; None: all.
         end: Exclusive upper bound of `positions`, at most L.
+        state: For a chunk of a longer sequence, what stands before it; None: nothing does. With a
+            state there is one direction, and `end` is L.
     """
 
     tokens: Tensor
@@ -91,17 +106,24 @@ class MixerInputs(NamedTuple):
     lengths: Tensor | None
     positions: Tensor | None
     end: int
+    state: MixerState | None = None
+
+    @property
+    def num_previous(self) -> int:
+        """How many inputs of the convolution stand in front of the tokens: those of the state."""
+        return 0 if self.state is None else self.state.conv.shape[1]
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors that have a gradient."""
         weights = [tensor for direction in self.directions for tensor in direction]
-        return [self.tokens, self.in_proj, *weights]
+        return [self.tokens, self.in_proj, *weights, *(self.state or ())]
 
     def to(self, dtype: torch.dtype) -> MixerInputs:
         """Bring all tensors that have a gradient to one type."""
         directions = [MambaDirection(*(t.to(dtype) for t in w)) for w in self.directions]
         tokens, in_proj = self.tokens.to(dtype), self.in_proj.to(dtype)
-        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions)
+        state = None if self.state is None else MixerState(*(t.to(dtype) for t in self.state))
+        return self._replace(tokens=tokens, in_proj=in_proj, directions=directions, state=state)
 
     def check(self) -> None:
         """Refuse inputs that do not fit together.
@@ -138,10 +160,39 @@ class MixerInputs(NamedTuple):
                 f"{self.end}"
             )
 
+        if self.state is not None:
+            self._check_state(self.state, batch, rows // 2)
+
+    def _check_state(self, state: MixerState, batch: int, channels: int) -> None:
+        if len(self.directions) != 1:
+            raise ValueError("a mixer in both directions has no state: its reverse one reads ahead")
+        taps, states = self.directions[0].conv.shape[2], self.directions[0].A.shape[1]
+        like = "tokens", self.tokens
+        check_tensor("state.conv", state.conv, (batch, taps - 1, channels), like)
+        check_tensor("state.scan", state.scan, (batch, channels, states), like)
+
     def project(self) -> Tensor:
-        """Make x, (batch, L, E), zero behind the lengths: convolutions read there."""
+        """Make x, (batch, L, E), zero behind the lengths: convolutions read there.
+
+        With a state its inputs of the convolution stand in front: (batch, num_previous + L, E).
+        """
         x = F.linear(self.tokens, self.in_proj.chunk(2)[0])
-        return x if self.lengths is None else zero_behind(x, self.lengths)
+        if self.lengths is not None:
+            x = zero_behind(x, self.lengths)
+        return x if self.state is None else torch.cat([self.state.conv.to(x.dtype), x], dim=1)
+
+    def last_inputs(self, x: Tensor) -> Tensor:
+        """Take the last valid inputs of the convolution, (batch, num_previous, E).
+
+        Args:
+            x: As `project` makes it. Those of the state stand in front, so that there are always
+                enough, and without a valid token they are taken again.
+        """
+        count, length = self.num_previous, self.tokens.shape[1]
+        if self.lengths is None:
+            return x[:, length:]
+        places = torch.arange(count, device=x.device)
+        return select(x, self.lengths.clamp(0, length).unsqueeze(1) + places)
 
     def gate(self) -> Tensor:
         """Make z at the wanted positions, (batch, P, E), zero behind the lengths."""

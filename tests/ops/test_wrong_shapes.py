@@ -112,6 +112,16 @@ def run_raw_mixer(tokens, in_proj, lengths, positions, *weights):
     return RUN.mamba_inference(tokens, in_proj, forward, reverse, lengths, positions, 3)
 
 
+def chunk_arguments():
+    arguments = {k: v for k, v in mixer_arguments().items() if not k.startswith("reverse.")}
+    state = {"conv": torch.randn(B, TAPS - 1, E), "scan": torch.randn(B, E, S)}
+    return {**state, **arguments}
+
+
+def run_raw_chunk(conv, scan, tokens, in_proj, lengths, positions, *weights):
+    return RUN.mamba_inference_chunk(tokens, in_proj, list(weights), conv, scan, lengths, positions)
+
+
 def public_convolutions():
     return {
         "x": torch.randn(B, L, E),
@@ -204,6 +214,7 @@ CASES = {
         for name in ("numba", "torch")
     },
     "mamba_inference": (run_raw_mixer, mixer_arguments),
+    "mamba_inference_chunk": (run_raw_chunk, chunk_arguments),
     **{
         f"causal_conv1d_silu {name}": (
             lambda x, w0, b0, w1, b1, name=name: causal_conv1d_silu(
@@ -251,6 +262,7 @@ CASES = {
 FREE = {
     "mamba_mixer": {"tokens": {1}, "positions": {1}},
     "mamba_inference": {"tokens": {1}, "positions": {1}},
+    "mamba_inference_chunk": {"tokens": {1}, "positions": {1}},
     "causal_conv1d_silu": {"x": {0, 1}, "w": {1}},
     "causal_conv1d_silu_backward": {"w": {1}, "first": {1}},
     "conv3x3": {"x": {0, 1, 2}},

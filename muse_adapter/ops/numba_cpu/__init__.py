@@ -17,12 +17,14 @@ from torch import Tensor
 
 from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
-from muse_adapter.ops.mixer_inputs import MixerInputs
+from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
 from muse_adapter.ops.rows import Rows
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
+# A shorter chunk of a stream is one slice, whose schedule costs more than it saves.
+MIN_SLICED_CHUNK = 1024
 LANES = 16  # channels in a vector of the kernels, which are not loaded to ask
 
 
@@ -111,12 +113,13 @@ class NumbaBackend(OperatorBackend):
             return super().token_products(rows, vector)
         return multiply_tokens(rows, vector)
 
-    def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
+    def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
         tensors = inputs.tensors()
         dtype = inputs.tokens.dtype
         if (
-            gradient_wanted(tensors)
+            (inputs.state is not None and inputs.tokens.shape[1] < MIN_SLICED_CHUNK)
+            or gradient_wanted(tensors)
             or torch.is_autocast_enabled(inputs.tokens.device.type)
             or dtype not in TYPES
             or any(tensor.dtype != dtype for tensor in tensors)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.inputs import ScanInputs
-from muse_adapter.ops.mixer_inputs import MixerInputs, select, zero_behind
+from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select, zero_behind
 from muse_adapter.ops.numba_cpu.convolution import run_forward as convolve
 from muse_adapter.ops.numba_cpu.function import scan_into
 from muse_adapter.ops.numba_cpu.parallel import run_tasks
@@ -31,28 +31,35 @@ from muse_adapter.ops.numba_cpu.schedule import Task
 ROWS = 1024  # tokens of a slice
 
 
-def mix(inputs: MixerInputs) -> Tensor:
-    """Run `muse_adapter.ops.mamba_mixer`, all tensors in float32 or all in float64."""
-    tokens, in_proj, directions, lengths, positions, end = inputs
+def mix(inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
+    """Run `Backend.mamba_mixer`, all tensors in float32 or all in float64."""
+    tokens, in_proj, directions, lengths, positions, end, state = inputs
     batch, length, _ = tokens.shape
+    last = None if state is None else MixerState(*(torch.empty_like(t) for t in state))
     places = length if positions is None else positions.shape[1]
     y = tokens.new_empty(batch, places, in_proj.shape[0] // 2)
     # Convolutions of all directions, as the kernel reads them.
     taps = torch.stack([direction.conv.squeeze(1).t() for direction in directions])
     biases = torch.stack([direction.conv_bias for direction in directions])
     videos = max(1, ROWS // max(1, length))
-    tasks = []
+    parts = []
     for first in range(0, batch, videos):
         group = slice(first, first + videos)
         part_lengths, part_positions = (
             None if given is None else given[group] for given in (lengths, positions)
         )
-        part = MixerInputs(tokens[group], in_proj, directions, part_lengths, part_positions, end)
-        tasks += _SlicedMixer(part, taps, biases, y[group]).tasks()
-    run_tasks(tasks, torch.get_num_threads())
+        before = None if state is None else MixerState(*(t[group] for t in state))
+        part_inputs = MixerInputs(
+            *(tokens[group], in_proj, directions, part_lengths, part_positions, end, before)
+        )
+        parts.append((group, _SlicedMixer(part_inputs, taps, biases, y[group])))
+    run_tasks([task for _, part in parts for task in part.tasks()], torch.get_num_threads())
     if positions is not None:
         y *= F.silu(inputs.gate())
-    return y
+    if last is not None:
+        for group, part in parts:
+            last.conv[group], last.scan[group] = part.last_state()
+    return y, last
 
 
 class _SlicedMixer:
@@ -76,10 +83,14 @@ class _SlicedMixer:
             y.zero_()
         # x, and behind it z where it is wanted at all positions.
         self.weight = inputs.in_proj if inputs.positions is None else inputs.in_proj.chunk(2)[0]
-        self.xz = y.new_empty(batch, length, self.weight.shape[0])
+        self.previous = inputs.num_previous  # rows in front of the first token's
+        self.xz = y.new_empty(batch, self.previous + length, self.weight.shape[0])
         self.x = self.xz[..., : y.shape[2]]
         self.scans: dict[tuple[int, int], ScanInputs] = {}
         self.states: list[Tensor | None] = [None] * len(inputs.directions)
+        if inputs.state is not None:
+            self.x[:, : self.previous] = inputs.state.conv
+            self.states[0] = inputs.state.scan
         self.outputs = [0] * len(self.slices)  # of how many directions stand in a slice of y
         self.locks = [threading.Lock() for _ in self.slices]  # of the slices of y
 
@@ -105,6 +116,12 @@ class _SlicedMixer:
         turns = itertools.zip_longest(*chains)
         return [projections[i] for i in inwards] + [task for turn in turns for task in turn if task]
 
+    def last_state(self) -> MixerState:
+        """Return the state behind the last token, once the tasks have run."""
+        scan = self.states[0]
+        assert scan is not None
+        return MixerState(self.inputs.last_inputs(self.x), scan)
+
     def _span(self, direction: int, number: int) -> tuple[int, int]:
         """Return the begin of a slice, and its end, as far as the direction is wanted."""
         begin, end = self.slices[number]
@@ -122,18 +139,26 @@ class _SlicedMixer:
 
     def _project(self, number: int) -> None:
         begin, end = self.slices[number]
-        tokens = self.inputs.tokens[:, begin:end].flatten(0, 1)
-        xz = self.xz[:, begin:end]
-        torch.mm(tokens, self.weight.t(), out=xz.view(len(tokens), -1))
+        tokens, rows = self.inputs.tokens[:, begin:end], self._rows(begin, end)
+        xz = self.xz[:, rows]
+        if xz.is_contiguous():
+            torch.mm(tokens.flatten(0, 1), self.weight.t(), out=xz.view(-1, xz.shape[2]))
+        else:  # several videos, each behind what its state brings
+            xz.copy_(F.linear(tokens, self.weight))
         if self.inputs.lengths is not None:
-            zero_behind(self.x[:, begin:end], self.inputs.lengths - begin)
+            zero_behind(self.x[:, rows], self.inputs.lengths - begin)
+
+    def _rows(self, begin: int, end: int) -> slice:
+        """Return where x and z of some tokens stand."""
+        return slice(self.previous + begin, self.previous + end)
 
     def _prepare(self, direction: int, number: int) -> None:
         """Make what a direction scans in a slice."""
         begin, end = self._span(direction, number)
         x = self.x.new_empty(self.x.shape[0], end - begin, self.x.shape[2])
-        one = [(end, x) if i == direction else (0, None) for i in range(len(self.states))]
-        convolve(self.x, self.taps, self.biases, begin, *zip(*one, strict=True))
+        rows = self._rows(begin, end)
+        one = [(rows.stop, x) if i == direction else (0, None) for i in range(len(self.states))]
+        convolve(self.x, self.taps, self.biases, rows.start, *zip(*one, strict=True))
         lengths = None if self.inputs.lengths is None else self.inputs.lengths - begin
         weights = self.inputs.directions[direction]
         self.scans[direction, number] = weights.scan_inputs(x, lengths, reverse=direction == 1)
@@ -145,7 +170,7 @@ class _SlicedMixer:
         scan = scan._replace(initial_state=self.states[direction])
         if self.inputs.positions is None:
             with self.locks[number]:
-                y, z = self.y[:, begin:end], self.xz[:, begin:end, self.x.shape[2] :]
+                y, z = self.y[:, begin:end], self.xz[:, self._rows(begin, end), self.x.shape[2] :]
                 added, last = self.outputs[number] > 0, self.outputs[number] == len(self.states) - 1
                 self.states[direction] = scan_into(scan, y, added=added, gate=z if last else None)
                 self.outputs[number] += 1

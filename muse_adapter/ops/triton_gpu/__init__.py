@@ -70,6 +70,10 @@ class TritonBackend(Backend):
         y, _ = scans([forward] if reverse is None else [forward, reverse])
         return gated(z, positions, y)
 
+    def gate(self, y: Tensor, z: Tensor, positions: Tensor | None) -> Tensor:
+        """Gate in a kernel of its own, see `Backend.gate`."""
+        return gated(z, positions, [y])
+
     def causal_conv1d_silu(
         self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
     ) -> tuple[Tensor, ...]:
