@@ -29,13 +29,14 @@ from benchmarks.isolated import isolated
 from benchmarks.machine import machine, where, write_json
 from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter import MAMFUSION_SETTINGS, MamFusion, MamFusionConfig
-from muse_adapter.layers.gaussian import GaussianBlock, WindowedAttention, gaussian_window
+from muse_adapter.layers.gaussian import WindowedAttention, gaussian_window
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 CHECKED = 300  # frames of the video by which subjects are compared with their definitions
 FITTED_FROM = 1024  # frames from which growth is fitted
 LONGEST_WRITTEN_OUT = 4096  # beyond it the scores of one layer take gigabytes
 FIRST = "MamFusion"
+WRITTEN_OUT = "MamFusion, attention written out"
 
 Row = dict[str, Any]
 
@@ -108,7 +109,7 @@ class _Unpadded(nn.Module):
 # What is changed in a MamFusion, by subject.
 SUBJECTS: dict[str, Sequence[Callable[[MamFusion], None]]] = {
     FIRST: (),
-    "MamFusion, attention written out": (written_out,),
+    WRITTEN_OUT: (written_out,),
     "Gaussian blocks alone (GMMFormer's)": (gaussian_alone,),
     "Mamba alone": (mamba_alone,),
     "plain attention, SDPA": (plain_attention,),
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = {(row["subject"], row["frames"]) for row in figures["rows"]}
     for length in options.lengths:
         for name in SUBJECTS:
-            too_long = name == "MamFusion, attention written out" and length > LONGEST_WRITTEN_OUT
+            too_long = name == WRITTEN_OUT and length > LONGEST_WRITTEN_OUT
             if (name, length) in done or too_long:
                 continue
             if options.total is not None and time.perf_counter() - start > options.total:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, scan
+from benchmarks import decoding, head, moments, scan
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -325,6 +325,9 @@ SECTIONS = {
     "scan.json": Section("scan.json", lambda figures, _: f"\n{scan.markdown_table(figures)}\n"),
     "decoding.json": Section(
         "decoding.json", lambda figures, _: f"\n{decoding.markdown_table(figures)}\n"
+    ),
+    "moments.json": Section(
+        "moments.json", lambda figures, _: f"\n{moments.markdown_table(figures)}\n"
     ),
     "retrieval.json": Section(
         "retrieval.json", lambda figures, _: f"\n{retrieval.markdown_table(figures)}\n"
