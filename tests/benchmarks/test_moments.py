@@ -1,4 +1,4 @@
-"""The benchmark of long videos runs, on sizes that take no time; subjects are what they are named."""
+"""The benchmark of long videos runs, and its subjects are what they are named."""
 
 from __future__ import annotations
 
@@ -68,4 +68,4 @@ def test_rows_are_kept_and_the_table_has_them(
     first["machine"]["code"] = "another"
     file.write_text(json.dumps(first))
     with pytest.raises(SystemExit, match="holds figures of other code"):
-        moments.main(options + ["70"])
+        moments.main([*options, "70"])
