@@ -1,7 +1,7 @@
 """Encoding one long video: MamFusion, its parts alone, and plain attention, over its frames.
 
     python -m benchmarks.moments              # 64 to 16,384 frames
-    python -m benchmarks.moments --json FILE  # rows that FILE has are not measured again
+    python -m benchmarks.moments --json FILE  # what FILE has, and no busy machine, is kept
     python -m benchmarks.moments --lengths 64 256 --limit 1
 
 The published settings for TVR, but for `max_frames`, which is the length: with the published 512,
@@ -27,7 +27,7 @@ from benchmarks.correctness import require_agreement
 from benchmarks.heads.curves import compare, fit
 from benchmarks.isolated import isolated
 from benchmarks.machine import machine, where, write_json
-from benchmarks.measure import MemoryMeter, in_turn
+from benchmarks.measure import MemoryMeter, in_turn, timed
 from muse_adapter import MAMFUSION_SETTINGS, MamFusion, MamFusionConfig
 from muse_adapter.layers.gaussian import WindowedAttention, gaussian_window
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kept = json.loads(options.json.read_text(encoding="utf-8"))
         if kept["machine"]["code"] != figures["machine"]["code"]:
             raise SystemExit(f"{options.json} holds figures of other code: give another file")
-        figures = kept
+        figures["rows"] = [row for row in kept["rows"] if not row["busy"]]
     config = MAMFUSION_SETTINGS["tvr"].config
     for name in SUBJECTS:
         check(name, config)
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.total is not None and time.perf_counter() - start > options.total:
                 print(f"not measured yet: {name}, {length:,} frames")
                 continue
-            row = isolated(measure, name, config, length, options.limit)
+            row = isolated(measure, name, config, length, options.limit, preloaded=True)
             print(
                 f"{length:>7,} frames  {name:<36} {row['seconds'][1] * 1e3:10.1f} ms "
                 f"{row['peak_bytes'] / 2**20:8.1f} MiB{'  busy machine' if row['busy'] else ''}"
@@ -195,14 +195,10 @@ def measure(name: str, config: MamFusionConfig, length: int, limit_s: float) -> 
     model = build(name, config, length)
     frames = torch.randn(1, length, config.visual_width)
     model.encode_video(frames[:, :8])  # libraries and compiled kernels are loaded
-    meter = MemoryMeter()
-    model.encode_video(frames)
-    peak = meter.added()
     run = functools.partial(model.encode_video, frames)
-    begin = time.perf_counter()
-    run()
-    single = time.perf_counter() - begin
-    # `in_turn` warms up with one more run, which very long ones do not need.
+    meter = MemoryMeter()
+    single, _ = timed(run)
+    peak = meter.added()
     if single > limit_s:
         return _row(name, length, [single] * 3, peak, busy=False, rounds=1)
     timing = in_turn({name: run}, 3, min_s=min(limit_s, 1.0), max_s=limit_s)[name]

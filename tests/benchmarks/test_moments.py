@@ -50,7 +50,7 @@ def test_rows_are_kept_and_the_table_has_them(
 ) -> None:
     settings = MamFusionSettings(SMALL, lr=1.0, batch_size=1, epochs=1, patience=1)
     monkeypatch.setattr(moments, "MAMFUSION_SETTINGS", {**MAMFUSION_SETTINGS, "tvr": settings})
-    monkeypatch.setattr(moments, "isolated", lambda function, *given: function(*given))
+    monkeypatch.setattr(moments, "isolated", lambda function, *given, **_: function(*given))
     monkeypatch.setattr(moments, "LONGEST_WRITTEN_OUT", 70)
     monkeypatch.setattr(moments, "FITTED_FROM", 70)
     monkeypatch.setattr(moments, "CHECKED", 9)
