@@ -29,7 +29,7 @@ from benchmarks.isolated import isolated
 from benchmarks.machine import machine, where, write_json
 from benchmarks.measure import MemoryMeter, in_turn, timed
 from muse_adapter import MAMFUSION_SETTINGS, MamFusion, MamFusionConfig
-from muse_adapter.layers.gaussian import WindowedAttention, gaussian_window
+from muse_adapter.layers.gaussian import GaussianBlock, WindowedAttention, gaussian_window
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 CHECKED = 300  # frames of the video by which subjects are compared with their definitions
@@ -81,9 +81,9 @@ def mamba_alone(model: MamFusion) -> None:
 def plain_attention(model: MamFusion) -> None:
     """Leave one attention layer without a window in place of each block and its Mamba."""
     gaussian_alone(model)
-    for branch in (model.clip_branch, model.frame_branch):
-        layers = [block.layers[0] for block in branch.gaussian]
-        branch.gaussian = nn.ModuleList(_Unpadded(layer) for layer in layers)
+    for module in model.modules():
+        if isinstance(module, GaussianBlock):
+            module.layers = module.layers[:1]
 
 
 def written_out(model: MamFusion) -> None:
@@ -91,19 +91,6 @@ def written_out(model: MamFusion) -> None:
     for module in model.modules():
         if isinstance(module, WindowedAttention):
             module.__class__ = WrittenOut
-
-
-class _Unpadded(nn.Module):
-    """An attention layer called as a Gaussian block is, for one video without padding."""
-
-    def __init__(self, layer: WindowedAttention) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Apply the layer."""
-        y: Tensor = self.layer(x)
-        return y
 
 
 # What is changed in a MamFusion, by subject.
@@ -247,8 +234,9 @@ def markdown_table(figures: dict[str, Any]) -> str:
     lines += ["", f"| {FIRST} against | of | {FIRST} is |", "|---|---|---|"]
     for name in names:
         for what, costs in (("time", _seconds), ("memory", _bytes)):
-            if name != FIRST and (found := compare(costs(rows, FIRST), costs(rows, name))):
-                lines.append(f"| {name} | {what} | {str(found).replace('tokens', 'frames')} |")
+            met = compare(costs(rows, FIRST), costs(rows, name))
+            if name != FIRST and met:
+                lines.append(f"| {name} | {what} | {str(met).replace('tokens', 'frames')} |")
     return "\n".join(lines) + "\n"
 
 
