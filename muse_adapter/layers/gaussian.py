@@ -5,11 +5,28 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 WIDTHS = (None, 0.5, 1.0, 5.0)
 
+# Scores of one block of windowed attention. On a CPU they stay in the cache; a GPU needs larger
+# blocks to be busy.
+_CPU_BLOCK = 2**19
+_BLOCK = 2**26
+_MIN_ROWS = 64  # fewer are slow in matrix products
+# Scores beyond which a backward pass recomputes blocks, rather than have all of them kept.
+_KEPT = 2**25
 
-def gaussian_window(lengths: Tensor, size: int, width: float, *, dtype: torch.dtype) -> Tensor:
+
+def gaussian_window(
+    lengths: Tensor,
+    size: int,
+    width: float,
+    *,
+    dtype: torch.dtype,
+    rows: slice = slice(None),
+) -> Tensor:
     """Compute the factors on attention scores, over each sequence's own length.
 
         g_ij = exp(-(x_j - c_i)^2 / (2 sigma^2)) / max over j of the same
@@ -22,15 +39,16 @@ def gaussian_window(lengths: Tensor, size: int, width: float, *, dtype: torch.dt
         size: L.
         width: Of the window; sigma is a ninth of it, as a fraction of the length.
         dtype: Of the result.
+        rows: Centres i to compute; all by default.
 
     Returns:
-        (B, L, L) in [0, 1], at most 1 in each valid row; behind the length anything finite.
+        (B, rows, L) in [0, 1], at most 1 in each valid row; behind the length anything finite.
     """
     lengths = lengths.clamp(min=1).to(dtype)[:, None]
     steps = torch.arange(size, device=lengths.device, dtype=dtype)
     keys, centres = steps / (lengths - 1).clamp(min=1), steps / lengths
     sigma = max(width, 0.01) / 9
-    exponents = -((keys[:, None] - centres[:, :, None]) / sigma).square() / 2
+    exponents = -((keys[:, None] - centres[:, rows, None]) / sigma).square() / 2
     # Valid centres are below 1, the last valid key is at 1: no key behind it is the nearest.
     return (exponents - exponents.amax(-1, keepdim=True)).exp()
 
@@ -41,22 +59,26 @@ class WindowedAttention(nn.Module):
         y = LayerNorm(x + dropout(out(softmax(q k^T / sqrt(D / heads) * window) v)))
 
     Scores are multiplied, not masked: a far token has logit 0, which is more than a near token has
-    with a negative score, as published.
+    with a negative score, as published. The time grows with L^2, the memory with L.
 
     Args:
         dim: Width D.
         heads: Attention heads; `dim` must be divisible by it.
+        width: Of the window, over the valid tokens; None: no window.
         dropout: Rate, on the attention weights and on the output.
 
     Raises:
         ValueError: `dim` is not divisible by `heads`.
     """
 
-    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, width: float | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim must be divisible by heads, got {dim} and {heads}")
         self.heads = heads
+        self.width = width
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -64,16 +86,13 @@ class WindowedAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, x: Tensor, keep: Tensor | None = None, window: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Apply the layer.
 
         Args:
             x: (B, L, D).
-            keep: Bool (B, L), True for the tokens to attend to, at least one in each row; None:
-                all.
-            window: (B or 1, L, L) factors on the scores; None: 1.
+            keep: Bool (B, L), True for the tokens to attend to, at least one in each row; with a
+                window they stand in front. None: all.
 
         Returns:
             (B, L, D).
@@ -82,13 +101,50 @@ class WindowedAttention(nn.Module):
             rearrange(linear(x), "b l (h c) -> b h l c", h=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        scores = q @ k.mT / q.shape[-1] ** 0.5  # (B, heads, L, L)
-        if window is not None:
+        if self.width is None and not (self.training and self.dropout.p):
+            mask = None if keep is None else keep[:, None, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            y = self._in_blocks(q, k, v, keep)
+        return self.norm(x + self.dropout(self.out(rearrange(y, "b h l c -> b l (h c)"))))
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """Attend in blocks of videos and of queries, so that no (B, heads, L, L) tensor is made."""
+        videos, heads, size, _ = q.shape
+        total = videos * heads * size * size
+        with_grad = torch.is_grad_enabled() and (q.requires_grad or v.requires_grad)
+        block = _CPU_BLOCK if q.device.type == "cpu" else _BLOCK
+        # While a graph is traced, its sizes may be symbolic and must not be branched on.
+        if torch.compiler.is_compiling() or total <= (_KEPT if with_grad else block):
+            return self._attend(q, k, v, keep, slice(None))
+        rows = min(size, max(_MIN_ROWS, block // (heads * size)))
+        step = max(1, block // (heads * size * rows))
+        outputs = []
+        for first in range(0, videos, step):
+            part = slice(first, first + step)
+            inputs = q[part], k[part], v[part], None if keep is None else keep[part]
+            blocks = [
+                checkpoint(self._attend, *inputs, slice(row, row + rows), use_reentrant=False)
+                if with_grad
+                else self._attend(*inputs, slice(row, row + rows))
+                for row in range(0, size, rows)
+            ]
+            outputs.append(torch.cat(blocks, dim=2))
+        return torch.cat(outputs)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, rows: slice) -> Tensor:
+        """Attend from some rows of the queries, (B, heads, L, c) each, to all keys."""
+        scores = q[:, :, rows] @ k.mT / q.shape[-1] ** 0.5  # (B, heads, rows, L)
+        size = k.shape[2]
+        if self.width is not None:
+            full = torch.tensor([size], device=q.device)
+            dtype = torch.promote_types(scores.dtype, torch.float32)
+            lengths = full if keep is None else keep.sum(1)
+            window = gaussian_window(lengths, size, self.width, dtype=dtype, rows=rows)
             scores = scores * window.to(scores.dtype)[:, None]
         if keep is not None:
             scores = scores.masked_fill(~keep[:, None, None], torch.finfo(scores.dtype).min)
-        y = rearrange(self.dropout(scores.softmax(-1)) @ v, "b h l c -> b l (h c)")
-        return self.norm(x + self.dropout(self.out(y)))
+        return self.dropout(scores.softmax(-1)) @ v
 
 
 class GaussianBlock(nn.Module):
@@ -102,7 +158,9 @@ class GaussianBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(WindowedAttention(dim, heads, dropout=dropout) for _ in WIDTHS)
+        self.layers = nn.ModuleList(
+            WindowedAttention(dim, heads, width=width, dropout=dropout) for width in WIDTHS
+        )
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Apply the block.
@@ -115,14 +173,6 @@ class GaussianBlock(nn.Module):
         Returns:
             (B, L, D).
         """
-        size = x.shape[1]
-        positions = torch.arange(size, device=x.device)
+        positions = torch.arange(x.shape[1], device=x.device)
         keep = None if lengths is None else positions < lengths[:, None]
-        over = torch.tensor([size], device=x.device) if lengths is None else lengths
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        windows = (
-            None if width is None else gaussian_window(over, size, width, dtype=dtype)
-            for width in WIDTHS
-        )
-        outputs = [layer(x, keep, w) for layer, w in zip(self.layers, windows, strict=True)]
-        return torch.stack(outputs).mean(0)
+        return torch.stack([layer(x, keep) for layer in self.layers]).mean(0)

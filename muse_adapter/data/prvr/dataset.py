@@ -48,7 +48,9 @@ class PrvrBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> PrvrBatch:
         """Move the batch to a device."""
-        return PrvrBatch(*(None if x is None else x.to(device) for x in self))
+        *tensors, sentence = self
+        moved = (tensor.to(device) for tensor in tensors)
+        return PrvrBatch(*moved, None if sentence is None else sentence.to(device))
 
 
 class PrvrDataset(Dataset[PrvrVideo]):

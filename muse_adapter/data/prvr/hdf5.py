@@ -63,11 +63,12 @@ class Hdf5Features(Mapping[str, Tensor]):
             self._open = os.getpid(), import_h5py().File(self.path, "r")
         try:
             dataset = self._open[1][name]
-            shape, kind = getattr(dataset, "shape", None), getattr(dataset, "dtype", None)
-            if kind is None or kind.kind != "f" or len(shape) not in (1, 2) or 0 in shape:
+            shape = getattr(dataset, "shape", ())
+            if len(shape) not in (1, 2) or 0 in shape or dataset.dtype.kind != "f":
+                found = f"{shape} in {dataset.dtype}" if shape else "a group or a single value"
                 raise ValueError(
                     f"{str(self.path)!r}: {name!r} must have shape (length, width) in floating "
-                    f"point, got {'a group' if kind is None else f'{shape} in {kind}'}"
+                    f"point, got {found}"
                 )
             array = dataset[...]
         except OSError as error:
