@@ -100,6 +100,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture, names(), indirect=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_interpreter() -> None:
+    """Spare Triton's interpreter what it repeats, where there is one."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        from tests.support.triton_interpreter import patch_language_once
+
+        patch_language_once()
+
+
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
     """Read a golden file by name: golden("head_scale_wise")."""
