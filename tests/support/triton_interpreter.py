@@ -1,7 +1,7 @@
 """Triton's interpreter, without the work that it repeats.
 
-At each call of a function from inside a kernel it replaces the whole language by interpreted functions,
-as it has done at the launch already: a third of the time of a launch, and nothing changes.
+At each call of a function from inside a kernel, it replaces the whole language by interpreted
+functions. The launch has done so already: this is half of its time, and changes nothing.
 """
 
 from __future__ import annotations
