@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
+from typing import Any
 
 
 def patch_language_once() -> None:
@@ -18,12 +19,12 @@ def patch_language_once() -> None:
     patched: set[str] = set()
 
     @functools.wraps(launch)
-    def launch_anew(self, *arguments, **options):
+    def launch_anew(self: Any, *arguments: Any, **options: Any) -> Any:
         patched.clear()
         return launch(self, *arguments, **options)
 
     @functools.wraps(patch)
-    def patch_once(function):
+    def patch_once(function: Any) -> Any:
         if function.__module__ in patched:
             return types.SimpleNamespace(restore=lambda: None)
         patched.add(function.__module__)
