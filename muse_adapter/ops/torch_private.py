@@ -32,7 +32,7 @@ def saved_tensor_hooks_are_off() -> bool:
 
     It does inside `torch.func`'s gradients.
     """
-    return not torch._C._autograd._saved_tensors_hooks_is_enabled()
+    return not torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
 
 
 def below_autograd() -> AbstractContextManager[None]:
