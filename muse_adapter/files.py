@@ -22,7 +22,7 @@ _PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.pa
 _own_parts: set[str] = set()  # names of the temporary files that this process writes now
 
 
-def write_whole(contents: Mapping[Path, bytes]) -> None:
+def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) -> None:
     """Write files atomically: after a crash, each is complete or as it was before.
 
     Every file is first written under a temporary name in its own folder; they are renamed, in the
@@ -31,7 +31,9 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     are removed.
 
     Args:
-        contents: Content of each file; existing files are replaced.
+        contents: Content of each file.
+        keep_existing: Leave files that exist as they are: of several writers at the same time, the
+            first wins. Existing files are replaced otherwise.
 
     Raises:
         OSError: A file cannot be written. No file was changed, unless a rename failed.
@@ -47,11 +49,24 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for path, part in parts.items():
-            os.replace(part, path)
+            (_create if keep_existing else os.replace)(part, path)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
             _own_parts.discard(part.name)
+
+
+def _create(part: Path, path: Path) -> None:
+    """Give a temporary file its name, unless there is a file of this name."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # The file system may have no hard links. Without them, a file that another writer creates
+        # between these two lines is replaced.
+        if not path.exists():
+            os.replace(part, path)
 
 
 @contextlib.contextmanager

@@ -100,6 +100,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture, names(), indirect=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_interpreter() -> None:
+    """Spare Triton's interpreter what it repeats, where kernels run in it."""
+    from muse_adapter.ops.triton_gpu import TRITON
+
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted and TRITON.unavailable(torch.device("cpu")) is None:
+        from tests.support.triton_interpreter import patch_language_once
+
+        patch_language_once()
+
+
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
     """Read a golden file by name: golden("head_scale_wise")."""

@@ -14,6 +14,7 @@ import torch
 from benchmarks.machine import machine, write_json
 from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter.ops import backends
+from tests.support.triton_interpreter import patch_language_once
 
 Row = dict[str, Any]
 
@@ -60,6 +61,8 @@ def run_part(rows: Callable[[Options], Iterator[Row]], title: str) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
         options = Options(tiny=True, repeats=1, max_s=0.0)
     require_device(options)
+    if options.tiny:
+        patch_language_once()
     torch.manual_seed(0)
     figures: Row = {"machine": machine(options.device), "rows": []}
     print(", ".join(f"{key} {value}" for key, value in figures["machine"].items()))

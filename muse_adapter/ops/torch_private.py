@@ -27,6 +27,14 @@ def in_func_transform() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def saved_tensor_hooks_are_off() -> bool:
+    """Whether torch refuses hooks on saved tensors, which gradient checkpointing rests on.
+
+    It does inside `torch.func`'s gradients.
+    """
+    return not torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+
+
 def below_autograd() -> AbstractContextManager[None]:
     """Inside the `with` block operators run as if no tensor wanted a gradient.
 

@@ -118,19 +118,6 @@ def test_lines_of_pytest(line: str, outcome: str, test: str) -> None:
     assert all((ROOT / file).exists() for file in tests.FILES)
 
 
-def test_one_command_for_what_is_short(tmp_path: Path) -> None:
-    done = gpu_day(tmp_path, "--tiny", "out", "environment")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "gpu_day.json",
-        "logs.txt",
-    ]
-    figures = json.loads((tmp_path / "out" / "gpu_day.json").read_text())
-    assert list(figures) == ["environment"] and figures["environment"]["outcome"] == "done"
-    assert figures["environment"]["rows"][0]["what"].startswith("no GPU")
-    assert "===== environment: done" in (tmp_path / "out" / "logs.txt").read_text()
-
-
 def test_a_part_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
     """Without a GPU every part fails; what is in the folder stays."""
     (tmp_path / "gpu_day.json").write_text('{"scan": {"outcome": "done"}}')
@@ -165,8 +152,14 @@ def test_all_parts(tmp_path: Path) -> None:
     parts = [name for name in LIMITS if name != "tuning"]
     done = gpu_day(tmp_path, "--tiny", "out", *parts)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "gpu_day.json",
+        "logs.txt",
+    ]
     figures = json.loads((tmp_path / "out" / "gpu_day.json").read_text())
     assert list(figures) == parts
+    assert "===== environment: done" in (tmp_path / "out" / "logs.txt").read_text()
+    assert figures["environment"]["rows"][0]["what"].startswith("no GPU")
     for name in parts:
         assert figures[name]["outcome"] == "done" and figures[name]["rows"], name
         assert figures[name]["machine"]["command"].startswith(f"python -m benchmarks.gpu.{name}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -102,6 +105,22 @@ def test_second_derivatives_are_right_or_refused(
         (first,) = torch.autograd.grad(loss(head, {}, wanted), wanted, create_graph=True)
         (expected,) = torch.autograd.grad(first.square().sum(), wanted)
         assert_equal({"": grad(penalty)(tokens)}, {"": expected})
+
+
+@pytest.mark.parametrize("transform", [grad, jacrev])
+def test_checkpointing_is_refused_by_name(
+    backend: str, head: MultiScaleMamba, tokens: Tensor, transform: Callable[..., Any]
+) -> None:
+    """Where gradients are taken; without them there is nothing to recompute."""
+    head.set_grad_checkpointing()
+    with use_backend(backend):
+        with pytest.raises(RuntimeError, match=r"checkpointing .* call set_grad_checkpointing"):
+            transform(lambda tokens: loss(head, {}, tokens))(tokens)
+        wanted = [tokens.clone().requires_grad_() for _ in range(2)]
+        (got,) = torch.autograd.grad(loss(head, {}, wanted[0]), wanted[0])
+        head.set_grad_checkpointing(False)
+        (expected,) = torch.autograd.grad(loss(head, {}, wanted[1]), wanted[1])
+    assert_equal({"": got}, {"": expected})
 
 
 def test_forward_mode_is_refused_by_name(

@@ -78,8 +78,12 @@ def test_a_second_derivative_is_refused_by_name(part):
         torch.autograd.grad(gradient.sum(), wanted)
 
 
-@pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("sides", [1, 2])
+# What is saved does not depend on the number of sides, but for the gradients' own operator.
+@pytest.mark.parametrize(
+    ("sides", "save"),
+    [(1, False), (2, True), pytest.param(1, True, marks=pytest.mark.slow)],
+    ids=["one, inference", "both, training", "one, training"],
+)
 def test_the_operators_keep_torchs_rules(sides, save):
     """Schema, fake results and gradients, as torch.compile and torch.export rely on them."""
     run = torch.ops.muse_adapter

@@ -111,8 +111,9 @@ def cache_tokens(
     )
     if not (target / DESCRIPTION_NAME).exists():
         _initialize(target, description, tokens)
-    _check_same(target, description, tokens)
-    missing = _missing_shards(target, description)
+    description = _check_same(target, description, tokens)
+    probe = probe_checksum(target)
+    missing = _missing_shards(target, description, probe)
     indices = [index for shard in missing for index in description.videos_of(shard)]
     source: Any = videos  # DataLoader is typed for a Dataset, but works with any sequence
     items = iter(DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers))
@@ -122,7 +123,7 @@ def cache_tokens(
             for index in description.videos_of(shard)
         }
         with write_errors("the tokens", target):
-            write_shard(shard_path(target, shard), encoded, probe_checksum(target))
+            write_shard(shard_path(target, shard), encoded, probe)
         logger.info("%s: %d of %d files", target, shard + 1, description.num_shards)
     return CachedTokens(target)
 
@@ -152,25 +153,40 @@ def _initialize(folder: Path, description: Description, tokens: Tensor) -> None:
             f"{str(folder)!r} contains {SHARDS}, but no {DESCRIPTION_NAME} that describes them: "
             "pass an empty folder"
         )
-    contents = {
-        folder / PROBE_NAME: pack_tensors({"tokens": tokens}, {}),
-        folder / DESCRIPTION_NAME: description.to_json().encode(),
-    }
+    probe = {folder / PROBE_NAME: pack_tensors({"tokens": tokens}, {})}
     with write_errors("the tokens", folder):
-        write_whole(contents)
+        # Another process may start at the same time: its shards refer to the files it wrote.
+        write_whole(probe, keep_existing=True)
+        if not _has_probe(folder, description, tokens):
+            write_whole(probe)
+        contents = {folder / DESCRIPTION_NAME: description.to_json().encode()}
+        write_whole(contents, keep_existing=True)
 
 
-def _check_same(folder: Path, description: Description, tokens: Tensor) -> None:
+def _has_probe(folder: Path, description: Description, tokens: Tensor) -> bool:
+    """Return whether the probe is of this encoder, or of a folder that is complete.
+
+    It is neither after a call that was interrupted before it wrote its description.
+    """
+    try:
+        check_probe(tokens, read_probe(folder, description))
+    except ValueError:
+        return (folder / DESCRIPTION_NAME).exists()
+    return True
+
+
+def _check_same(folder: Path, description: Description, tokens: Tensor) -> Description:
+    """Check that a folder contains the tokens of this call; return its own description."""
     stored = read_description(folder)
     if differences := stored.differences(description):
         lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(f"{str(folder)!r} contains other tokens than this call computes:{lines}")
     check_probe(tokens, read_probe(folder, stored))
+    return stored
 
 
-def _missing_shards(folder: Path, description: Description) -> list[int]:
-    missing, probe = [], probe_checksum(folder)
-    description = read_description(folder)  # with its format
+def _missing_shards(folder: Path, description: Description, probe: str | None) -> list[int]:
+    missing = []
     for shard in range(description.num_shards):
         path = shard_path(folder, shard)
         if path.exists():

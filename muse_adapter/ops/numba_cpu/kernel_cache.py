@@ -48,8 +48,9 @@ class _KernelCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        files = self._cache_file
-        files.__class__ = _CheckedFiles  # numba makes them itself
+        locator, name = self._impl.locator, self._impl.filename_base
+        # In place of those that numba makes, with the arguments that it gives them.
+        self._cache_file = _CheckedFiles(self.cache_path, name, locator.get_source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

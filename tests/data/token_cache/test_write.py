@@ -54,23 +54,26 @@ def test_an_interrupted_call_resumes(tmp_path: Path) -> None:
     assert done.read == [0]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("calls", [("fsync",), ("link", "replace")], ids=["content", "name"])
 @pytest.mark.parametrize("after", [0, 2, 3])
 def test_no_partial_file_remains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...], after: int
 ) -> None:
     """The disk is full at the first, third or fourth file; existing files are complete."""
-    calls = []
-    original = getattr(os, call)
+    done = []
 
-    def fail(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) > after:
-            raise OSError("no space left on device")
-        original(*arguments)
+    def failing(original: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            if len(done) == after:
+                raise OSError("no space left on device")
+            done.append(original)
+            original(*arguments)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
+        for name in calls:
+            patch.setattr(os, name, failing(getattr(os, name)))
         with pytest.raises(OSError, match="no space"):
             cache(tmp_path)
     left = file_names(tmp_path)

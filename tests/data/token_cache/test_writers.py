@@ -1,0 +1,92 @@
+"""Several processes that fill one folder with cached tokens, started at the same instant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muse_adapter import CachedTokens, cache_tokens, files
+from tests.support.cached_tokens import (
+    COUNT,
+    FILES,
+    PER_SHARD,
+    Videos,
+    cache,
+    file_names,
+    frozen_encoder,
+    other_weights,
+)
+
+pytest.importorskip("safetensors", reason="cached tokens are safetensors files")
+pytestmark = pytest.mark.usefixtures("torch_scan")
+
+# Encoders that differ by rounding, as on other devices: probes with other checksums, all accepted.
+# The processes are forked from one, which has imported torch, and meet at a barrier.
+TOGETHER = """
+    import multiprocessing, sys
+    from tests.support.cached_tokens import cache, other_weights
+
+    encoders = [other_weights(1 + 1e-9 * rank) for rank in range(3)]
+
+    def fill(barrier, folder, rank):
+        barrier.wait()
+        cache(folder, encoders[rank])
+
+    context = multiprocessing.get_context("fork")
+    for folder in sys.argv[1:]:
+        barrier = context.Barrier(3)
+        group = [context.Process(target=fill, args=(barrier, folder, rank)) for rank in range(3)]
+        for process in group:
+            process.start()
+        for process in group:
+            process.join()
+        assert [process.exitcode for process in group] == [0, 0, 0], folder
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_processes_that_start_at_once(tmp_path: Path, run_python: Callable[..., Any]) -> None:
+    folders = [tmp_path / str(turn) for turn in range(8)]
+    done = run_python(TOGETHER, *map(str, folders))
+    assert done.returncode == 0, done.stderr
+    for folder in folders:
+        assert file_names(folder) == FILES
+        assert len(CachedTokens(folder, encoder=frozen_encoder())) == COUNT
+
+
+def test_the_files_of_a_faster_process_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is done between this one's look for a description and its first file."""
+    create, others = files._create, [other_weights(1 + 1e-9)]
+
+    def created(part: Path, path: Path) -> None:
+        if others:
+            cache(tmp_path, others.pop())
+        create(part, path)
+
+    monkeypatch.setattr(files, "_create", created)
+    videos = Videos()
+    data = cache_tokens(frozen_encoder(), videos, tmp_path, videos_per_shard=PER_SHARD)
+    assert not others and len(data) == COUNT and videos.read == [0]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_existing_files_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"first")
+    files.write_whole({old: b"second", new: b"second"}, keep_existing=True)
+    assert old.read_bytes() == b"first" and new.read_bytes() == b"second"
+    assert file_names(tmp_path) == {"old", "new"}
