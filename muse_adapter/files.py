@@ -54,6 +54,15 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
             _own_parts.discard(part.name)
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: after new files, renames, deletions."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def write_errors(what: str, folder: Path) -> Iterator[None]:
     """Inside the `with` block an `OSError` says what was being written, and where."""

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"layers", "config", "checkpoint", "training"},
     "encoders": {"models", "config", "backbones", "training"},
     "data": {"encoders", "files", "strict_json", "tensor_files"},
+    "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
 }
 SEE_ALL = {"__init__", "__main__"}

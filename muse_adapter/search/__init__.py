@@ -1,0 +1,19 @@
+"""Search a corpus of videos by text: `VideoIndex`.
+
+The files, each importing only files above it:
+
+    segments    what an index holds and answers
+    local/      a store: exact search over memory-mapped files in a folder
+    store       what an index needs of a store, and which store an address means
+    models      what an index needs of a model, by duck typing
+    identity    which model an index is of
+    documents   videos, whole or in windows, as a model takes them
+    progress    rate and time left
+    adding      reading, embedding, appending
+    index       `VideoIndex`
+"""
+
+from muse_adapter.search.index import VideoIndex
+from muse_adapter.search.segments import AddReport, Hit
+
+__all__ = ["AddReport", "Hit", "VideoIndex"]
