@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from muse_adapter.data import read_frames
 from muse_adapter.search.segments import Settings, VideoSegments
-from tests.support.video_files import LEVEL_STEP, grey_video
+from tests.support.video_files import write_video
 
 DIM = 8
 
@@ -76,15 +77,13 @@ class PathModel:
         return torch.stack([level_vector(mean) for mean in means]).numpy()
 
 
-def write_greys(folder: Path, levels: Sequence[int]) -> list[str]:
-    """Write videos of one grey level each, half a second long, and return their paths."""
+def write_greys(folder: Path, *levels: Sequence[int], rate: int = 4) -> list[str]:
+    """Write videos whose frames have the given grey levels, and return their paths."""
     paths = []
-    for level in levels:
-        path = folder / f"grey{level}.mp4"
-        shift = (level - 20) // LEVEL_STEP
-        assert level == 20 + LEVEL_STEP * shift
-        grey_video(path, shift + 1) if False else write_level(path, level)
-        paths.append(str(path))
+    for frames in levels:
+        path = folder / f"{'-'.join(map(str, dict.fromkeys(frames)))}.mp4"
+        pictures = [np.full((16, 16, 3), level, dtype=np.uint8) for level in frames]
+        paths.append(str(write_video(path, pictures, rate=rate)))
     return paths
 
 

@@ -20,8 +20,10 @@ class GrowingRecall:
         earlier: The recall of a matrix that `vectors` begins with.
     """
 
+    _parts: list[ExactRecall]
+
     def __init__(self, vectors: Tensor, earlier: GrowingRecall | None = None) -> None:
-        parts: list[ExactRecall] = [] if earlier is None else list(earlier._parts)
+        parts = [] if earlier is None else list(earlier._parts)
         start = sum(map(len, parts))
         if start < len(vectors):
             while parts and 2 * (len(vectors) - start) >= len(parts[-1]):
