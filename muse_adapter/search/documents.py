@@ -53,7 +53,7 @@ def read_documents(
         videos: Their paths.
         num_frames: How many frames of a segment the model takes; None: it reads paths itself.
         window: Seconds of a segment; None: a video is one segment.
-        stride: Seconds from window to window; None: `window`.
+        stride: Seconds from the start of a window to that of the next; None without windows.
         workers: Processes that read; documents of different videos may then alternate.
 
     Yields:
@@ -98,8 +98,7 @@ class _Reader(IterableDataset[Any]):
         stride: float | None,
     ) -> None:
         self._videos = videos
-        self._num_frames, self._window = num_frames, window
-        self._stride = window if stride is None else stride
+        self._num_frames, self._window, self._stride = num_frames, window, stride
 
     def __iter__(self) -> Iterator[Document | Unreadable]:
         worker = get_worker_info()

@@ -93,7 +93,7 @@ class VideoIndex:
         settings = Settings(
             dim=embedding_width(identity),
             window=window,
-            stride=stride,
+            stride=window if stride is None else stride,
             frame_features=frame_features and gives_frame_features(model),
         )
         return cls(create_store(uri, name, settings, identity), model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,15 @@ DIM = 8
 
 def level_vector(level: float) -> Tensor:
     """Return a vector (DIM,) that turns with a grey level from 0 to 255."""
-    angles = torch.arange(DIM) * (level / 255 * 3.0)
-    return torch.cos(angles + 0.3 * torch.arange(DIM))
+    vector = torch.zeros(DIM)
+    vector[0], vector[1] = math.cos(level / 85), math.sin(level / 85)
+    return vector
+
+
+def level_in(query: str) -> float:
+    """Return the number at the end of a text, if it has one."""
+    last = query.split()[-1]
+    return float(last) if last.isdigit() else 30.0
 
 
 class FrameModel(nn.Module):
@@ -37,8 +45,8 @@ class FrameModel(nn.Module):
         self.documents: list[Any] = []  # those that were given
 
     def encode_query(self, queries: list[str]) -> Tensor:
-        numbers = [float(query.split()[-1]) if "grey" in query else 30.0 for query in queries]
-        return self.scale(torch.stack([level_vector(number) for number in numbers]))
+        vectors = torch.stack([level_vector(level_in(query)) for query in queries])
+        return self.scale(vectors.to(self.scale.weight.dtype)).float()
 
     def encode_document(self, documents: list[Any], output_value: str | None = "") -> Any:
         self.documents += documents
@@ -70,7 +78,7 @@ class PathModel:
     """Embed videos by their paths, which it reads itself."""
 
     def encode_query(self, queries: list[str]) -> list[list[float]]:
-        return [level_vector(float(query.split()[-1])).tolist() for query in ["x 3", *queries]][1:]
+        return [level_vector(level_in(query)).tolist() for query in queries]
 
     def encode_document(self, documents: list[str]) -> Any:
         means = [float(read_frames(path, 2)[0].float().mean()) for path in documents]
