@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muse_adapter.data.video.container import UnreadableVideo
 from muse_adapter.search.documents import Document, Unreadable, read_documents
-from muse_adapter.search.models import embed_documents, num_frames_of
+from muse_adapter.search.models import embed_documents, frame_sampling_of
 from muse_adapter.search.progress import Progress
 from muse_adapter.search.segments import AddReport, Settings, VideoSegments
 from muse_adapter.search.store import Writer
@@ -53,7 +53,7 @@ def add_videos(
             new[video] = None
     batches = _Batches(writer, model, settings, batch_size)
     documents = read_documents(
-        list(new), num_frames_of(model), settings.window, settings.stride, workers
+        list(new), frame_sampling_of(model), settings.window, settings.stride, workers
     )
     bar = Progress(len(new), enabled=progress)
     try:

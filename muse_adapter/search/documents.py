@@ -23,7 +23,7 @@ class Document(NamedTuple):
     Attributes:
         video: Path of the video, as it was given.
         span: Start and end in seconds.
-        content: What `encode_document` takes: the path, or frames (T, 3, height, width), uint8.
+        content: What `encode_document` takes: the path, or frames, see `FrameSampling`.
         is_last: Whether no other segment of the video follows.
     """
 
@@ -31,6 +31,19 @@ class Document(NamedTuple):
     span: tuple[float, float]
     content: Any
     is_last: bool
+
+
+class FrameSampling(NamedTuple):
+    """How a model that takes frames wants them: (T, 3, height, width), uint8, RGB.
+
+    Attributes:
+        num_frames: The largest T.
+        fps: Frames a second to sample from, see `read_frames`. If it is not None, documents are the
+            mappings by which sentence-transformers tells it.
+    """
+
+    num_frames: int
+    fps: float | None = None
 
 
 class Unreadable(NamedTuple):
@@ -42,7 +55,7 @@ class Unreadable(NamedTuple):
 
 def read_documents(
     videos: Sequence[str],
-    num_frames: int | None,
+    sampling: FrameSampling | None,
     window: float | None,
     stride: float | None,
     workers: int = 0,
@@ -51,7 +64,7 @@ def read_documents(
 
     Args:
         videos: Their paths.
-        num_frames: How many frames of a segment the model takes; None: it reads paths itself.
+        sampling: How the model wants frames; None: it reads paths itself.
         window: Seconds of a segment; None: a video is one segment.
         stride: Seconds from the start of a window to that of the next; None without windows.
         workers: Processes that read; documents of different videos may then alternate.
@@ -59,7 +72,7 @@ def read_documents(
     Yields:
         The documents of each video in order, or that it is unreadable.
     """
-    reader = _Reader(videos, num_frames, window, stride)
+    reader = _Reader(videos, sampling, window, stride)
     if workers:
         yield from DataLoader(reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
     else:
@@ -93,12 +106,12 @@ class _Reader(IterableDataset[Any]):
     def __init__(
         self,
         videos: Sequence[str],
-        num_frames: int | None,
+        sampling: FrameSampling | None,
         window: float | None,
         stride: float | None,
     ) -> None:
         self._videos = videos
-        self._num_frames, self._window, self._stride = num_frames, window, stride
+        self._sampling, self._window, self._stride = sampling, window, stride
 
     def __iter__(self) -> Iterator[Document | Unreadable]:
         worker = get_worker_info()
@@ -122,13 +135,15 @@ class _Reader(IterableDataset[Any]):
             spans = windows(timeline.duration, self._window, self._stride)
         for i, span in enumerate(spans):
             content: Any = video
-            if self._num_frames is not None:
+            if self._sampling is not None:
                 # Without times where there is one segment: decoding may find frames that the file
                 # does not list.
                 start, end = span if len(spans) > 1 else (None, None)
-                sampling = Sampling(self._num_frames, start, end)
-                frames, mask = read_listed(path, listing, sampling)
+                num_frames, fps = self._sampling
+                frames, mask = read_listed(path, listing, Sampling(num_frames, start, end, fps))
                 content = frames[mask]
+                if fps is not None:
+                    content = {"array": content, "video_metadata": {"fps": fps}}
             yield Document(video, span, content, i == len(spans) - 1)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_adapter.data.token_cache.probe import TOLERANCE
-from muse_adapter.search.models import embed_queries, num_frames_of
+from muse_adapter.search.models import embed_queries, frame_sampling_of
 from muse_adapter.tensor_files import pack_tensors, unpack_tensors
 
 _PROBE = "A dog catches a red ball on the beach, and 3 people laugh."
@@ -32,7 +32,7 @@ def identify(model: Any) -> bytes:
         model: A model with `encode_query`. If it is a module, or has modules as attributes, their
             weights are compared; otherwise only its embedding of a text is.
     """
-    tensors = dict(_tensors(model))
+    tensors, sampling = dict(_tensors(model)), frame_sampling_of(model)
     shapes = " ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     samples = [_sample(tensor) for tensor in tensors.values()]
     return pack_tensors(
@@ -44,7 +44,7 @@ def identify(model: Any) -> bytes:
         {
             "class": type(model).__name__,
             "names": f"{zlib.crc32(shapes.encode()):08x}",
-            "num_frames": str(num_frames_of(model)),
+            "frames": str(sampling and tuple(sampling)),
         },
     )
 
@@ -82,8 +82,8 @@ def model_class(stored: bytes) -> str:
 def _different_text(expected: dict[str, str], given: dict[str, str]) -> str | None:
     if expected["names"] != given["names"]:
         return "its weights have other names or shapes"
-    if expected["num_frames"] != given["num_frames"]:
-        return f"num_frames is {expected['num_frames']} there and {given['num_frames']} now"
+    if expected["frames"] != given["frames"]:
+        return f"(num_frames, fps) is {expected['frames']} there and {given['frames']} now"
     return None
 
 

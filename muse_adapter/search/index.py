@@ -16,9 +16,9 @@ from muse_adapter.search.models import (
     FrameScorer,
     check_model,
     embed_queries,
+    frame_sampling_of,
     frame_scorer_of,
     gives_frame_features,
-    num_frames_of,
     rerank_scores,
 )
 from muse_adapter.search.segments import AddReport, Hit, Settings
@@ -36,9 +36,10 @@ class VideoIndex:
     `model` is a `SentenceTransformer`, or anything with `encode_query(list of str)` and
     `encode_document(list of videos)`, both of which return an embedding for each. A video is given
     to the model as its path, or, if the model has an attribute `num_frames`, as that many of its
-    frames, (T, 3, height, width), uint8, RGB, T fewer for a shorter video. In a
-    `torch.nn.Sequential`, as a `SentenceTransformer` is, the attributes may be those of the first
-    module.
+    frames, (T, 3, height, width), uint8, RGB, T fewer for a shorter video. With an attribute `fps`
+    that is not None, they are sampled by it, and given as
+    `{"array": frames, "video_metadata": {"fps": fps}}`. In a `torch.nn.Sequential`, as a
+    `SentenceTransformer` is, the attributes may be those of the first module.
 
     The second stage needs frame features, which are stored if `encode_document` takes
     `output_value=None` and then returns, for each video, a mapping with "sentence_embedding" (D,),
@@ -84,7 +85,7 @@ class VideoIndex:
             ValueError: An argument is out of range, or there is no store for this address.
         """
         check_model(model)
-        if window is not None and num_frames_of(model) is None:
+        if window is not None and frame_sampling_of(model) is None:
             raise ValueError(
                 "window= needs a model that takes frames: with an attribute num_frames, the number "
                 "of frames of a window"
@@ -158,7 +159,7 @@ class VideoIndex:
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size} and "
                 f"{workers}"
             )
-        if workers and num_frames_of(model) is None:
+        if workers and frame_sampling_of(model) is None:
             raise ValueError(
                 "workers= needs a model that takes frames (with an attribute num_frames): this "
                 "one reads the videos itself"

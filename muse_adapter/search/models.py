@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muse_adapter.search.documents import FrameSampling
+
 
 class Model(Protocol):
     """What embeds queries and videos, such as a `SentenceTransformer`."""
@@ -98,9 +100,10 @@ def gives_frame_features(model: Any) -> bool:
         return False
 
 
-def num_frames_of(model: Any) -> int | None:
-    """Return how many frames of a video the model takes; None: it reads the videos itself."""
-    return _attribute(model, "num_frames")
+def frame_sampling_of(model: Any) -> FrameSampling | None:
+    """Return how the model wants frames; None: it reads the videos itself."""
+    num_frames = _attribute(model, "num_frames")
+    return None if num_frames is None else FrameSampling(num_frames, _attribute(model, "fps"))
 
 
 def frame_scorer_of(model: Any) -> FrameScorer | None:

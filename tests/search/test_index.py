@@ -285,3 +285,18 @@ def test_workers_need_frames(tmp_path):
         pytest.raises(ValueError, match="workers= needs a model that takes frames"),
     ):
         index.add([], workers=2)
+
+
+def test_frames_sampled_by_time(tmp_path):
+    class ByTime(FrameModel):
+        fps = 2
+
+        def frames(self, document):
+            assert document["video_metadata"] == {"fps": 2}
+            return super().frames(document["array"])
+
+    paths = write_greys(tmp_path, [20, 20, 220, 220, 120, 120])  # 1.5 seconds
+    with VideoIndex.create(tmp_path / "clips.index", model := ByTime()) as index:
+        index.add(paths, progress=False)
+    levels = model.documents[0]["array"].float().mean((1, 2, 3))
+    assert levels.tolist() == pytest.approx([20, 220, 120], abs=3)

@@ -251,9 +251,9 @@ class _Numbers:
         if table.manifest.generation != self._generation:
             self._by_name, self._removed, self._seen = {}, set(), 0
             self._generation = table.manifest.generation
-        for number in range(self._seen, len(table.ends)):
+        for number in range(self._seen, table.count):
             self._by_name[table.name(number)] = number
-        self._seen = len(table.ends)
+        self._seen = table.count
         for number in table.removed - self._removed:
             # It may have been added again since.
             if self._by_name.get(table.name(number)) == number:

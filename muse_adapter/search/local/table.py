@@ -24,6 +24,7 @@ from muse_adapter.search.local.manifest import COLUMNS, Manifest, column_path
 from muse_adapter.search.local.recall import GrowingRecall
 from muse_adapter.search.segments import Segment
 
+_ROW = VIDEO_ROW.size // 8  # numbers of a video
 # Segments that are searched for each wanted video at most, before a second search for more.
 _SEGMENTS_PER_VIDEO = 8
 _SPARE = 32  # segments beyond them, since some videos are removed
@@ -51,7 +52,9 @@ class LocalTable:
             name: map_file(column_path(folder, name, manifest.generation), manifest.sizes[name])
             for name in COLUMNS
         }
-        self.ends = as_tensor(self._memory["videos"], torch.int64, VIDEO_ROW.size // 8)
+        # Numbers one by one, which tensors would make slow.
+        self._rows = self._memory["videos"].cast("q")
+        self.count = len(self._rows) // _ROW
         dim = manifest.settings.dim
         self.vectors = as_tensor(self._memory["vectors"], torch.float16, dim)
         self._frames = as_tensor(
@@ -90,7 +93,7 @@ class LocalTable:
         rows: list[list[int]] = [[] for _ in range(len(vectors))]
         wanted, count = min(k, self.num_videos), len(self.vectors)
         pending = list(range(len(vectors))) if wanted else []
-        per_video = min(_SEGMENTS_PER_VIDEO, -(-count // max(1, len(self.ends))))
+        per_video = min(_SEGMENTS_PER_VIDEO, -(-count // max(1, self.count)))
         width = wanted * per_video + _SPARE
         while pending:
             width = min(width, count)
@@ -138,8 +141,8 @@ class LocalTable:
 
     def name(self, video: int) -> str:
         """Return the path of a video by its number."""
-        start, end = self._starts(video)[0], int(self.ends[video, 0])
-        return decode_name(self._memory["names"][start:end])
+        start, end = self._starts(video)[0], self._rows[video * _ROW]
+        return decode_name(self._memory["names"][max(0, start) : max(0, end)])
 
     @property
     def last_ends(self) -> tuple[int, int]:
@@ -153,12 +156,14 @@ class LocalTable:
 
     def live(self) -> Iterator[int]:
         """Iterate over the numbers of the videos that are not removed."""
-        return (video for video in range(len(self.ends)) if video not in self.removed)
+        return (video for video in range(self.count) if video not in self.removed)
 
     def packed(self, video: int) -> PackedVideo:
         """Return the bytes of a video by its number, in mapped memory; they may be damaged."""
         name, segment, frame = self._starts(video)
-        name_end, segment_end, frame_end, crc, frames_crc = self.ends[video].tolist()
+        name_end, segment_end, frame_end, crc, frames_crc = self._rows[
+            video * _ROW : (video + 1) * _ROW
+        ]
 
         def part(column: str, start: int, end: int, size: int) -> memoryview:
             return self._memory[column][max(0, start) * size : max(0, end) * size]
@@ -191,12 +196,13 @@ class LocalTable:
 
     @functools.cached_property
     def _segment_ends(self) -> Tensor:
-        return self.ends[:, 1].contiguous()
+        rows = as_tensor(self._memory["videos"], torch.int64, _ROW)
+        return rows[:, 1].contiguous()
 
     def _videos_of(self, rows: Tensor) -> Tensor:
         """Return the numbers of the videos of segments, in the same shape."""
         videos = torch.searchsorted(self._segment_ends, rows.long(), right=True)
-        if rows.numel() and int(videos.max()) >= len(self.ends):
+        if rows.numel() and int(videos.max()) >= self.count:
             raise self._damage("its list of videos")
         return videos
 
@@ -214,8 +220,8 @@ class LocalTable:
         """Return where a video begins in names, segments and frames."""
         if not video:
             return 0, 0, 0
-        name, segment, frame = self.ends[video - 1, :3].tolist()
-        return name, segment, frame
+        row = (video - 1) * _ROW
+        return self._rows[row], self._rows[row + 1], self._rows[row + 2]
 
     def _checked_video(self, video: int, what: str) -> PackedVideo:
         packed = self.packed(video)
