@@ -124,29 +124,32 @@ class _Batches:
                         self._leave_out(document.video, str(error))
 
     def _embed_together(self, batch: list[Document]) -> None:
-        vectors, frames = embed_documents(
+        embedded = embed_documents(
             self._model,
             [document.content for document in batch],
             frame_features=self._settings.frame_features,
         )
-        if vectors.shape[1] != self._settings.dim:
-            raise ValueError(
-                f"encode_document must return vectors of the width of the index, "
-                f"{self._settings.dim}, got {vectors.shape[1]}"
-            )
-        for i, document in enumerate(batch):
+        for document, (vectors, spans, frames) in zip(batch, embedded, strict=True):
+            if vectors.shape[1] != self._settings.dim:
+                raise ValueError(
+                    f"the model must return vectors of the width of the index, "
+                    f"{self._settings.dim}, got {vectors.shape[1]}"
+                )
+            start, end = document.span
             parts = self._parts.setdefault(document.video, _Parts())
-            parts.spans.append(document.span)
-            parts.vectors.append(vectors[i])
-            if frames is not None:
-                parts.frames.append(frames[i])
+            # Exact at both ends.
+            parts.spans += [
+                (start * (1 - a) + end * a, start * (1 - b) + end * b) for a, b in spans
+            ]
+            parts.vectors.append(vectors)
+            parts.frames += frames or []
             if document.is_last:
                 self._complete.append(self._finished(document.video))
 
     def _finished(self, video: str) -> VideoSegments:
         parts = self._parts.pop(video)
         frames = parts.frames if self._settings.frame_features else None
-        return VideoSegments(video, parts.spans, torch.stack(parts.vectors), frames)
+        return VideoSegments(video, parts.spans, torch.cat(parts.vectors), frames)
 
     def _append(self) -> None:
         if self._complete:

@@ -47,6 +47,11 @@ class VideoIndex:
     a scorer, `score_frames(query, frames)` of the model: from the embedding (D,) of a query and a
     list of K frame features (T, F) to K scores.
 
+    A model that divides videos itself, as MamFusion does into clips, has instead of
+    `encode_document` a method `encode_segments(list of videos)`: for each video the vectors (G, D)
+    of its segments, whose inner products with a unit query are the scores, and their spans (G, 2)
+    as fractions of the video, from 0 to 1. They are stored as they are.
+
     One process writes at a time, any number reads, and each call sees the current state. An index
     is closed by `close`, or as a context manager.
     """

@@ -31,24 +31,27 @@ FrameScorer = Callable[[Tensor, list[Tensor]], Any]
 
 
 class Embedded(NamedTuple):
-    """Embeddings of documents.
+    """The embeddings of a document.
 
     Attributes:
-        vectors: (B, D), unit norm, float32.
+        vectors: (G, D), float32: one of unit norm, or those of the segments that the model made.
+        spans: Start and end of each, as fractions of the document.
         frames: Frame features of each, (T, F); None without them.
     """
 
     vectors: Tensor
+    spans: list[tuple[float, float]]
     frames: list[Tensor] | None
 
 
 def check_model(model: Any) -> None:
-    """Check that a model has the two methods.
+    """Check that a model has the methods that an index needs.
 
     Raises:
         TypeError: It lacks one.
     """
-    for method in ("encode_query", "encode_document"):
+    document = "encode_segments" if makes_segments(model) else "encode_document"
+    for method in ("encode_query", document):
         if not callable(getattr(model, method, None)):
             raise TypeError(
                 "model must have encode_query and encode_document, as a SentenceTransformer has "
@@ -69,13 +72,15 @@ def embed_queries(model: Model, queries: list[str]) -> Tensor:
         return _unit("encode_query", model.encode_query(queries), len(queries))
 
 
-def embed_documents(model: Any, documents: list[Any], *, frame_features: bool) -> Embedded:
+def embed_documents(model: Any, documents: list[Any], *, frame_features: bool) -> list[Embedded]:
     """Embed videos.
 
     Args:
         model: Gives frame features by `encode_document(documents, output_value=None)`: for each
             document a mapping with "sentence_embedding" (D,), "token_embeddings" (T, F) and, where
-            some of them are padding, "attention_mask" (T,).
+            some of them are padding, "attention_mask" (T,). Or it makes segments by
+            `encode_segments(documents)`: for each document vectors (G, D), and spans (G, 2) as
+            fractions of it.
         documents: Paths or frames.
         frame_features: Whether to return frame features.
 
@@ -83,17 +88,31 @@ def embed_documents(model: Any, documents: list[Any], *, frame_features: bool) -
         ValueError: The embeddings are not finite, or of another shape.
     """
     with torch.no_grad():
-        if not frame_features:
-            vectors = _unit("encode_document", model.encode_document(documents), len(documents))
-            return Embedded(vectors, None)
-        outputs = model.encode_document(documents, output_value=None)
-        found = [as_tensor(output["sentence_embedding"]) for output in outputs]
-        frames = [_frame_features(output) for output in outputs]
-        return Embedded(_unit("encode_document", found, len(documents)), frames)
+        if makes_segments(model):
+            return [_segments(*found) for found in model.encode_segments(documents)]
+        outputs = model.encode_document(
+            documents, **({"output_value": None} if frame_features else {})
+        )
+        frames: list[list[Tensor] | None] = [None] * len(documents)
+        if frame_features:
+            frames = [[_frame_features(output)] for output in outputs]
+            outputs = [as_tensor(output["sentence_embedding"]) for output in outputs]
+        vectors = _unit("encode_document", outputs, len(documents))
+    return [
+        Embedded(vector[None], [(0.0, 1.0)], each)
+        for vector, each in zip(vectors, frames, strict=True)
+    ]
+
+
+def makes_segments(model: Any) -> bool:
+    """Return whether the model makes segments of a document itself."""
+    return callable(getattr(model, "encode_segments", None))
 
 
 def gives_frame_features(model: Any) -> bool:
     """Return whether `encode_document` can return what is below its embedding."""
+    if makes_segments(model):
+        return False
     try:
         return "output_value" in inspect.signature(model.encode_document).parameters
     except (TypeError, ValueError):  # a callable that does not tell
@@ -124,6 +143,21 @@ def as_tensor(values: Any) -> Tensor:
     if isinstance(values, (list, tuple)) and values and not isinstance(values[0], (int, float)):
         return torch.stack([as_tensor(value) for value in values])
     return torch.as_tensor(values).detach().to("cpu", torch.float32)
+
+
+def _segments(vectors: Any, spans: Any) -> Embedded:
+    vectors, spans = as_tensor(vectors), torch.as_tensor(spans, dtype=torch.float64)
+    if vectors.dim() != 2 or not len(vectors) or spans.shape != (len(vectors), 2):
+        raise ValueError(
+            "encode_segments must return vectors (G, D) and spans (G, 2) of each document, got "
+            f"shapes {tuple(vectors.shape)} and {tuple(spans.shape)}"
+        )
+    if not vectors.isfinite().all():
+        raise ValueError("encode_segments must return finite vectors, got NaN or infinity")
+    start, end = spans.unbind(1)
+    if not bool(((start >= 0) & (start <= end) & (end <= 1)).all()):
+        raise ValueError("encode_segments must return spans as ascending fractions from 0 to 1")
+    return Embedded(vectors, [(a, b) for a, b in spans.tolist()], None)
 
 
 def _unit(method: str, values: Any, count: int) -> Tensor:

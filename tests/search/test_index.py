@@ -234,7 +234,7 @@ class NotFinite(FrameModel):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (OtherWidth, "vectors of the width of the index, 8, got 5"),
+        (OtherWidth, "must return vectors of the width of the index, 8, got 5"),
         (NotFinite, "encode_document must return finite vectors, got NaN or infinity"),
     ],
 )
@@ -300,3 +300,55 @@ def test_frames_sampled_by_time(tmp_path):
         index.add(paths, progress=False)
     levels = model.documents[0]["array"].float().mean((1, 2, 3))
     assert levels.tolist() == pytest.approx([20, 220, 120], abs=3)
+
+
+class Halves:
+    """Divides each video into two halves, with vectors that are not of unit norm."""
+
+    num_frames = 4
+    spans: object = ((0, 0.5), (0.5, 1))
+
+    def __init__(self) -> None:
+        self.model = FrameModel()
+
+    def encode_query(self, queries):
+        return self.model.encode_query(queries)
+
+    def encode_segments(self, documents):
+        frames = [self.model.frames(document) for document in documents]
+        return [(0.5 * each[[0, 3]], self.spans) for each in frames]
+
+
+def test_a_model_that_makes_segments(tmp_path):
+    """As MamFusion does, whose folded vectors have norms up to 1."""
+    path, short = write_greys(tmp_path, [20] * 8 + [220] * 8, [120] * 4)
+    with VideoIndex.create(tmp_path / "clips.index", Halves()) as index:
+        index.add([path, short], progress=False)
+        assert (len(index), index.segments) == (2, 4)
+        hit = index.search("grey 220", k=1)[0]
+        assert (hit.video, hit.start, hit.end) == (path, 2.0, 4.0)
+        assert hit.score == pytest.approx(0.5, abs=1e-3)
+        hit = index.search("grey 20", k=1)[0]
+        assert (hit.start, hit.end) == (0.0, 2.0)
+        with pytest.raises(ValueError, match="has no frame features"):
+            index.search("grey 20", rerank=True)
+    with VideoIndex.create(tmp_path / "windows", Halves(), window=2) as index:
+        index.add([path], progress=False)
+        assert index.search("grey 220", k=1)[0].start in (2.0, 3.0) and index.segments == 4
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        (((0, 0.5),), r"vectors \(G, D\) and spans \(G, 2\) .* got shapes \(2, 8\) and \(1, 2\)"),
+        (((0, 2), (2, 4)), "spans as ascending fractions from 0 to 1"),
+        (((0.5, 0), (0, 1)), "spans as ascending fractions from 0 to 1"),
+    ],
+)
+def test_wrong_segments(spans, message, tmp_path, greys):
+    model = Halves()
+    model.spans = spans
+    with VideoIndex.create(tmp_path / "clips.index", model) as index:
+        with pytest.raises(ValueError, match=message):
+            index.add(greys, progress=False)
+        assert len(index) == 0
