@@ -224,14 +224,16 @@ class LocalWriter:
 
     def _commit(self, manifest: Manifest, appender: Appender, **changes: Any) -> None:
         """Bring all files to the disk, then the manifest that names their new bytes."""
-        with write_errors("an index", self._folder):
-            appender.sync()
-            sync_folder(self._folder)
-            changed = dataclasses.replace(
-                manifest, commit=manifest.commit + 1, sizes=appender.sizes, **changes
-            )
-            write_manifest(self._folder, changed)
-        self._table = self._store.read()
+        changed = dataclasses.replace(
+            manifest, commit=manifest.commit + 1, sizes=appender.sizes, **changes
+        )
+        try:
+            with write_errors("an index", self._folder):
+                appender.sync()
+                sync_folder(self._folder)
+                write_manifest(self._folder, changed)
+        finally:  # an error may come after the manifest was renamed
+            self._table = self._store.read()
 
 
 class _Numbers:
