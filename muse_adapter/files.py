@@ -85,12 +85,13 @@ def _abandoned(part: Path) -> bool:
     writer = _PART.search(part.name)
     if writer is not None and writer["machine"] == _machine():
         process = int(writer["process"])
-        if process == os.getpid() or not _is_running(process):
+        if process == os.getpid() or not is_running(process):
             return True
     return time.time() - part.stat().st_mtime > ABANDONED
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine runs; True where that cannot be told."""
     if os.name != "posix":  # elsewhere signal 0 is not harmless
         return True
     try:

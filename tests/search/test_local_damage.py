@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from muse_adapter.search.local import LocalStore
-from muse_adapter.search.local.lock import writer_lock
 from tests.support.search_models import DIM, segments_of, settings
 
 pytest.importorskip("fcntl", reason="writing a table needs POSIX locks")
@@ -161,16 +160,9 @@ def test_a_folder_with_something_else(tmp_path):
         LocalStore(tmp_path / "holiday.mp4")
 
 
-def test_the_holder_of_a_lock_is_named(folder, monkeypatch):
+def test_a_table_that_cannot_be_locked_can_be_read(folder, monkeypatch):
     store = LocalStore(folder)
-    with writer_lock(folder):
-        (folder / "writer.lock").write_text("")
-        with pytest.raises(BlockingIOError, match="is being written by another process"):
-            store.write().__enter__()
-        (folder / "writer.lock").write_text('{"process": 123, "host": "encoder-7"}')
-        with pytest.raises(BlockingIOError, match="written by process 123 on host encoder-7; one"):
-            store.write().__enter__()
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(OSError, match="needs the file locks of a POSIX system"):
         store.write().__enter__()
-    assert store.read().num_videos == 4, "it can still be read"
+    assert store.read().num_videos == 4

@@ -6,10 +6,15 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from muse_adapter.files import is_running
+
 LOCK_NAME = "writer.lock"
+# Seconds in which the workers of a killed process end; those of torch look every 5 seconds.
+ORPHANS_S = 15.0
 
 
 @contextlib.contextmanager
@@ -17,7 +22,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
     """Be the only writer of a folder inside the `with` block.
 
     The system's lock on a file: it ends with the process, however that ends, so a killed writer
-    leaves nothing behind.
+    leaves nothing behind. Processes that a killed writer had started to read videos have the lock
+    too, until they notice: that is waited for.
 
     Raises:
         BlockingIOError: Another one writes; the message names its process and host.
@@ -32,13 +38,18 @@ def writer_lock(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{str(folder)!r} is being written by {_holder(file)}; one writer at a time, and "
-                "any number of readers"
-            ) from error
+        deadline = time.monotonic() + ORPHANS_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not _is_orphaned(file) or time.monotonic() > deadline:
+                    raise BlockingIOError(
+                        f"{str(folder)!r} is being written by {_holder(file)}; one writer at a "
+                        "time, and any number of readers"
+                    ) from error
+                time.sleep(0.05)
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder).encode(), 0)
@@ -49,8 +60,20 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 
 def _holder(file: int) -> str:
+    holder = _read_holder(file)
+    return "another process" if holder is None else "process {} on host {}".format(*holder)
+
+
+def _is_orphaned(file: int) -> bool:
+    """Return whether the process that took the lock is gone, and its children have it."""
+    holder = _read_holder(file)
+    return holder is not None and holder[1] == socket.gethostname() and not is_running(holder[0])
+
+
+def _read_holder(file: int) -> tuple[int, str] | None:
+    """Read the process and host of the writer; None: it has not written them yet."""
     try:
         holder = json.loads(os.pread(file, 4096, 0))
-        return f"process {holder['process']} on host {holder['host']}"
-    except (ValueError, TypeError, KeyError):  # it has the lock, but has not written its name yet
-        return "another process"
+        return int(holder["process"]), str(holder["host"])
+    except (ValueError, TypeError, KeyError):
+        return None
