@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
-
-from muse_adapter.retrieval import TwoStageRetriever
 from muse_adapter.search.adding import add_videos
 from muse_adapter.search.identity import check_same, embedding_width, identify, model_class
 from muse_adapter.search.models import (
@@ -19,12 +16,10 @@ from muse_adapter.search.models import (
     frame_sampling_of,
     frame_scorer_of,
     gives_frame_features,
-    rerank_scores,
 )
+from muse_adapter.search.second_stage import search_twice
 from muse_adapter.search.segments import AddReport, Hit, Settings
-from muse_adapter.search.store import Store, Table, create_store, open_store
-
-_CANDIDATES = 50  # videos of the first stage that the second one orders
+from muse_adapter.search.store import Store, create_store, open_store
 
 
 class VideoIndex:
@@ -211,7 +206,7 @@ class VideoIndex:
             found_scores, found_ids = table.search(vectors, k)
             scores, ids = found_scores[0], found_ids[0]
         else:
-            scores, ids = _search_twice(table, vectors, k, scorer)
+            scores, ids = search_twice(table, vectors, k, scorer)
         segments = table.segments(ids)
         return [Hit(*segment, score) for segment, score in zip(segments, scores, strict=True)]
 
@@ -308,30 +303,6 @@ class VideoIndex:
             f"rerank=True needs a model with score_frames(query, frames), which "
             f"{type(self._model).__name__} has not"
         )
-
-
-class _Features:
-    """Frame features by the ids of segments, as `TwoStageRetriever` reads them."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-
-    def __getitem__(self, ids: Sequence[Any]) -> list[Tensor]:
-        return self._table.frames(ids)
-
-
-def _search_twice(
-    table: Table, vectors: Tensor, k: int, scorer: FrameScorer
-) -> tuple[list[float], list[Any]]:
-    """Return scores and ids of segments: the best of each video, ordered by the scorer."""
-    retriever = TwoStageRetriever(
-        table,
-        _Features(table),
-        lambda query, frames: rerank_scores(scorer, query, frames),
-        candidates=max(_CANDIDATES, k),
-    )
-    ids, scores = retriever.search(vectors, k)
-    return scores[0, : len(ids[0])].tolist(), ids[0]
 
 
 def _names(paths: Iterable[str | os.PathLike[str]]) -> list[str]:

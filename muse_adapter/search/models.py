@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -175,13 +175,3 @@ def _frame_features(output: Mapping[str, Any]) -> Tensor:
     frames = as_tensor(output["token_embeddings"])
     mask = output.get("attention_mask")
     return frames if mask is None else frames[torch.as_tensor(mask).to("cpu").bool()]
-
-
-def rerank_scores(scorer: FrameScorer, query: Tensor, frames: Sequence[Tensor]) -> Tensor:
-    """Score candidates by their frame features, which are stored in half precision.
-
-    Returns:
-        (K,), float32, on the CPU.
-    """
-    with torch.no_grad():
-        return torch.as_tensor(scorer(query, [each.float() for each in frames])).cpu().float()

@@ -80,19 +80,10 @@ def decode_name(name: bytes | memoryview) -> str:
 
 
 def _half_bytes(video: str, what: str, values: Tensor) -> bytes:
-    half = values.detach().to("cpu", torch.float16).contiguous()
+    half = values.detach().to("cpu", torch.float16)
     if not half.isfinite().all():
         raise ValueError(f"{video!r}: {what} are not finite in half precision")
-    return _raw(half)
-
-
-def _raw(tensor: Tensor) -> bytes:
-    # Without numpy: the storage of a contiguous tensor that may be a part of another.
-    flat = tensor.reshape(-1).view(torch.uint8)
-    buffer = bytearray(len(flat))
-    if len(flat):
-        torch.frombuffer(buffer, dtype=torch.uint8).copy_(flat)
-    return bytes(buffer)
+    return half.numpy().tobytes()
 
 
 class Appender:
@@ -185,7 +176,7 @@ def map_file(path: Path, size: int) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
 
-def as_tensor(memory: memoryview, dtype: torch.dtype, width: int) -> Tensor:
+def map_tensor(memory: memoryview, dtype: torch.dtype, width: int) -> Tensor:
     """Return a tensor (rows, width) on mapped memory, which is only read."""
     if not len(memory):
         return torch.empty(0, width, dtype=dtype)

@@ -16,9 +16,9 @@ from muse_adapter.search.local.columns import (
     SEGMENT_ROW,
     VIDEO_ROW,
     PackedVideo,
-    as_tensor,
     decode_name,
     map_file,
+    map_tensor,
 )
 from muse_adapter.search.local.manifest import COLUMNS, Manifest, column_path
 from muse_adapter.search.local.recall import GrowingRecall
@@ -56,8 +56,8 @@ class LocalTable:
         self._rows = self._memory["videos"].cast("q")
         self.count = len(self._rows) // _ROW
         dim = manifest.settings.dim
-        self.vectors = as_tensor(self._memory["vectors"], torch.float16, dim)
-        self._frames = as_tensor(
+        self.vectors = map_tensor(self._memory["vectors"], torch.float16, dim)
+        self._frames = map_tensor(
             self._memory["frames"], torch.float16, max(1, manifest.frame_width)
         )
         if zlib.crc32(self._memory["removed"]) != manifest.removed_crc:
@@ -196,7 +196,7 @@ class LocalTable:
 
     @functools.cached_property
     def _segment_ends(self) -> Tensor:
-        rows = as_tensor(self._memory["videos"], torch.int64, _ROW)
+        rows = map_tensor(self._memory["videos"], torch.int64, _ROW)
         return rows[:, 1].contiguous()
 
     def _videos_of(self, rows: Tensor) -> Tensor:
