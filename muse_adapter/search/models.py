@@ -172,6 +172,11 @@ def _unit(method: str, values: Any, count: int) -> Tensor:
 
 
 def _frame_features(output: Mapping[str, Any]) -> Tensor:
-    frames = as_tensor(output["token_embeddings"])
-    mask = output.get("attention_mask")
+    frames, mask = as_tensor(output["token_embeddings"]), output.get("attention_mask")
+    if frames.dim() != 2 or (mask is not None and len(mask) != len(frames)):
+        raise ValueError(
+            "encode_document must return token_embeddings (T, F) and their attention_mask (T,), "
+            f"got shape {tuple(frames.shape)}"
+            + ("" if mask is None else f" and a mask of {len(mask)}")
+        )
     return frames if mask is None else frames[torch.as_tensor(mask).to("cpu").bool()]

@@ -109,9 +109,18 @@ class NotFinite(FrameModel):
         ]
 
 
+class WrongMask(FrameModel):
+    def encode_document(self, documents, output_value=""):
+        return [
+            {**each, "attention_mask": each["attention_mask"][:1]}
+            for each in super().encode_document(documents, None)
+        ]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (WrongMask, r"token_embeddings \(T, F\) .* got shape \(5, 8\) and a mask of 1"),
         (OtherWidth, "must return vectors of the width of the index, 8, got 5"),
         (NotFinite, "encode_document must return finite vectors, got NaN or infinity"),
     ],
