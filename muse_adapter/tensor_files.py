@@ -81,8 +81,8 @@ def read_tensors(
     Raises:
         ValueError: It is no safetensors file, or is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is no file")
+    import_safetensors("reading tensors")
+    _require_file(path)
     with _format_errors(repr(str(path))):
         # In one go: while the file is being replaced, `safe_open` may meet both.
         content = path.read_bytes()
@@ -130,10 +130,14 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ValueError: It is no safetensors file, or is damaged.
     """
     safetensors = import_safetensors("reading tensors")
-    if not path.is_file():
-        raise ValueError(f"{str(path)!r} is no file")
+    _require_file(path)
     with _format_errors(repr(str(path))), safetensors.safe_open(path, framework="pt") as file:
         yield file
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is no file")
 
 
 @contextlib.contextmanager
