@@ -115,7 +115,10 @@ class _Batches:
             return
         try:
             self._embed_together(batch)
-        except (UnreadableVideo, OSError):  # the model reads the videos itself: which one is it?
+        except (UnreadableVideo, OSError):
+            if frame_sampling_of(self._model) is not None:
+                raise
+            # The model reads the videos itself: which one is it?
             for document in batch:
                 if document.video not in self.unreadable:
                     try:

@@ -84,6 +84,16 @@ def test_a_video_that_only_the_model_cannot_read(greys, tmp_path):
     assert report.added == (greys[0], *greys[2:])
 
 
+def test_an_error_of_a_model_that_takes_frames_is_an_error(index, greys):
+    def offline(documents: list[object], output_value: str | None = "") -> None:
+        raise OSError("weights are gone")
+
+    index._model.encode_document = offline
+    with pytest.raises(OSError, match="weights are gone"):
+        index.add(greys, progress=False)
+    assert len(index) == 0
+
+
 def test_an_interrupted_call_is_repeated(index, greys):
     class Interrupted(FrameModel):
         def encode_document(self, documents, output_value=""):
