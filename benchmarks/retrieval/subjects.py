@@ -13,6 +13,7 @@ from benchmarks.retrieval import int8
 from benchmarks.retrieval.baselines import XClip, faiss_index, mean_pool_search, text_tower
 from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_parts
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
+from muse_adapter.ops import use_backend
 
 CANDIDATES, HITS = 50, 10
 
@@ -50,7 +51,8 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
     missing: dict[str, str] = {}
     folded = scorer.recall_text(corpus.text).detach()
 
-    coarse = ExactRecall(corpus.vectors.half())
+    halves = corpus.vectors.half()
+    coarse = ExactRecall(halves, half_copy=True)
 
     def recall(index: Any, queries: Tensor) -> Tensor:
         return torch.as_tensor(index.search(folded[queries], CANDIDATES)[1])
@@ -59,6 +61,9 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         return torch.from_numpy(index.search(folded[queries].numpy(), CANDIDATES)[1])
 
     found[COARSE] = Subject(functools.partial(recall, coarse), costs["coarse"], "coarse")
+    found[f"{COARSE}, without a copy"] = Subject(
+        functools.partial(recall, ExactRecall(halves)), costs["coarse"], "coarse"
+    )
     wide = ExactRecall(corpus.vectors)
     found["coarse: `ExactRecall`, float32"] = Subject(
         functools.partial(recall, wide), costs["coarse"], "coarse"
@@ -91,6 +96,16 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
             costs["two, patches"],
             "patches",
         )
+
+    def without_numba(text: Tensor, features: dict[str, Any]) -> Tensor:
+        with use_backend("torch"):
+            return by_rows(text, features)
+
+    found[f"{PATCHES}, without numba"] = Subject(
+        two_stages(Reused(**frames, patches=corpus.patches), without_numba),
+        costs["two, patches"],
+        "patches",
+    )
     numbers, factors = int8.quantized(corpus.patches)
     search = two_stages(
         Reused(**frames, numbers=numbers, factors=factors),
@@ -130,8 +145,14 @@ def score_all(
 ) -> Tensor:
     """Rank all videos by the fine score, (queries, `HITS`)."""
     text = corpus.text[queries]
+
+    def score(*part: Tensor) -> Tensor:
+        if len(text) == 1:  # in one pass over the features as they are
+            return scorer.rerank_candidates(text[0], *part)[None]
+        return scorer.rerank(text, *part)
+
     parts = in_parts(corpus.size, corpus.frames, corpus.fused, *patches)
-    scores = torch.cat([scorer.rerank(text, *part) for part in parts], 1)
+    scores = torch.cat([score(*part) for part in parts], 1)
     return scores.topk(min(HITS, corpus.size), dim=1).indices
 
 

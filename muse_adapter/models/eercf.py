@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from muse_adapter.layers.feature_checks import check_mask
 from muse_adapter.layers.pairs import inner_products, unit, unit_tokens
 from muse_adapter.layers.pool import mean_pool
-from muse_adapter.layers.token_weights import (
-    pool_by_own_text,
-)
+from muse_adapter.layers.token_weights import pool_by_own_text
+from muse_adapter.models.eercf_candidates import Rows, rerank_candidates
 from muse_adapter.models.eercf_levels import check_levels, flat_patches, level_scores
 from muse_adapter.models.eercf_objective import (
     EercfLoss,
@@ -23,9 +22,6 @@ from muse_adapter.models.eercf_objective import (
     eercf_loss,
     weighted_sum,
 )
-
-# Numbers of candidates that are read at once.
-_CANDIDATE_NUMBERS = 2**20
 
 
 class EERCF(nn.Module):
@@ -197,38 +193,30 @@ class EERCF(nn.Module):
     def rerank_candidates(
         self,
         text: Tensor,
-        frames: Sequence[Tensor],
-        fused: Sequence[Tensor],
-        patches: Sequence[Tensor] | None = None,
-        frame_mask: Sequence[Tensor] | None = None,
+        frames: Rows,
+        fused: Rows,
+        patches: Rows | None = None,
+        frame_mask: Rows | None = None,
     ) -> Tensor:
-        """Compute `rerank` for one text and K candidates, whose features lie in different places.
+        """Compute `rerank` for one text and K candidates, whose features may lie anywhere.
 
-        Candidates are read in groups that fit a cache, in any floating type, so half-precision
-        features are never held in float32 all together.
+        On a CPU, without gradients, features are read in place and in their own type.
 
         Args:
             text: (D,).
-            frames: K tensors (T, D).
-            fused: K tensors (T, D).
-            patches: K tensors (T, P, D), or None.
-            frame_mask: K tensors (T,), or None.
+            frames: (K, T, D), or K tensors (T, D).
+            fused: (K, T, D), or K tensors (T, D).
+            patches: (K, T, P, D), or K tensors (T, P, D), or None.
+            frame_mask: (K, T), or K tensors (T,), or None.
 
         Returns:
             (K,).
+
+        Raises:
+            TypeError: As for `scores`.
+            ValueError: As for `scores`, or the numbers of candidates differ.
         """
-        numbers = (frames if patches is None else patches)[0].numel()
-        size = max(1, _CANDIDATE_NUMBERS // numbers)
-        rows = (frames, fused, patches, frame_mask)
-        scores = []
-        for start in range(0, len(frames), size):
-            features, fine, *others = (
-                None if row is None else torch.stack(list(row[start : start + size]))
-                for row in rows
-            )
-            assert features is not None and fine is not None
-            scores.append(self.rerank(text[None], features, fine, *others)[0])
-        return torch.cat(scores)
+        return rerank_candidates(self, text, frames, fused, patches, frame_mask)
 
     def loss(
         self,

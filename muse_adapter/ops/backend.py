@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.inputs import ScanInputs
 from muse_adapter.ops.mixer_inputs import MixerInputs, select
+from muse_adapter.ops.rows import Rows, groups
 from muse_adapter.ops.short_convolution import short_convolution
 
 _registered: dict[str, Backend] = {}
@@ -102,6 +103,15 @@ class Backend:
     def conv3x3(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Convolve maps, see `muse_adapter.ops`."""
         return F.conv2d(x, weight, bias, padding=1)
+
+    def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply tokens with a vector and compute their norms, see `muse_adapter.ops`."""
+        parts = []
+        for _, group in groups(rows):
+            tokens = group.flatten(1, -2).to(vector.dtype)
+            parts.append((tokens @ vector, torch.linalg.vector_norm(tokens, dim=2)))
+        products, norms = (torch.cat(results) for results in zip(*parts, strict=True))
+        return products, norms
 
     def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
         """Run a Mamba mixer up to its gated output, see `muse_adapter.ops`.

@@ -12,7 +12,7 @@ OPS = Path(__file__).resolve().parents[2] / "muse_adapter" / "ops"
 # What the public functions stand on; each may import those before it.
 FOUNDATION = [
     "torch_private", "autograd", "autocast", "checks", "library", "inputs", "mixer_inputs",
-    "short_convolution", "backend", "operator",
+    "short_convolution", "rows", "backend", "operator",
 ]  # fmt: skip
 BACKENDS = {
     "reference": set(),
@@ -22,7 +22,7 @@ BACKENDS = {
     "triton_gpu": set(),
 }
 CHOICE = {"self_check": set(), "choice": {"self_check", *BACKENDS}}
-PUBLIC = {"scan": {"choice"}, "convolution": {"choice"}, "mixer": {"choice"}}
+PUBLIC = {name: {"choice"} for name in ("scan", "convolution", "mixer", "products")}
 MAY_IMPORT = {
     **{name: set(FOUNDATION[:index]) for index, name in enumerate(FOUNDATION)},
     **{

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter import ExactRecall
-from muse_adapter.retrieval import exact_recall
+from muse_adapter.retrieval import exact_recall, half_vectors
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -26,6 +26,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "chunks":
         monkeypatch.setattr(exact_recall, "_BLOCK", 7)
         monkeypatch.setattr(exact_recall, "_CHUNK", 40)
+        monkeypatch.setattr(exact_recall, "_PART", 30)
+        monkeypatch.setattr(half_vectors, "_CHUNK", 40)
         monkeypatch.setattr(exact_recall, "_QUERIES", 3)
         monkeypatch.setattr(exact_recall, "_SPARE", 2)
 
@@ -84,11 +86,40 @@ def test_scores_beyond_their_type_are_refused() -> None:
         ExactRecall(torch.randn(9, 4) * 1e10).search(torch.randn(2, 4) * 1e30, 3)
 
 
-def test_half_copy_changes_no_result() -> None:
-    vectors, query = torch.randn(500, 32), torch.randn(1, 32)
-    with_copy = ExactRecall(vectors).search(query, 20)
-    without = ExactRecall(vectors, half_copy=False).search(query, 20)
-    assert torch.equal(with_copy[0], without[0]) and torch.equal(with_copy[1], without[1])
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "not packed"])
+@pytest.mark.parametrize("count", [1, 2, 6, 7])
+def test_half_copy_changes_no_result(
+    dtype: torch.dtype, packed: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packed:
+        monkeypatch.setattr(half_vectors.PackedVectors, "is_available", lambda: False)
+    elif not half_vectors.PackedVectors.is_available():
+        pytest.skip("this processor, or this build of torch, has no FBGEMM")
+    vectors, queries = torch.randn(500, 32).to(dtype), torch.randn(count, 32)
+    expected = full_ranking(queries, vectors, 20)[1]
+    scores, _ = ExactRecall(vectors, half_copy=False).search(queries, 20)
+    for half_copy in (True, None):
+        got = ExactRecall(vectors, half_copy=half_copy).search(queries, 20)
+        assert torch.equal(got[0], scores) and torch.equal(got[1], expected)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "not packed"])
+@pytest.mark.parametrize("dim", [1, 3, 100, 2000])
+def test_errors_of_half_vectors_are_bounded(packed: bool, dim: int) -> None:
+    """Numbers from the largest to those that vanish in float16."""
+    sizes = 2.0 ** torch.randint(-30, 0, (300, dim))
+    vectors = sizes * torch.randn(300, dim)
+    vectors /= torch.linalg.vector_norm(vectors, dim=1).amax()
+    query = torch.nn.functional.normalize(torch.randn(1, dim), dim=1)
+    if packed and not half_vectors.PackedVectors.is_available():
+        pytest.skip("this processor, or this build of torch, has no FBGEMM")
+    kind = half_vectors.PackedVectors if packed else half_vectors.HalfVectors
+    half = kind(vectors.split(70)) if packed else kind(vectors.half())
+    scores = torch.cat([part for _, part in half.scores(query)], 1)
+    errors = (scores.double() - query.double() @ vectors.double().T).abs()
+    assert 0 < errors.amax() < half.error(1.0, dim)
 
 
 def test_ids() -> None:

@@ -104,12 +104,13 @@ def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 30, 2**20], ids=str)
 def test_candidates_in_groups(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, mapped = small_corpus(tmp_path)
-    monkeypatch.setattr("muse_adapter.models.eercf._CANDIDATE_NUMBERS", size)
+    monkeypatch.setattr("muse_adapter.ops.rows._GROUP_NUMBERS", size)
     rows = FeatureRows(mapped)[list(range(20))]
     masks = torch.ones(20, 3)
     masks[1, 2] = 0
     text = torch.randn(8)
-    got = scorer.rerank_candidates(text, **rows, frame_mask=list(masks))
+    with torch.no_grad():
+        got = scorer.rerank_candidates(text, **rows, frame_mask=list(masks))
     arrays = {name: torch.stack(row) for name, row in rows.items()}
     torch.testing.assert_close(got, scorer.rerank(text[None], **arrays, frame_mask=masks)[0])
 

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
+from muse_adapter.ops.rows import Rows
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
 LANES = 16  # channels in a vector of the kernels, which are not loaded to ask
@@ -91,6 +93,23 @@ class NumbaBackend(OperatorBackend):
         ):  # torch says what does not fit
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
+
+    def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Read half precision once, without gradients, see `Backend.token_products`."""
+        first, given = rows[0], [rows] if isinstance(rows, Tensor) else rows
+        if (
+            first.dtype != torch.float16
+            or first.shape[-1] % LANES
+            or not values_can_be_asked(first)
+            or gradient_wanted([vector, *given])
+            or not all(tensor.is_contiguous() for tensor in given)
+        ):
+            return super().token_products(rows, vector)
+        from muse_adapter.ops.numba_cpu.products import has_half_precision, multiply_tokens
+
+        if not has_half_precision():
+            return super().token_products(rows, vector)
+        return multiply_tokens(rows, vector)
 
     def mamba_mixer(self, inputs: MixerInputs) -> Tensor:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""

@@ -1,0 +1,140 @@
+"""Scores of one text and the tokens of a few videos, which are read where they lie.
+
+It is for search on a CPU, without gradients. Tokens are not normalised: products are divided by
+norms, and whether norms may be taken in one precision is asked of their values.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from muse_adapter.layers.pairs import unit_tokens
+from muse_adapter.layers.token_weights import masked_softmax, weighted_similarity
+from muse_adapter.ops import token_products
+from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.checks import values_can_be_asked
+from muse_adapter.ops.inputs import gradient_wanted
+from muse_adapter.ops.rows import Rows, groups
+
+
+def can_read_in_place(parameters: Iterable[Tensor], *features: Rows | None) -> bool:
+    """Whether the functions here serve: on a CPU, in eager mode, where no gradient is wanted."""
+    given = [rows for rows in features if rows is not None]
+    leaves = itertools.chain(parameters, *given)
+    return values_can_be_asked(given[0][0]) and not gradient_wanted(leaves)
+
+
+def candidate_scores(
+    text: Tensor,
+    keys: Rows,
+    values: Rows | None,
+    mask: Tensor | None,
+    *,
+    weak_temperature: float,
+    gate_temperature: float,
+    mix: Tensor | None = None,
+    mean_query: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Score a text against the tokens of candidates, in the three ways of EERCF.
+
+    Args:
+        text: (D,), of unit norm.
+        keys: (K, ..., D), or K tensors (..., D), any floating type.
+        values: Likewise, for the second and third score; None: without them.
+        mask: (K, N) bool, for the N tokens of a candidate, or None.
+        weak_temperature: Of the token similarity.
+        gate_temperature: Of the gate.
+        mix: (N, N), for the token similarity, or None.
+        mean_query: (D,), for the third score; None: without it.
+
+    Returns:
+        (K,) in float32 at least: the token similarity of the keys; the cosine of the text and the
+        values that the keys gate; the inner product of `mean_query` and the unit mean of the values
+        at unit norm.
+    """
+    with without_autocast(text.device.type):
+        sims = token_cosines(keys, text, mask)[..., None]  # (K, N, 1)
+        weak = weighted_similarity(sims, mask, weak_temperature, mix)[:, 0]
+        if values is None:
+            return weak, None, None
+        weights, queries = [masked_softmax(sims / gate_temperature, mask)[..., 0]], [text]
+        if mean_query is not None:
+            weights.append(torch.full_like(weights[0], 1 / weights[0].shape[1]))
+            queries.append(mean_query)
+        pooled = pooled_cosines(values, torch.stack(weights, 1), torch.stack(queries), mask)
+    return weak, pooled[:, 0], None if mean_query is None else pooled[:, 1]
+
+
+def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute cosines of a text and tokens, each of which is read once.
+
+    Args:
+        rows: (K, ..., D), or K tensors (..., D), any floating type, any values where masked.
+        text: (D,), of unit norm.
+        mask: (K, N) bool, or None.
+
+    Returns:
+        (K, N), for the N tokens of each row, in float32 at least; 0 where masked, and for zeros.
+    """
+    products, norms = token_products(rows, text)
+    cosines = products / norms
+    if mask is not None:
+        cosines = cosines.masked_fill(~mask, 0)
+    for k in _unsafe_rows(norms, mask):
+        part = None if mask is None else mask[k, None]
+        tokens = unit_tokens(rows[k][None].flatten(1, -2), part)[0]
+        cosines[k] = tokens @ text.to(tokens.dtype)
+    return cosines
+
+
+def pooled_cosines(rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
+    """Compare weighted sums of tokens at unit norm with a query for each sum.
+
+    Args:
+        rows: As in `token_cosines`.
+        weights: (K, W, N).
+        queries: (W, D).
+        mask: (K, N) bool, or None.
+
+    Returns:
+        (K, W), inner products of query w and sum w at unit norm, in float32 at least; 0 where a sum
+        vanishes.
+    """
+    parts = [
+        _unit_sums(group.flatten(1, -2), weights[part], None if mask is None else mask[part])
+        for part, group in groups(rows)
+    ]
+    sums = parts[0] if len(parts) == 1 else torch.cat(parts)
+    square = sums.square().sum(2)
+    # Unit vectors that cancel leave no direction, and a video without a token has none.
+    smallest = torch.finfo(square.dtype).eps ** 2
+    return (sums * queries).sum(2) * square.clamp(min=smallest).rsqrt()
+
+
+def _unit_sums(tokens: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum tokens (k, N, D) at unit norm by weights (k, W, N), to (k, W, D)."""
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(wide, dim=2)
+    if _unsafe_rows(norms, mask):
+        return weights @ unit_tokens(wide, mask)
+    if mask is not None:
+        norms = norms.masked_fill(~mask, torch.inf)
+    return (weights / norms[:, None]) @ wide
+
+
+def _unsafe_rows(norms: Tensor, mask: Tensor | None) -> list[int]:
+    """Find rows where squares vanished or overflowed, or whose masked tokens are not finite."""
+    limits = torch.finfo(norms.dtype)
+    low, high = limits.tiny**0.5 / limits.eps, limits.max**0.5
+    if mask is not None:
+        norms = norms.masked_fill(~mask & (norms < high), 1)
+    smallest, largest = (float(norm) for norm in norms.aminmax())
+    if low < smallest and largest < high:  # not so for NaN
+        return []
+    safe = (norms > low) & (norms < high)
+    rows: list[int] = (~safe.all(1)).nonzero()[:, 0].tolist()
+    return rows

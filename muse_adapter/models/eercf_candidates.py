@@ -1,0 +1,90 @@
+"""EERCF's rerank score of one text and its candidates, whose features are read where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from muse_adapter.layers.candidates import can_read_in_place, candidate_scores
+from muse_adapter.layers.feature_checks import check_mask
+from muse_adapter.layers.pairs import inner_products, unit
+from muse_adapter.models.eercf_levels import check_levels
+from muse_adapter.models.eercf_objective import EercfScores
+
+if TYPE_CHECKING:
+    from muse_adapter.models.eercf import EERCF
+
+Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors
+
+
+def rerank_candidates(
+    scorer: EERCF,
+    text: Tensor,
+    frames: Rows,
+    fused: Rows,
+    patches: Rows | None,
+    frame_mask: Rows | None,
+) -> Tensor:
+    """Compute the scores (K,) of `EERCF.rerank_candidates`, whose arguments these are."""
+    mask = _check(scorer, text, frames, fused, patches, frame_mask)
+    text = text[None]
+    if not can_read_in_place(scorer.parameters(), text, frames, fused, patches):
+        frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
+        patches = None if patches is None else torch.stack(list(patches))
+        return scorer.rerank(text, frames, fused, patches, mask)[0]
+    weights = EercfScores._fields, scorer.rerank_weights
+    has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
+    text = unit(text)
+    (folded,) = inner_products(text, scorer.global_mat_weight.T)  # as `recall_text` does
+    (text,) = text
+    frame_weak, frame, video = candidate_scores(
+        text,
+        frames,
+        fused,
+        mask,
+        weak_temperature=scorer.weak_temperature,
+        gate_temperature=scorer.frame_temperature,
+        mix=scorer.frame_logit_weight,
+        mean_query=folded,
+    )
+    patch_weak = patch = None
+    if patches is not None and (has_weight["patch_weak"] or has_weight["patch"]):
+        patch_weak, patch, _ = candidate_scores(
+            text,
+            patches,
+            patches if has_weight["patch"] else None,
+            None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
+            weak_temperature=scorer.weak_temperature,
+            gate_temperature=scorer.patch_temperature,
+        )
+    return scorer.rerank_score(EercfScores(video, frame_weak, patch_weak, frame, patch))
+
+
+def _check(
+    scorer: EERCF,
+    text: Tensor,
+    frames: Rows,
+    fused: Rows,
+    patches: Rows | None,
+    frame_mask: Rows | None,
+) -> Tensor | None:
+    """Check all arguments, and return the mask (K, T) as bool."""
+    named = {"frames": frames, "fused": fused, "patches": patches, "frame_mask": frame_mask}
+    counts = {name: len(rows) for name, rows in named.items() if rows is not None}
+    if len(set(counts.values())) > 1 or not len(frames):
+        raise ValueError(f"there must be features of all candidates, at least one, got {counts}")
+    matrix = scorer.frame_logit_weight
+    check_levels(
+        text[None],
+        frames[0][None],
+        fused[0][None],
+        None if patches is None else patches[0][None],
+        None,
+        dim=len(scorer.global_mat_weight),
+        num_frames=None if matrix is None else len(matrix),
+    )
+    mask = None if frame_mask is None else torch.stack(list(frame_mask))
+    return check_mask("frame_mask", mask, (len(frames), len(frames[0])))
