@@ -12,7 +12,16 @@ before = set(sys.modules)
 import muse_adapter  # noqa: E402 - what it loads beyond torch is the question
 from muse_adapter import ops  # noqa: E402
 
-OPTIONAL = ("numpy", "numba", "safetensors", "huggingface_hub", "av", "matplotlib", "transformers")
+OPTIONAL = (
+    "numpy",
+    "numba",
+    "safetensors",
+    "huggingface_hub",
+    "av",
+    "h5py",
+    "matplotlib",
+    "transformers",
+)
 
 installed = [name for name in OPTIONAL if importlib.util.find_spec(name)]
 assert not installed, f"this environment must hold no extra, found {installed}"

@@ -31,7 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "files", "strict_json", "tensor_files"},
     "models": {"layers", "config", "checkpoint", "training"},
     "encoders": {"models", "config", "backbones", "training"},
-    "data": {"encoders", "files", "strict_json", "tensor_files"},
+    "data": {
+        *("encoders", "models", "layers", "retrieval"),
+        *("files", "strict_json", "tensor_files"),
+    },
     "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
 }
@@ -47,6 +50,7 @@ OPTIONAL = (
     "safetensors",
     "huggingface_hub",
     "av",
+    "h5py",
     "PIL",
     "matplotlib",
     "transformers",

@@ -25,6 +25,7 @@ EXTRAS = {
     "mamba": {"mamba-ssm", "causal-conv1d"},
     "hub": {"safetensors", "numpy", "huggingface-hub"},
     "video": {"av", "numpy"},
+    "prvr": {"h5py", "numpy"},
     "bench": {"matplotlib", "tqdm"},
     "docs": {"sphinx", "myst-parser", "pydata-sphinx-theme"},
 }

@@ -37,6 +37,7 @@ COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
 DISTRIBUTION = {"PIL": "pillow", "open_clip": "open_clip_torch", "clip": "clip-anytorch"}
 NEEDS = {"save_pretrained": "safetensors", "cache_tokens": "safetensors", "read_frames": "av"}
+NEEDS["open_prvr"] = NEEDS["Hdf5Features"] = "h5py"
 CORE = {"torch", "einops", "muse_adapter"}
 
 

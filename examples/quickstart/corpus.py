@@ -83,7 +83,7 @@ def synthetic_corpus(
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
     """
-    av = _import_av()
+    av = import_av()
     folder = Path(folder)
     pairs = _sample_splits(seed, {"test": test, "validation": validation, "train": train})
     for split in pairs:
@@ -144,7 +144,8 @@ def encode(av: ModuleType, frames: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _import_av() -> ModuleType:
+def import_av() -> ModuleType:
+    """Import PyAV, or say how to install it."""
     try:
         import av
     except ImportError as error:

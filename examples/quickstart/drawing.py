@@ -23,18 +23,20 @@ SHORT_SHARE = 0.15
 SHORT, LONG = (5, 7), (8, 24)  # frames of a short and of a longer clip
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw one clip of a scene; place, speed, length and background come from `rng`.
+def draw_scene(scene: Scene, rng: np.random.Generator, num_frames: int | None = None) -> np.ndarray:
+    """Draw one clip of a scene; place, speed and background come from `rng`.
 
     Args:
         scene: What happens.
         rng: Source of everything the caption does not say.
+        num_frames: Length of the clip; None: from `rng` too, 5 to 24 frames.
 
     Returns:
-        (frames, SIDE, SIDE, 3), uint8, RGB, 5 to 24 frames.
+        (frames, SIDE, SIDE, 3), uint8, RGB.
     """
-    low, high = SHORT if rng.random() < SHORT_SHARE else LONG
-    num_frames = int(rng.integers(low, high + 1))
+    if num_frames is None:
+        low, high = SHORT if rng.random() < SHORT_SHARE else LONG
+        num_frames = int(rng.integers(low, high + 1))
     centres, radii = _place(scene, num_frames, rng)
     background = rng.uniform(55, 100) + rng.uniform(-6, 6, size=3)  # a dim grey
     video = np.tile(background.astype(np.float32), (num_frames, SIDE, SIDE, 1))

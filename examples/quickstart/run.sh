@@ -60,4 +60,4 @@ export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_T
 
 export QUICKSTART_COMMAND=${BASH_SOURCE[0]}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$venv/bin/python" -m examples.quickstart "$@"
+exec "$venv/bin/python" -m "${EXAMPLE:-examples.quickstart}" "$@"  # EXAMPLE: see examples/moments/run.sh

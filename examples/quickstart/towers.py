@@ -73,13 +73,26 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode texts: int64 (B, L) to (B, D), not normalised."""
+        words, keep = self.forward_words(ids)
+        kept = keep[..., None]
+        return self.project((words * kept).sum(1) / kept.sum(1))
+
+    def forward_words(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode the words of texts, before the mean over them and its projection.
+
+        Args:
+            ids: int64 (B, L).
+
+        Returns:
+            (B, W, D) and the mask (B, W), W the tokens of the longest text.
+        """
         keep = ids != PAD
         length = int(keep.sum(dim=1).max())  # columns that are padding in every text cost time only
+        keep = keep[:, :length]
         x = self.words(ids[:, :length]) + self.positions[:length]
         for block in self.blocks:
-            x = block(x, keep[:, :length])
-        kept = keep[:, :length, None]
-        return self.project((self.norm(x) * kept).sum(1) / kept.sum(1))
+            x = block(x, keep)
+        return self.norm(x), keep
 
 
 def _positions(count: int, width: int) -> nn.Parameter:

@@ -1,0 +1,135 @@
+"""Command line of the example: `python -m examples.moments [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from examples.moments.compare import RATES, SEEDS, TRAINED, compare, markdown_table
+from examples.moments.demo import demo
+from examples.moments.material import load_material
+from examples.moments.own_features import train_on_features
+from examples.moments.report import COMMAND
+from examples.moments.settings import Corpus, RunSettings, TowerSettings
+from muse_adapter.data.prvr import open_prvr
+from muse_adapter.presets import MAMFUSION_SETTINGS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the options."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Render long videos, train MamFusion on features of a frozen tower, and find "
+        "the videos that have the moment of a sentence.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path("moments-output"),
+                        help="everything is kept here (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--compare", action="store_true",
+                        help="the full study: 7 methods, 3 learning rates, 3 seeds")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="M",
+                        help=f"of --compare, all by default: {', '.join(TRAINED)}")  # fmt: skip
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="LR",
+                        help="learning rates of --compare (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED",
+                        help="seeds of --compare (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--epochs", type=int,
+                        help="passes over the training videos")  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="features of MS-SL's files to train on"
+    )
+    parser.add_argument(
+        "--dataset", choices=list(MAMFUSION_SETTINGS), help="of the features in --data"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse options that do not fit together.
+
+    Raises:
+        ValueError: They do not; the message says which.
+    """
+    if (options.data is None) != (options.dataset is None):
+        raise ValueError("--data and --dataset belong together: give both or none")
+    if options.compare and options.data is not None:
+        raise ValueError("--compare is of the rendered videos: leave out --data")
+    if options.compare and options.seed:
+        raise ValueError(f"--compare takes --seeds, got --seed {options.seed}")
+    for name in ("threads", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Do what the options ask for."""
+    began = time.perf_counter()
+    fields = {} if options.epochs is None else {"epochs": options.epochs}
+    if options.data is not None:
+        results = train_on_features(
+            open_prvr(options.data, options.dataset),
+            MAMFUSION_SETTINGS[options.dataset],
+            options.folder,
+            seed=options.seed,
+            progress=not options.quiet,
+            **fields,
+        )
+        print("  ".join(f"{name} {value:.1f}" for name, value in results["test"].items()))
+        print(f"results: {options.folder / 'results.json'}, model: {options.folder / 'model'}")
+        return
+    progress = not options.quiet
+    material = load_material(Corpus(), TowerSettings(), options.folder, progress=progress)
+    if options.compare:
+        summary = compare(
+            material,
+            options.folder,
+            methods=options.methods,
+            rates=options.rates,
+            seeds=options.seeds,
+            progress=progress,
+            **fields,
+        )
+        print(markdown_table(summary))
+        print(f"results: {options.folder / 'compare.json'}, {options.folder / 'compare.md'}")
+        return
+    settings = RunSettings(seed=options.seed, **fields)
+    summary = demo(settings, material, options.folder, began=began, progress=progress)
+    print(f"\nresults: {options.folder / 'results.json'}")
+    print(f"picture: {options.folder / 'contact_sheet.png'}")
+    print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0, 2 after an error, 130 after an interrupt.
+    """
+    options = build_parser().parse_args(arguments)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are computed a hundred times slower
+    try:
+        check_options(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        run_command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        torch.set_flush_denormal(False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The stages on the disk, the default run and the study, as a whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("av", reason="the videos are written and read with PyAV")
+pytest.importorskip("matplotlib", reason="the contact sheet is drawn with matplotlib")
+pytest.importorskip("tqdm", reason="the example shows progress with tqdm")
+
+from examples.moments import corpus, material, train
+from examples.moments.compare import compare, markdown_table
+from examples.moments.corpus import decode, draw, path_of
+from examples.moments.demo import demo
+from examples.moments.material import Material, load_material
+from examples.moments.moments import sample_videos
+from examples.moments.runs import run
+from tests.support.moments import CORPUS, RUN, TOWER
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_scan")]
+PNG = b"\x89PNG\r\n\x1a\n"
+Prepared = tuple[Path, Material]
+
+
+def test_files_hold_what_was_drawn(prepared: Prepared) -> None:
+    folder, made = prepared
+    video = made.videos["test"][0]
+    frames = decode([video], folder / "videos", size=64, progress=False)[0]
+    drawn = torch.from_numpy(draw(video)).permute(0, 3, 1, 2)
+    assert frames.shape == drawn.shape
+    assert (frames.float() - drawn.float()).abs().mean() < 6  # what the codec loses
+    listed = json.loads((folder / "videos" / "test.json").read_text())
+    assert [entry["video"] for entry in listed] == [
+        path_of(video, folder).name for video in made.videos["test"]
+    ]
+    for entry, video in zip(listed, made.videos["test"], strict=True):
+        assert [m["sentence"] for m in entry["moments"]] == [m.sentence for m in video.moments]
+        assert entry["moments"][-1]["end"] == video.num_frames / 8
+    features = made.features["test"]
+    assert features.frame_mask.sum(1).tolist() == [v.num_frames for v in made.videos["test"]]
+
+
+def test_stages_are_taken_up_from_the_disk(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = prepared
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
+    for module, name in ((corpus, "draw"), (material, "decode"), (material, "train_tower")):
+        monkeypatch.setattr(module, name, never)
+    again = load_material(CORPUS, TOWER, folder, progress=False)
+    assert again.fingerprint == made.fingerprint
+    for name, features in made.features.items():
+        for key, value in vars(features).items():
+            assert value is None or torch.equal(value, getattr(again.features[name], key))
+    assert sample_videos("test", CORPUS.test, CORPUS.test_seed) == again.videos["test"]
+
+
+def test_damaged_tower_is_named(prepared: Prepared, tmp_path: Path) -> None:
+    folder, _ = prepared
+    (tmp_path / "videos").symlink_to(folder / "videos")
+    tower = next(folder.glob("tower-*.pt"))
+    (tmp_path / tower.name).write_bytes(tower.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{tower.name} is damaged, delete it and start again"):
+        load_material(CORPUS, TOWER, tmp_path, progress=False)
+
+
+def test_default_run_leaves_results_and_a_picture(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = demo(RUN, prepared[1], tmp_path, began=time.perf_counter(), progress=False)
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(summary))
+    assert list(summary["results"]) == ["max_frames", "windows", "mamfusion"]
+    for result in summary["results"].values():
+        for kind in ("all", "static", "ordered"):
+            assert result[kind]["R@10"] == 100  # there are 4 videos
+        assert 0 <= result["order_right"] <= 100
+    assert (tmp_path / "contact_sheet.png").read_bytes().startswith(PNG)
+    assert "MamFusion, clip branch" in capsys.readouterr().out
+
+
+def test_training_goes_on_to_the_same_bits(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared[1]
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
+    whole, result = run(RUN, made, tmp_path / "whole", progress=False)
+
+    interrupted = _interrupt(3, train.batch_of)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "batch_of", interrupted)
+        run(RUN, made, tmp_path / "parts", progress=False)
+    parts, again = run(RUN, made, tmp_path / "parts", progress=False)
+    assert len(parts.losses) == 4 and parts.losses == whole.losses
+    assert again["test"] == result["test"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name]), name
+
+
+def test_study_runs_methods_once(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared[1]
+    methods = ("published", "muse", "fused")
+    fields = {"epochs": 1, "batch_videos": 4, "hidden": 16, "num_clips": 8}
+    options = {
+        "methods": methods,
+        "rates": (1e-3, 3e-3),
+        "seeds": (0, 1),
+        "progress": False,
+        **fields,
+    }
+    summary = compare(made, tmp_path, **options)
+    assert {(one["method"], one["seed"]) for one in summary["runs"]} == {
+        (method, seed) for method in methods for seed in (0, 1)
+    }
+    for method in methods:
+        rates = summary["rates"][method]
+        best = max(rates, key=rates.__getitem__)
+        assert {one["lr"] for one in summary["runs"] if one["method"] == method} == {float(best)}
+    table = markdown_table(summary)
+    assert (tmp_path / "compare.md").read_text() == table
+    assert len(table.splitlines()) == 2 + 2 + len(methods)
+
+    monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("done already"))
+    again = compare(made, tmp_path, **options)
+    assert again["runs"] == json.loads(json.dumps(summary["runs"]))
+
+
+def test_other_settings_are_another_run(prepared: Prepared) -> None:
+    from examples.moments.runs import run_folder
+
+    changed = [RUN, replace(RUN, lr=1e-4), replace(RUN, seed=1), replace(RUN, method="mamba")]
+    folders = {run_folder(Path(), settings, prepared[1]) for settings in changed}
+    assert len(folders) == 4
+
+
+def _interrupt(call: int, function: Callable) -> Callable:
+    """Let a function be interrupted at its call of this number."""
+    count = 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return counted
