@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, moments, scan, streaming
+from benchmarks import decoding, head, moments, scan, search, streaming
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -334,6 +334,9 @@ SECTIONS = {
     ),
     "retrieval.json": Section(
         "retrieval.json", lambda figures, _: f"\n{retrieval.markdown_table(figures)}\n"
+    ),
+    "search.json": Section(
+        "search.json", lambda figures, _: f"\n{search.markdown_table(figures)}\n"
     ),
     "heads.json": Section("heads.json", heads_section),
     "heads.json, evaluation": Section("heads.json", pairs_section),

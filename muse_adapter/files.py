@@ -69,6 +69,15 @@ def _create(part: Path, path: Path) -> None:
             os.replace(part, path)
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: after new files, renames, deletions."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def write_errors(what: str, folder: Path) -> Iterator[None]:
     """Inside the `with` block an `OSError` says what was being written, and where."""
@@ -91,12 +100,13 @@ def _abandoned(part: Path) -> bool:
     writer = _PART.search(part.name)
     if writer is not None and writer["machine"] == _machine():
         process = int(writer["process"])
-        if process == os.getpid() or not _is_running(process):
+        if process == os.getpid() or not is_running(process):
             return True
     return time.time() - part.stat().st_mtime > ABANDONED
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine runs; True where that cannot be told."""
     if os.name != "posix":  # elsewhere signal 0 is not harmless
         return True
     try:

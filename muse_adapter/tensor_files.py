@@ -81,10 +81,26 @@ def read_tensors(
     Raises:
         ValueError: It is no safetensors file, or is damaged.
     """
-    safetensors = import_safetensors("reading tensors")
-    with _format_errors(path):
+    import_safetensors("reading tensors")
+    _require_file(path)
+    with _format_errors(repr(str(path))):
         # In one go: while the file is being replaced, `safe_open` may meet both.
         content = path.read_bytes()
+    return unpack_tensors(content, repr(str(path)), checksum_required=checksum_required)
+
+
+def unpack_tensors(
+    content: bytes, name: str, *, checksum_required: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the content of a safetensors file, as `read_tensors`.
+
+    Args:
+        content: The content.
+        name: What error messages call it.
+        checksum_required: Refuse content without a checksum.
+    """
+    safetensors = import_safetensors("reading tensors")
+    with _format_errors(name):
         tensors: dict[str, Tensor] = dict(sorted(safetensors.torch.load(content).items()))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = dict(header.get("__metadata__") or {})
@@ -94,7 +110,7 @@ def read_tensors(
     found = checksum(tensors, _sorted(metadata))
     if found != expected:
         raise ValueError(
-            f"{str(path)!r} is damaged: its content has the checksum {found}, but was written with "
+            f"{name} is damaged: its content has the checksum {found}, but was written with "
             f"{expected}"
         )
     return tensors, metadata
@@ -114,20 +130,22 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ValueError: It is no safetensors file, or is damaged.
     """
     safetensors = import_safetensors("reading tensors")
-    with _format_errors(path), safetensors.safe_open(path, framework="pt") as file:
+    _require_file(path)
+    with _format_errors(repr(str(path))), safetensors.safe_open(path, framework="pt") as file:
         yield file
 
 
-@contextlib.contextmanager
-def _format_errors(path: Path) -> Iterator[None]:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is no file")
+
+
+@contextlib.contextmanager
+def _format_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of safetensors, or of torch for a dtype that it has not
-        raise ValueError(
-            f"{str(path)!r} is truncated or not a safetensors file: {error}"
-        ) from error
+        raise ValueError(f"{name} is truncated or not a safetensors file: {error}") from error
 
 
 def _sorted(metadata: Mapping[str, str]) -> str:

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("encoders", "models", "layers", "retrieval"),
         *("files", "strict_json", "tensor_files"),
     },
+    "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
 }
 SEE_ALL = {"__init__", "__main__"}

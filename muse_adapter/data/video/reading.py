@@ -66,7 +66,13 @@ def read_frames(
     if not path.exists():
         raise FileNotFoundError(f"no such video file: {path}")
 
-    listing = list_frames(path)
+    return read_listed(path, list_frames(path), sampling, size)
+
+
+def read_listed(
+    path: Path, listing: Listing, sampling: Sampling, size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read frames as `read_frames`, of a video whose packets are listed already."""
     frames, num_lost = _sample(path, listing, sampling, size)
     if len({frame.shape for frame in frames}) > 1:
         sizes = " and ".join(f"{w} x {h}" for _, h, w in dict.fromkeys(f.shape for f in frames))
@@ -74,15 +80,15 @@ def read_frames(
     if num_lost:
         warnings.warn(
             f"{path}: {_packets(num_lost)} left out, damaged or before the first key frame",
-            stacklevel=2,
+            stacklevel=3,
         )
     if listing.breaks_off:
-        warnings.warn(f"{path} breaks off before its end", stacklevel=2)
+        warnings.warn(f"{path} breaks off before its end", stacklevel=3)
 
-    video = torch.zeros(num_frames, *frames[0].shape, dtype=torch.uint8)
+    video = torch.zeros(sampling.num_frames, *frames[0].shape, dtype=torch.uint8)
     for target, frame in zip(video.numpy(), frames, strict=False):
         target[...] = frame.numpy()  # see `picture._contiguous`
-    return video, torch.arange(num_frames) < len(frames)
+    return video, torch.arange(sampling.num_frames) < len(frames)
 
 
 def _sample(

@@ -1,0 +1,36 @@
+"""The benchmark of searching an index, on small ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("fcntl", reason="writing a table needs POSIX locks")
+
+from benchmarks import search
+from muse_adapter.search.store import open_store
+
+
+def test_small_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, folder = tmp_path / "figures.json", tmp_path / "folder"
+    folder.mkdir()
+    search.main(
+        ["--sizes", "70", "1100", "--repeats", "2", "--json", str(target), "--folder", str(folder)]
+    )
+    figures = json.loads(target.read_text())
+    assert [row["segments"] for row in figures["rows"]] == [70, 1100]
+    assert all(value > 0 for row in figures["rows"] for value in row.values())
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == 3 and "| 1,100 | 1," in printed
+    assert not list(folder.iterdir())
+
+
+def test_wrong_answers_are_no_figures(tmp_path: Path) -> None:
+    search.measure(tmp_path, 70, repeats=2)
+    table = open_store(tmp_path, "videos").read()
+    queries = torch.eye(search.DIM)[: search.QUERIES]
+    with pytest.raises(RuntimeError, match="of 64 queries did not find their video"):
+        search.check(table, queries, torch.arange(search.QUERIES))
