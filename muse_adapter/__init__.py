@@ -12,6 +12,7 @@ from muse_adapter.layers.interaction import (
 from muse_adapter.models import (
     EERCF,
     MamFusion,
+    MeanMaxSim,
     MultiScaleMamba,
     VideoCode,
     load_eercf_state_dict,
@@ -36,6 +37,7 @@ __all__ = [
     "MamFusion",
     "MamFusionConfig",
     "MamFusionSettings",
+    "MeanMaxSim",
     "MultiScaleMamba",
     "MuseConfig",
     "TextGatedInteraction",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -71,15 +73,29 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Any:
         """Encode texts: int64 (B, L) to (B, D), not normalised."""
+        words, keep = self.encode_words(ids)
+        kept = keep[..., None]
+        return self.project((words * kept).sum(1) / kept.sum(1))
+
+    def encode_words(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode words: int64 (B, L) to (B, W, width), not projected, and their mask (B, W)."""
         keep = ids != PAD
         length = int(keep.sum(dim=1).max())  # columns that are padding in every text cost time only
         x = self.words(ids[:, :length]) + self.positions[:length]
         for block in self.blocks:
             x = block(x, keep[:, :length])
-        kept = keep[:, :length, None]
-        return self.project((self.norm(x) * kept).sum(1) / kept.sum(1))
+        return self.norm(x), keep[:, :length]
+
+
+class WordTower(TextTower):
+    """The same tower without the mean: words (B, W, D) and their mask (B, W)."""
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode texts: int64 (B, L) to words, not normalised, and their mask."""
+        words, keep = self.encode_words(ids)
+        return self.project(words), keep
 
 
 def _positions(count: int, width: int) -> nn.Parameter:

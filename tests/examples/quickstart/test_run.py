@@ -84,7 +84,7 @@ def test_study_goes_on_where_it_was_interrupted(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(TINY, steps=3)
-    options = {"heads": ("mean_pool", "conv"), "seeds": (0, 1), "progress": False}
+    options = {"entries": ("mean_pool", "conv"), "seeds": (0, 1), "progress": False}
     with monkeypatch.context() as patch:
         interrupt_in_step(patch, 5)  # in the second run
         with pytest.raises(KeyboardInterrupt):
