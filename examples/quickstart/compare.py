@@ -18,7 +18,7 @@ from examples.quickstart.scoring import CANDIDATES
 from examples.quickstart.settings import Settings
 
 # What of the settings each entry of the study changes.
-ENTRIES: dict[str, dict[str, str]] = {
+ENTRIES: dict[str, dict[str, Any]] = {
     **{head: {"head": head} for head in HEADS},
     "eercf": {"head": "muse", "objective": "eercf"},
     "mean_max_sim": {"head": "muse", "objective": "mean_max_sim"},

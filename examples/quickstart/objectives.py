@@ -38,33 +38,20 @@ def training_loss(
         Scalar.
     """
     if isinstance(model.scorer, MeanMaxSim):
-        return _mean_max_sim_loss(model, ids, frames, mask, video, caption)
+        words, word_mask = model.encode_words(ids)
+        cls_tokens, fused, _ = model.encode_levels(frames, mask)
+        scores = model.scorer.scores(words, cls_tokens, fused, word_mask, mask)
+        losses = [
+            batch_loss(model.logits(score), video, caption, loss=sigmoid_loss)
+            for score in scores
+            if score is not None
+        ]
+        return torch.stack(losses).sum()
     texts = model.encode_text(ids)
     if isinstance(model.scorer, EERCF):
         return model.score_loss(texts, model.encode_levels(frames, mask), mask).total
     similarity = model.similarity(texts, model.encode_video(frames, mask))
-    return batch_loss(model.logit_scale.exp() * similarity, video, caption)
-
-
-def _mean_max_sim_loss(
-    model: QuickstartModel,
-    ids: Tensor,
-    frames: Tensor,
-    mask: Tensor,
-    video: Tensor,
-    caption: Tensor,
-) -> Tensor:
-    """Compute what `VideoTextModel.word_loss` does, without rows that are no negatives."""
-    words, word_mask = model.encode_words(ids)
-    cls_tokens, fused, _ = model.encode_levels(frames, mask)
-    scores = model.scorer.scores(words, cls_tokens, fused, word_mask, mask)
-    losses = [
-        batch_loss(
-            model.logit_scale.exp() * score + model.logit_bias, video, caption, loss=sigmoid_loss
-        )
-        for score in scores
-    ]
-    return torch.stack(losses).sum()
+    return batch_loss(model.logits(similarity), video, caption)
 
 
 def batch_loss(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from examples.quickstart.model import QuickstartModel, Tokenizer
@@ -19,6 +16,7 @@ CANDIDATES = 50  # that the second stage orders
 BATCH = 32
 
 
+@torch.no_grad()
 def score_all(model: QuickstartModel, tokenizer: Tokenizer, split: Split) -> Tensor:
     """Compare every text with every video, as the model's objective trains it.
 
@@ -31,14 +29,14 @@ def score_all(model: QuickstartModel, tokenizer: Tokenizer, split: Split) -> Ten
     levels = embed_levels(model, split)
     if isinstance(model.scorer, MeanMaxSim):
         words, word_mask = embed_words(model, ids)
-        with torch.no_grad():
-            return model.scorer(
-                words, levels["frames"], levels["fused"], word_mask, levels["frame_mask"]
-            )
-    texts, videos = coarse_vectors(model, embed_texts(model, ids), levels)
-    return texts @ videos.T
+        return model.scorer(
+            words, levels["frames"], levels["fused"], word_mask, levels["frame_mask"]
+        ).cpu()
+    texts = model.scorer.recall_text(embed_texts(model, ids).to(levels["fused"].device))
+    return (texts @ model.scorer.recall_video(levels["fused"], levels["frame_mask"]).T).cpu()
 
 
+@torch.no_grad()
 def score_in_two_stages(
     model: QuickstartModel, tokenizer: Tokenizer, split: Split, *, candidates: int = CANDIDATES
 ) -> tuple[Tensor, Tensor]:
@@ -56,9 +54,11 @@ def score_in_two_stages(
     """
     scorer = model.scorer
     assert isinstance(scorer, EERCF)
-    texts, levels = embed_texts(model, tokenizer(split.captions)), embed_levels(model, split)
-    coarse_texts, coarse_videos = coarse_vectors(model, texts, levels)
-    coarse = coarse_texts @ coarse_videos.T
+    levels = embed_levels(model, split)
+    texts = embed_texts(model, tokenizer(split.captions)).to(levels["fused"].device)
+    coarse_texts = scorer.recall_text(texts)
+    coarse_videos = scorer.recall_video(levels["fused"], levels["frame_mask"])
+    coarse = (coarse_texts @ coarse_videos.T).cpu()
 
     videos_of_text = TwoStageRetriever(
         ExactRecall(coarse_videos),
@@ -77,66 +77,41 @@ def score_in_two_stages(
     return _place(coarse, *videos_of_text), _place(coarse.T, *texts_of_video).T
 
 
+@torch.no_grad()
 def embed_levels(model: QuickstartModel, split: Split) -> dict[str, Tensor]:
-    """Compute the features of all videos that scorers compare.
+    """Compute the features of all videos that scorers compare, in evaluation mode.
 
     Returns:
-        By the names of `EERCF.scores`, on the CPU: frames and fused (n, T, D), patches
+        By the names of `EERCF.scores`, on the model's device: frames and fused (n, T, D), patches
         (n, T, P, D), frame_mask (n, T).
     """
     device = model.logit_scale.device
-    with _evaluation(model):
-        parts = [
-            [
-                level.cpu()
-                for level in model.encode_levels(
-                    split.frames[batch].to(device), split.mask[batch].to(device)
-                )
-            ]
-            for batch in _batches(len(split.frames))
-        ]
+    model.eval()
+    mask = split.mask.to(device)
+    parts = [
+        model.encode_levels(split.frames[batch].to(device), mask[batch])
+        for batch in _batches(len(split.frames))
+    ]
     frames, fused, patches = (torch.cat(level) for level in zip(*parts, strict=True))
-    return {"frames": frames, "fused": fused, "patches": patches, "frame_mask": split.mask}
+    return {"frames": frames, "fused": fused, "patches": patches, "frame_mask": mask}
 
 
+@torch.no_grad()
 def embed_words(model: QuickstartModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the words (n, W, D) of all texts and their mask (n, W), on the CPU."""
+    """Compute the words (n, W, D) of all texts and their mask (n, W), likewise."""
     device = model.logit_scale.device
-    with _evaluation(model):
-        parts = [model.encode_words(ids[batch].to(device)) for batch in _batches(len(ids))]
+    model.eval()
+    parts = [model.encode_words(ids[batch].to(device)) for batch in _batches(len(ids))]
     length = max(mask.shape[1] for _, mask in parts)  # a tower may cut padding off
-    return (
-        torch.cat([F.pad(words, (0, 0, 0, length - words.shape[1])).cpu() for words, _ in parts]),
-        torch.cat([F.pad(mask, (0, length - mask.shape[1])).cpu() for _, mask in parts]),
-    )
-
-
-def coarse_vectors(
-    model: QuickstartModel, texts: Tensor, levels: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the vectors of texts and of videos whose inner products are EERCF's coarse scores."""
-    with torch.no_grad():
-        return (
-            model.scorer.recall_text(texts),
-            model.scorer.recall_video(levels["fused"], levels["frame_mask"]),
-        )
+    words = [F.pad(words, (0, 0, 0, length - words.shape[1])) for words, _ in parts]
+    masks = [F.pad(mask, (0, length - mask.shape[1])) for _, mask in parts]
+    return torch.cat(words), torch.cat(masks)
 
 
 def _place(coarse: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     """Put the scores of candidates (A, K) above all others of the coarse ones (A, all)."""
     below = coarse - coarse.max() + scores.min() - 1
     return below.scatter(1, ids, scores)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def _batches(count: int) -> list[slice]:

@@ -174,6 +174,11 @@ class VideoTextModel(nn.Module):
         with torch.autocast(text.device.type, enabled=False):
             return text @ video.to(text.dtype).T
 
+    def logits(self, similarity: Tensor) -> Tensor:
+        """Scale similarities (A, B) and, for the sigmoid loss, add the bias."""
+        logits = similarity * self.logit_scale.to(similarity.dtype).exp()
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.dtype)
+
     def loss(self, text: Tensor, video: Tensor, targets: Tensor | None = None) -> Tensor:
         """Compute the loss of embeddings over the texts and videos of all ranks.
 
@@ -206,7 +211,8 @@ class VideoTextModel(nn.Module):
         else:
             targets = gather_targets(targets, len(video))
             text, video = gather_rows(text), gather_rows(video)
-        return self._touch_bias(self._pair_loss(self.similarity(text, video), targets))
+        loss = OBJECTIVES[self.objective](self.logits(self.similarity(text, video)), targets)
+        return self._touch_bias(loss)
 
     def score_loss(self, text: Tensor, levels: Sequence[Tensor], frame_mask: Tensor) -> EercfLoss:
         """Compute EERCF's objective over the pairs of all ranks, as `loss` does.
@@ -281,7 +287,8 @@ class VideoTextModel(nn.Module):
         wide = torch.promote_types(words.dtype, torch.float32)
         frames, fused, mask = gather_features([*levels, frame_mask], wide)
         scores = self.scorer.scores(words, frames, fused, word_mask, mask)
-        losses = [None if score is None else self._pair_loss(score, targets) for score in scores]
+        loss = OBJECTIVES[self.objective]
+        losses = [None if score is None else loss(self.logits(score), targets) for score in scores]
         return self._touch_bias(weighted_sum(self.scorer.weights, losses))
 
     def forward(
@@ -319,13 +326,6 @@ class VideoTextModel(nn.Module):
             return self.word_loss(words, word_mask, [cls_tokens, fused], mask, targets)
         levels = [cls_tokens, fused, *([patches] if self.scorer.trains_patches else [])]
         return self.score_loss(self.encode_text(text), levels, mask).total
-
-    def _pair_loss(self, similarity: Tensor, targets: Tensor | None) -> Tensor:
-        """Scale similarities of texts and videos (A, B) of all ranks to logits; return the loss."""
-        logits = similarity * self.logit_scale.to(similarity.dtype).exp()
-        if self.logit_bias is not None:
-            logits = logits + self.logit_bias.to(logits.dtype)
-        return OBJECTIVES[self.objective](logits, targets)
 
     def _bias_of_tower(self) -> nn.Parameter | None:
         bias = getattr(self.text, "logit_bias", None)

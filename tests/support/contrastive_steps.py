@@ -46,6 +46,7 @@ def three_steps(
     model = small_model(objective)
     frames = torch.randn(4, 2, 3, 16, 16, dtype=torch.float64)
     ids = torch.randint(0, 50, (4, 8))
+    ids[3, 5:] = 0  # to `WordFeatures` a shorter text
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1]])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapped = wrap(model)
