@@ -146,8 +146,9 @@ def test_other_settings_or_clips_are_another_run(material: Material) -> None:
         replace(TINY, steps=7).run_name("clips"),
         replace(TINY, seed=1).run_name("clips"),
         replace(TINY, head="conv").run_name("clips"),
+        replace(TINY, objective="eercf").run_name("clips"),
     }
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_the_pages_show_the_recorded_runs() -> None:
