@@ -49,8 +49,8 @@ class VideoTextModel(nn.Module):
             with SigLIP's initial value -10. None for other objectives.
 
     Raises:
-        TypeError: `encoder` is not a `VideoEncoder`, `text` cannot embed texts, or `scorer` is not
-            neither.
+        TypeError: `encoder` is not a `VideoEncoder`, `text` cannot embed texts, or `scorer` is
+            none of these.
         ValueError: `objective` is unknown, or not the contrastive one for an `EERCF`.
     """
 
@@ -175,7 +175,14 @@ class VideoTextModel(nn.Module):
             return text @ video.to(text.dtype).T
 
     def logits(self, similarity: Tensor) -> Tensor:
-        """Scale similarities (A, B) and, for the sigmoid loss, add the bias."""
+        """Turn similarities into what the loss compares.
+
+        Args:
+            similarity: (A, B), without the logit scale.
+
+        Returns:
+            (A, B), scaled, with the bias added if there is one.
+        """
         logits = similarity * self.logit_scale.to(similarity.dtype).exp()
         return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.dtype)
 

@@ -161,6 +161,10 @@ def test_the_pages_show_the_recorded_runs() -> None:
         assert set(runs_of["seeds"]) <= {0, 1, 2}
     assert set(figures["summary"]) == set(HEADS)
     assert figures["summary"]["muse"]["columns"]["T2V R@1"]["mean"] >= 50 * figures["chance_r1"]
+    objectives = json.loads((kept / "objectives.json").read_text(encoding="utf-8"))
+    assert list(objectives["summary"]) == ["muse", "eercf", "mean_max_sim"]
+    assert study.markdown_table(objectives["summary"]) in page
+    assert study.markdown_table(objectives["reranked"], study.RERANKED_LABELS) in page
     default = json.loads((kept / "results.json").read_text(encoding="utf-8"))
     # The page includes this part of README.
     readme = (root / "README.md").read_text(encoding="utf-8")
