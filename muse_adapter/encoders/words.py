@@ -17,8 +17,8 @@ def embed_words(tower: nn.Module, text: Text) -> tuple[Tensor, Tensor]:
     """Compute the features of every word of tokenized texts.
 
     A word is a token of the text, its start and end tokens included, and always the token that the
-    tower's embedding is read from: its feature is that embedding, not normalised. Padding is none,
-    whether the tower sees it or not.
+    tower's embedding is read from: its feature is that embedding, not normalised. Padding is not a
+    word, whether the tower sees it or not.
 
     Args:
         tower: A CLIP-like or SigLIP-like Hugging Face model or its text model; OpenAI CLIP,
@@ -52,12 +52,9 @@ def embed_words(tower: nn.Module, text: Text) -> tuple[Tensor, Tensor]:
 
 def _text_transformer(tower: Any) -> Any:
     """Return the module inside a tower that has the last norm; None for other towers."""
-    candidates = [tower]
-    for name in ("text_model", "text_model", "text"):  # in transformers 4 two of them nest
-        candidates.append(getattr(candidates[-1], name, candidates[-1]))
-    return next(
-        (module for module in candidates if any(hasattr(module, name) for name in _NORMS)), None
-    )
+    inner = getattr(tower, "text_model", getattr(tower, "text", tower))
+    inner = getattr(inner, "text_model", inner)  # up to transformers 4
+    return inner if any(hasattr(inner, name) for name in _NORMS) else None
 
 
 def _run_and_capture(tower: nn.Module, transformer: Any, text: Text) -> Tensor:

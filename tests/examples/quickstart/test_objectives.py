@@ -18,6 +18,7 @@ from examples.quickstart.material import Material
 from examples.quickstart.model import QuickstartModel, Tokenizer, build_model, build_tokenizer
 from examples.quickstart.objectives import training_loss
 from examples.quickstart.scoring import embed_levels, score_all, score_in_two_stages
+from examples.quickstart.settings import Settings
 from muse_adapter.encoders import embed_texts
 from muse_adapter.training.losses import sigmoid_loss
 from tests.support.quickstart import TINY
@@ -69,6 +70,24 @@ def test_mean_max_sim_leaves_out_what_belongs_together(material: Material) -> No
         whole, without = sigmoid_loss(model.logits(score)), model.logits(score)[[1, 2], [2, 1]]
         expected = expected + whole + torch.nn.functional.logsigmoid(-without).sum() / 3
     assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "eercf", "mean_max_sim"])
+def test_tokens_of_a_frozen_clip_stand_for_its_frames(objective: str, clip_folder: Path) -> None:
+    settings = Settings(
+        objective=objective, depth=1, size=16, num_frames=2, backbone=str(clip_folder)
+    )
+    tokenizer = build_tokenizer(settings, [])
+    model = build_model(settings, tokenizer).eval()
+    ids = tokenizer(["a red circle", "blue", "a small square"])
+    frames, mask = torch.randint(0, 256, (3, 2, 3, 16, 16)).byte(), torch.ones(3, 2).bool()
+    mask[1, 1] = False
+    tokens = model.encoder.forward_tokens(model.prepare(frames), mask)
+    of_frames, of_tokens = (
+        training_loss(model, ids, videos, mask, torch.arange(3), torch.arange(3))
+        for videos in (frames, tokens)
+    )
+    assert_close(of_tokens, of_frames)
 
 
 def test_reranked_results_stand_apart(material: Material, tmp_path: Path) -> None:
