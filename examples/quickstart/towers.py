@@ -73,7 +73,7 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, ids: Tensor) -> Any:
+    def forward(self, ids: Tensor) -> Any:  # a `WordTower` returns a pair
         """Encode texts: int64 (B, L) to (B, D), not normalised."""
         words, keep = self.encode_words(ids)
         kept = keep[..., None]
