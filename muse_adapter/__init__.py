@@ -13,6 +13,7 @@ from muse_adapter.layers.running_mean import RunningMean
 from muse_adapter.models import (
     EERCF,
     MamFusion,
+    MeanMaxSim,
     MultiScaleMamba,
     StreamState,
     VideoCode,
@@ -38,6 +39,7 @@ __all__ = [
     "MamFusion",
     "MamFusionConfig",
     "MamFusionSettings",
+    "MeanMaxSim",
     "MultiScaleMamba",
     "MuseConfig",
     "RunningMean",

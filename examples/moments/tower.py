@@ -56,7 +56,7 @@ class Tower(nn.Module):
 
     def encode_words(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode words: (Q, W, D), in the space of the class tokens, and their mask (Q, W)."""
-        words, keep = self.text.forward_words(self.tokenizer(sentences))
+        words, keep = self.text.encode_words(self.tokenizer(sentences))
         return self.text.project(words), keep
 
     def encode_sentences(self, sentences: Sequence[str]) -> Tensor:

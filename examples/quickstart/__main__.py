@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from examples.quickstart.compare import compare, markdown_table
+from examples.quickstart.compare import ENTRIES, compare, markdown_tables
 from examples.quickstart.demo import demo
 from examples.quickstart.material import load_material
 from examples.quickstart.scenes import QUERY
@@ -36,7 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="?", help="what to search for, in quotes")
     parser.add_argument("--folder", type=Path, default=Path("quickstart-output"),
                         help="everything is kept here (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--compare", action="store_true", help="the full study: 8 heads, 3 seeds")
+    parser.add_argument(
+        "--compare", action="store_true", help="the full study: 8 heads, 2 more objectives, 3 seeds"
+    )
+    parser.add_argument("--entries", type=lambda names: names.split(","), metavar="NAME,...",
+                        help=f"with --compare, these alone: {', '.join(ENTRIES)}")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--steps", type=int,
                         help="training steps (default: 600; 800 with --compare)")  # fmt: skip
@@ -72,6 +76,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--threads must be at least 1, got {options.threads}")
     if options.compare and options.seed:
         raise ValueError(f"--compare runs the seeds 0, 1 and 2, got --seed {options.seed}")
+    if options.entries is not None and not options.compare:
+        raise ValueError("--entries is a part of the study: it needs --compare")
+    if unknown := sorted(set(options.entries or ()) - set(ENTRIES)):
+        raise ValueError(f"--entries are of {', '.join(ENTRIES)}, got {', '.join(unknown)}")
     if options.device != "cpu" and not options.device.startswith("cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {options.device}")
     if options.device != "cpu" and not torch.cuda.is_available():
@@ -133,8 +141,16 @@ def run_training(options: argparse.Namespace) -> None:
     print(f"clips: {sizes}; {settings.num_frames} frames of {settings.size} pixels")
     folder, progress = options.folder, not options.quiet
     if options.compare:
-        summary = compare(settings, material, folder, device=options.device, progress=progress)
-        print(markdown_table(summary["summary"]))
+        entries = tuple(ENTRIES) if options.entries is None else options.entries
+        summary = compare(
+            settings,
+            material,
+            folder,
+            entries=entries,
+            device=options.device,
+            progress=progress,
+        )
+        print(markdown_tables(summary))
         print(f"results: {folder / 'compare.json'}, {folder / 'compare.md'}")
         return
     summary = demo(

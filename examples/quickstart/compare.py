@@ -1,9 +1,9 @@
-"""The full study: every head, three seeds each, the same clips and steps for all."""
+"""The full study: heads and objectives, three seeds each, the same clips and steps for all."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,15 @@ from examples.quickstart.material import Material
 from examples.quickstart.model import HEADS, build_model, build_tokenizer
 from examples.quickstart.report import environment
 from examples.quickstart.runs import finished, run, scan_backend
+from examples.quickstart.scoring import CANDIDATES
 from examples.quickstart.settings import Settings
 
+# What of the settings each entry of the study changes.
+ENTRIES: dict[str, dict[str, Any]] = {
+    **{head: {"head": head} for head in HEADS},
+    "eercf": {"head": "muse", "objective": "eercf"},
+    "mean_max_sim": {"head": "muse", "objective": "mean_max_sim"},
+}
 LABELS = {
     "muse": "**MUSE**",
     "mean_pool": "mean pooling (meanP)",
@@ -25,7 +32,10 @@ LABELS = {
     "conv": "MUSE, convolution",
     "frame_wise": "MUSE, frame-wise order",
     "spatial_wise": "MUSE, spatial-wise order",
+    "eercf": "MUSE, EERCF's objective, coarse stage",
+    "mean_max_sim": "MUSE, MeanMaxSim",
 }
+RERANKED_LABELS = {"eercf": f"MUSE, EERCF's objective, best {CANDIDATES} reranked"}
 COLUMNS = (
     ("T2V R@1", ("t2v", "R@1")),
     ("R@5", ("t2v", "R@5")),
@@ -42,7 +52,7 @@ def compare(
     material: Material,
     folder: Path,
     *,
-    heads: Sequence[str] = HEADS,
+    entries: Sequence[str] = tuple(ENTRIES),
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
     progress: bool = True,
@@ -50,10 +60,10 @@ def compare(
     """Run the study, or what of it is not done yet.
 
     Args:
-        settings: Settings of every run; head and seed are set for each.
+        settings: Settings of every run; head, objective and seed are set for each.
         material: The clips.
         folder: Gets `compare.json` and `compare.md`, written anew after each run.
-        heads: The heads.
+        entries: Names in `ENTRIES`.
         seeds: The seeds.
         device: Where to train.
         progress: Whether to show progress bars.
@@ -64,17 +74,17 @@ def compare(
     if settings.frozen:
         tokenizer = build_tokenizer(settings, material.splits["train"].captions)
         material = encode_once(settings, material, build_model(settings, tokenizer), folder)
-    results: dict[str, list[dict[str, Any]]] = {head: [] for head in heads}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in entries}
     summary: dict[str, Any] = {}
     for seed in seeds:
-        for head in heads:
-            this = replace(settings, head=head, seed=seed)
+        for name in entries:
+            this = replace(settings, **ENTRIES[name], seed=seed)
             result = finished(this, material, folder)
             if result is None:
                 _, result = run(this, material, folder, device=device, progress=progress)
             else:
-                print(f"{head}, seed {seed}: done already")
-            results[head].append(result)
+                print(f"{name}, seed {seed}: done already")
+            results[name].append(result)
             summary = {
                 "environment": environment(scan_backend(device)),
                 "clips": material.sizes,
@@ -83,10 +93,15 @@ def compare(
                 ),
                 "chance_r1": 100 / len(material.splits["test"].frames),
                 "summary": {name: summarise(runs) for name, runs in results.items() if runs},
+                "reranked": {
+                    name: summarise([{**run, **run["reranked"]} for run in runs])
+                    for name, runs in results.items()
+                    if runs and "reranked" in runs[0]
+                },
                 "runs": [_without_curves(run) for runs in results.values() for run in runs],
             }
             write_json(folder / "compare.json", summary)
-            write_bytes(folder / "compare.md", markdown_table(summary["summary"]).encode())
+            write_bytes(folder / "compare.md", markdown_tables(summary).encode())
     return summary
 
 
@@ -113,16 +128,24 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def markdown_table(summary: dict[str, dict[str, Any]]) -> str:
-    """Lay out the table of the README: mean ± spread over the seeds, one line per head."""
+def markdown_tables(study: dict[str, Any]) -> str:
+    """Lay out a study: the table without reranking and, where there is one, that with it."""
+    tables = [markdown_table(study["summary"])]
+    if study["reranked"]:
+        tables.append(markdown_table(study["reranked"], RERANKED_LABELS))
+    return "\n".join(tables)
+
+
+def markdown_table(summary: dict[str, dict[str, Any]], labels: Mapping[str, str] = LABELS) -> str:
+    """Lay out a table: mean ± spread over the seeds, one line per entry."""
     names = [name for name, _ in COLUMNS if all(name in row["columns"] for row in summary.values())]
     lines = [
         "| head | seeds | parameters | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
     ]
-    for head, row in summary.items():
+    for entry, row in summary.items():
         cells = [_cell(row["columns"][name]) for name in names]
-        start = f"| {LABELS[head]} | {len(row['seeds'])} | {row['head_parameters']:,} | "
+        start = f"| {labels[entry]} | {len(row['seeds'])} | {row['head_parameters']:,} | "
         lines.append(start + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -8,22 +8,35 @@ import torch
 from torch import Tensor
 
 from examples.quickstart.model import QuickstartModel, Tokenizer
+from examples.quickstart.scoring import score_all, score_in_two_stages
 from examples.quickstart.splits import Split
 from muse_adapter import retrieval_metrics
-from muse_adapter.encoders import embed_texts, embed_videos
 
 
 def evaluate(model: QuickstartModel, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:
-    """Measure retrieval on a split.
+    """Measure retrieval on a split, without reranking.
 
     Returns:
         {"t2v": {"R@1": percent, ...}, "v2t": {...}, "pair_preference": percent or None}.
     """
-    texts = embed_texts(model, tokenizer(split.captions))
-    similarity = texts @ embed_videos(model, split.frames, split.mask).T
+    similarity = score_all(model, tokenizer, split)
     return {
         **retrieval_metrics(similarity, split.video),
         "pair_preference": pair_preference(similarity, split),
+    }
+
+
+def evaluate_reranked(model: QuickstartModel, tokenizer: Tokenizer, split: Split) -> dict[str, Any]:
+    """Measure retrieval in two stages on a split, with a model of EERCF's objective.
+
+    Returns:
+        As from `evaluate`.
+    """
+    videos_of_text, texts_of_video = score_in_two_stages(model, tokenizer, split)
+    return {
+        "t2v": retrieval_metrics(videos_of_text, split.video)["t2v"],
+        "v2t": retrieval_metrics(texts_of_video, split.video)["v2t"],
+        "pair_preference": pair_preference(videos_of_text, split),
     }
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from examples.quickstart.settings import Settings
 from examples.quickstart.tokenizer import WordTokenizer
-from examples.quickstart.towers import POSITION_STD, ImageTower, TextTower
-from muse_adapter import MultiScaleMamba, VideoEncoder, VideoTextModel
+from examples.quickstart.towers import POSITION_STD, ImageTower, TextTower, WordTower
+from muse_adapter import EERCF, MeanMaxSim, MultiScaleMamba, VideoEncoder, VideoTextModel
 from muse_adapter.models import MeanPool, TemporalTransformer
 
 MUSE_VARIANTS: dict[str, dict[str, Any]] = {
@@ -25,6 +25,7 @@ MUSE_VARIANTS: dict[str, dict[str, Any]] = {
 """MUSE and, after it, the paper's other mixers and aggregations: what differs from MUSE."""
 
 HEADS = ("muse", "mean_pool", "temporal_transformer", *list(MUSE_VARIANTS)[1:])
+OBJECTIVES = ("contrastive", "eercf", "mean_max_sim")
 
 
 class Tokenizer(Protocol):
@@ -49,6 +50,8 @@ class QuickstartModel(VideoTextModel):
     Args:
         encoder: The video encoder.
         text: The text tower.
+        scorer: As for `VideoTextModel`.
+        objective: As for `VideoTextModel`.
         mean: Mean of the three colours, in [0, 1], subtracted from the frames.
         std: Standard deviation of the three colours, by which the frames are then divided.
     """
@@ -61,10 +64,12 @@ class QuickstartModel(VideoTextModel):
         encoder: VideoEncoder,
         text: nn.Module,
         *,
+        scorer: EERCF | MeanMaxSim | None = None,
+        objective: str = "contrastive",
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
-        super().__init__(encoder, text)
+        super().__init__(encoder, text, scorer=scorer, objective=objective)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -77,6 +82,19 @@ class QuickstartModel(VideoTextModel):
         if frames.ndim == 4:
             return self.encoder.head(frames, frame_mask)
         return self.encoder(self.prepare(frames), frame_mask)
+
+    def encode_levels(
+        self, frames: Tensor, frame_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute class tokens, frame features and patches; arguments as in `encode_video`.
+
+        Returns:
+            (B, T, D), (B, T, D) and (B, T, P, D), as from `VideoEncoder.forward_levels`.
+        """
+        if frames.ndim == 5:
+            return self.encoder.forward_levels(self.prepare(frames), frame_mask)
+        fused = self.encoder.head.forward_features(frames, frame_mask)
+        return frames[:, :, 0], fused, frames[:, :, 1:]
 
     def prepare(self, frames: Tensor) -> Tensor:
         """Normalise the colours of uint8 frames (..., 3, height, width)."""
@@ -129,6 +147,26 @@ def build_head(name: str, *, dim: int, depth: int, num_frames: int) -> nn.Module
     raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")
 
 
+def build_objective(name: str, *, dim: int, num_frames: int) -> dict[str, Any]:
+    """Return the arguments of `QuickstartModel` for an objective in `OBJECTIVES`.
+
+    Args:
+        name: The objective.
+        dim: Width of the embedding.
+        num_frames: Frames of a clip.
+
+    Raises:
+        ValueError: The name is another.
+    """
+    if name == "contrastive":
+        return {}
+    if name == "eercf":
+        return {"scorer": EERCF(dim, num_frames)}
+    if name == "mean_max_sim":
+        return {"scorer": MeanMaxSim(), "objective": "sigmoid"}
+    raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+
+
 def build_model(settings: Settings, tokenizer: Tokenizer) -> QuickstartModel:
     """Build the model of a run, drawn from its seed; every head of one seed gets the same towers.
 
@@ -143,7 +181,8 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> QuickstartModel:
         return load_clip(settings)
     assert isinstance(tokenizer, WordTokenizer)
     width = settings.width
-    text = TextTower(
+    tower = WordTower if settings.objective == "mean_max_sim" else TextTower
+    text = tower(
         vocabulary=len(tokenizer),
         length=1 + tokenizer.max_words,
         width=width,
@@ -155,7 +194,9 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> QuickstartModel:
     head = build_head(
         settings.head, dim=width, depth=settings.depth, num_frames=settings.num_frames
     )
-    return QuickstartModel(VideoEncoder(images, head, tokens=images.forward), text)
+    encoder = VideoEncoder(images, head, tokens=images.forward)
+    objective = build_objective(settings.objective, dim=width, num_frames=settings.num_frames)
+    return QuickstartModel(encoder, text, **objective)
 
 
 def build_tokenizer(settings: Settings, captions: Sequence[str]) -> Tokenizer:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from examples.quickstart.files import read_json
-from examples.quickstart.model import QuickstartModel, build_head
+from examples.quickstart.model import QuickstartModel, build_head, build_objective
 from examples.quickstart.settings import Settings
 from muse_adapter import VideoEncoder
 
@@ -138,7 +138,10 @@ def load_clip(settings: Settings) -> QuickstartModel:
         num_frames=settings.num_frames,
     )
     encoder = VideoEncoder(clip, head, freeze=not settings.train_backbone)
-    model = QuickstartModel(encoder, text=clip, mean=mean, std=std)
+    objective = build_objective(
+        settings.objective, dim=clip.config.projection_dim, num_frames=settings.num_frames
+    )
+    model = QuickstartModel(encoder, clip, **objective, mean=mean, std=std)
     # It learns beside frozen towers too: the head changes how far apart the embeddings lie.
     model.logit_scale.requires_grad_()
     return model

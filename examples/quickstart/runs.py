@@ -12,7 +12,7 @@ from torch import nn
 
 from examples.quickstart.batches import TrainingSet
 from examples.quickstart.checkpoint import Trained
-from examples.quickstart.evaluate import evaluate
+from examples.quickstart.evaluate import evaluate, evaluate_reranked
 from examples.quickstart.files import ensure_folder, read_json, write_json
 from examples.quickstart.material import Material
 from examples.quickstart.model import build_model, build_tokenizer
@@ -43,7 +43,8 @@ def run(
 
     Returns:
         The trained model and the result: what `evaluate` returns, with settings, number of
-        parameters, seconds of training and the curves.
+        parameters, seconds of training and the curves; of EERCF's objective also what
+        `evaluate_reranked` returns, as "reranked".
     """
     place = run_folder(folder, settings, material)
     trained = train(
@@ -54,10 +55,12 @@ def run(
         device=device,
         progress=progress,
     )
+    test = material.splits["test"]
     result = {
         "head": settings.head,
+        "objective": settings.objective,
         "seed": settings.seed,
-        **evaluate(trained.model, trained.tokenizer, material.splits["test"]),
+        **evaluate(trained.model, trained.tokenizer, test),
         "parameters": {
             "head": _count(trained.model.encoder.head),
             "all": _count(trained.model),
@@ -68,6 +71,8 @@ def run(
         "losses": trained.losses,
         "validation_r1": [list(point) for point in trained.validation],
     }
+    if settings.objective == "eercf":
+        result["reranked"] = evaluate_reranked(trained.model, trained.tokenizer, test)
     ensure_folder(place)  # training that has nothing to do leaves none
     write_json(place / "result.json", result)
     return trained, result

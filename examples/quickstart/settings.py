@@ -15,6 +15,8 @@ class Settings:
 
     Attributes:
         head: Name of the video head, one of `examples.quickstart.model.HEADS`.
+        objective: What is trained: "contrastive" (CLIP's loss on embeddings), "eercf" (EERCF's
+            objective) or "mean_max_sim" (SigLIP's loss on Video-ColBERT's late interaction).
         seed: Seed of the weights, the order of the clips and the dropout.
         steps: Optimiser steps.
         batch_size: Clips in a batch.
@@ -40,6 +42,7 @@ class Settings:
     """
 
     head: str = "muse"
+    objective: str = "contrastive"
     seed: int = 0
     steps: int = 600
     batch_size: int = 32

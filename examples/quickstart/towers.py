@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -71,13 +73,13 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, width, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Any:  # a `WordTower` returns a pair
         """Encode texts: int64 (B, L) to (B, D), not normalised."""
-        words, keep = self.forward_words(ids)
+        words, keep = self.encode_words(ids)
         kept = keep[..., None]
         return self.project((words * kept).sum(1) / kept.sum(1))
 
-    def forward_words(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_words(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the words of texts, before the mean over them and its projection.
 
         Args:
@@ -93,6 +95,15 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x, keep)
         return self.norm(x), keep
+
+
+class WordTower(TextTower):
+    """The same tower without the mean: words (B, W, D) and their mask (B, W)."""
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode texts: int64 (B, L) to words, not normalised, and their mask."""
+        words, keep = self.encode_words(ids)
+        return self.project(words), keep
 
 
 def _positions(count: int, width: int) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""Training: symmetric contrastive loss, warm-up and cosine, resumed from checkpoints."""
+"""Training: one objective, warm-up and cosine, resumed from checkpoints."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from examples.quickstart.batches import TrainingSet, batch_of
 from examples.quickstart.checkpoint import Trained, load_checkpoint, save_checkpoint
 from examples.quickstart.evaluate import evaluate
 from examples.quickstart.model import QuickstartModel, build_model, build_tokenizer
+from examples.quickstart.objectives import training_loss
 from examples.quickstart.pace import Pace, expected_seconds
 from examples.quickstart.settings import Settings
 from examples.quickstart.splits import Split
 from muse_adapter import param_groups
-from muse_adapter.training.losses import contrastive_loss
 
 CHECKPOINT_EVERY = 50
 VALIDATE_EVERY = 100
@@ -99,7 +99,7 @@ def train(
     bar = tqdm(
         total=settings.steps,
         initial=len(run.losses),
-        desc=f"train {settings.head}, seed {settings.seed}",
+        desc=f"train {settings.head}, {settings.objective}, seed {settings.seed}",
         unit="step",
         disable=not progress,
     )
@@ -147,10 +147,8 @@ def train_step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     frames, mask = clips.split.frames[video].to(device), clips.split.mask[video].to(device)
-    texts = model.encode_text(clips.ids[rows].to(device))
-    similarity = model.similarity(texts, model.encode_video(frames, mask))
-    logits = model.logit_scale.exp() * similarity
-    loss = batch_loss(logits, video.to(device), clips.caption[rows].to(device))
+    caption = clips.caption[rows].to(device)
+    loss = training_loss(model, clips.ids[rows].to(device), frames, mask, video.to(device), caption)
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value} in step {step}; try a lower learning rate")
@@ -162,20 +160,3 @@ def train_step(
     with torch.no_grad():
         model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
     return value
-
-
-def batch_loss(logits: Tensor, video: Tensor, caption: Tensor) -> Tensor:
-    """Compute the contrastive loss of a batch whose rows may share a video or a caption.
-
-    Text and video of two such rows belong together: they are no negatives, and left out.
-
-    Args:
-        logits: (B texts, B videos); text i belongs to video i.
-        video: Int64 (B,), number of the video of each row.
-        caption: Int64 (B,), number of the caption of each row.
-
-    Returns:
-        Scalar.
-    """
-    together = (video[:, None] == video) | (caption[:, None] == caption)
-    return contrastive_loss(logits.masked_fill(together.fill_diagonal_(False), -math.inf))

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muse_adapter.encoders.gathering import gather_features, gather_targets, gather_words
 from muse_adapter.encoders.text import Text, check_tower, embed_text
 from muse_adapter.encoders.video import VideoEncoder
+from muse_adapter.encoders.words import embed_words
 from muse_adapter.models.eercf import EERCF
-from muse_adapter.models.eercf_objective import EercfLoss
-from muse_adapter.training.distributed import gather_rows, rank
+from muse_adapter.models.eercf_objective import EercfLoss, weighted_sum
+from muse_adapter.models.mean_max_sim import MeanMaxSim
+from muse_adapter.training.distributed import gather_rows
 from muse_adapter.training.losses import contrastive_loss, sigmoid_loss
 
 OBJECTIVES = {"contrastive": contrastive_loss, "sigmoid": sigmoid_loss}
@@ -29,11 +32,13 @@ class VideoTextModel(nn.Module):
     Args:
         encoder: The video encoder; the width D of its head is that of the text embeddings.
         text: The text tower: a CLIP-like Hugging Face model or its text model, an open_clip or
-            OpenAI CLIP model, or any module from token ids to (B, D). It may be the encoder's own
-            backbone and is then frozen with it.
-        scorer: None: the loss compares embeddings, by `objective`. An `EERCF`: the loss is its
-            objective on class tokens, frame features and, if they have a weight, patches, which
-            then have the width D of the texts as well.
+            OpenAI CLIP model, or any module from token ids to (B, D), or for a `MeanMaxSim` to
+            words (B, W, D) and their mask (B, W). It may be the encoder's own backbone and is then
+            frozen with it.
+        scorer: None: the loss compares embeddings, by `objective`. A `MeanMaxSim`: it compares
+            words with class tokens and frame features, by `objective`. An `EERCF`: the loss is its
+            own objective on class tokens, frame features and, if they have a weight, patches. Class
+            tokens and patches then have the width D of the texts as well.
         objective: "contrastive": CLIP's symmetric loss. "sigmoid": SigLIP's.
 
     Attributes:
@@ -44,8 +49,8 @@ class VideoTextModel(nn.Module):
             with SigLIP's initial value -10. None for other objectives.
 
     Raises:
-        TypeError: `encoder` is not a `VideoEncoder`, `text` cannot embed texts, or `scorer` is not
-            an `EERCF`.
+        TypeError: `encoder` is not a `VideoEncoder`, `text` cannot embed texts, or `scorer` is
+            none of these.
         ValueError: `objective` is unknown, or not the contrastive one for an `EERCF`.
     """
 
@@ -54,17 +59,21 @@ class VideoTextModel(nn.Module):
         encoder: VideoEncoder,
         text: nn.Module,
         *,
-        scorer: EERCF | None = None,
+        scorer: EERCF | MeanMaxSim | None = None,
         objective: str = "contrastive",
     ) -> None:
         super().__init__()
         if not isinstance(encoder, VideoEncoder):
             raise TypeError(f"encoder must be a VideoEncoder, got {type(encoder).__name__}")
-        if scorer is not None and not isinstance(scorer, EERCF):
-            raise TypeError(f"scorer must be an EERCF or None, got {type(scorer).__name__}")
-        if objective not in OBJECTIVES or (scorer is not None and objective != "contrastive"):
+        if scorer is not None and not isinstance(scorer, (EERCF, MeanMaxSim)):
+            raise TypeError(
+                f"scorer must be an EERCF, a MeanMaxSim or None, got {type(scorer).__name__}"
+            )
+        if objective not in OBJECTIVES or (
+            isinstance(scorer, EERCF) and objective != "contrastive"
+        ):
             raise ValueError(
-                'objective must be "contrastive" or, without a scorer, "sigmoid", got '
+                'objective must be "contrastive" or, without an EERCF, "sigmoid", got '
                 f"{objective!r}"
             )
         check_tower(text)
@@ -126,6 +135,22 @@ class VideoTextModel(nn.Module):
         """
         return _unit(embed_text(self.text, text))
 
+    def encode_words(self, text: Text) -> tuple[Tensor, Tensor]:
+        """Compute the features of the words of texts, as a `MeanMaxSim` compares them.
+
+        Args:
+            text: As for `encode_text`.
+
+        Returns:
+            Words (A, W, D), not normalised, and their mask (A, W), True for a word; see
+            `embed_words`.
+
+        Raises:
+            TypeError: The tower gives no words.
+            ValueError: Their shapes are wrong.
+        """
+        return embed_words(self.text, text)
+
     def similarity(self, text: Tensor, video: Tensor) -> Tensor:
         """Compute the cosines of embeddings, the input of `retrieval_metrics`.
 
@@ -148,6 +173,18 @@ class VideoTextModel(nn.Module):
         # Below 1, bfloat16 has steps of 2**-8: 0.4 in logits of scale 100.
         with torch.autocast(text.device.type, enabled=False):
             return text @ video.to(text.dtype).T
+
+    def logits(self, similarity: Tensor) -> Tensor:
+        """Turn similarities into what the loss compares.
+
+        Args:
+            similarity: (A, B), without the logit scale.
+
+        Returns:
+            (A, B), scaled, with the bias added if there is one.
+        """
+        logits = similarity * self.logit_scale.to(similarity.dtype).exp()
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(logits.dtype)
 
     def loss(self, text: Tensor, video: Tensor, targets: Tensor | None = None) -> Tensor:
         """Compute the loss of embeddings over the texts and videos of all ranks.
@@ -179,14 +216,13 @@ class VideoTextModel(nn.Module):
             # Concatenated, so that there is one collective per direction.
             text, video = gather_rows(torch.cat([text, video], dim=1)).chunk(2, dim=1)
         else:
-            text, video, targets = _gather_with_targets(text, video, targets)
-        logits = self.similarity(text, video) * self.logit_scale.to(text.dtype).exp()
-        if self.logit_bias is not None:
-            logits = logits + self.logit_bias.to(logits.dtype)
-        return self._touch_bias(OBJECTIVES[self.objective](logits, targets))
+            targets = gather_targets(targets, len(video))
+            text, video = gather_rows(text), gather_rows(video)
+        loss = OBJECTIVES[self.objective](self.logits(self.similarity(text, video)), targets)
+        return self._touch_bias(loss)
 
     def score_loss(self, text: Tensor, levels: Sequence[Tensor], frame_mask: Tensor) -> EercfLoss:
-        """Compute the scorer's objective over the pairs of all ranks, as `loss` does.
+        """Compute EERCF's objective over the pairs of all ranks, as `loss` does.
 
         Args:
             text: (B, D), on this rank.
@@ -199,21 +235,17 @@ class VideoTextModel(nn.Module):
             The total and its parts.
 
         Raises:
-            ValueError: The model has no scorer, or the shapes do not fit.
+            ValueError: The scorer is not an `EERCF`, or the shapes do not fit.
         """
-        if self.scorer is None:
-            raise ValueError("score_loss needs a model with a scorer, got scorer=None")
+        if not isinstance(self.scorer, EERCF):
+            raise ValueError(f"score_loss needs a model with an EERCF, got scorer={self.scorer}")
         given = [text, *levels, frame_mask]
         if any(len(tensor) != len(text) for tensor in given):
             raise ValueError(
                 "the loss needs one video for each text, got "
                 f"{', '.join(str(tuple(tensor.shape)) for tensor in given)}"
             )
-        joined = gather_rows(torch.cat([tensor.flatten(1).to(text.dtype) for tensor in given], 1))
-        parts = joined.split([tensor[0].numel() for tensor in given], dim=1)
-        text, frames, fused, *patches, mask = (
-            part.unflatten(1, tensor.shape[1:]) for part, tensor in zip(parts, given, strict=True)
-        )
+        text, frames, fused, *patches, mask = gather_features(given, text.dtype)
         loss = self.scorer.loss(
             text,
             frames,
@@ -223,6 +255,48 @@ class VideoTextModel(nn.Module):
             logit_scale=self.logit_scale,
         )
         return loss._replace(total=self._touch_bias(loss.total))
+
+    def word_loss(
+        self,
+        words: Tensor,
+        word_mask: Tensor,
+        levels: Sequence[Tensor],
+        frame_mask: Tensor,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss of a `MeanMaxSim` over texts and videos of all ranks, as `loss` does.
+
+        Args:
+            words: (A, W, D), on this rank; W may differ between ranks.
+            word_mask: (A, W).
+            levels: Class tokens (B, T, D) and frame features (B, T, D); T is the same on all ranks.
+            frame_mask: (B, T).
+            targets: As for `loss`.
+
+        Returns:
+            Scalar, the sum over the two levels; see `MeanMaxSim`.
+
+        Raises:
+            TypeError: `targets` are not integers.
+            ValueError: The scorer is not a `MeanMaxSim`, the shapes do not fit, or `targets` are
+                out of range.
+        """
+        if not isinstance(self.scorer, MeanMaxSim):
+            raise ValueError(f"word_loss needs a model with a MeanMaxSim, got {self.scorer}")
+        videos = len(frame_mask)
+        if targets is None and len(words) != videos:
+            raise ValueError(
+                "the loss needs one video for each text, or targets, got "
+                f"{len(words)} texts and {videos} videos"
+            )
+        targets = None if targets is None else gather_targets(targets, videos)
+        words, word_mask = gather_words(words, word_mask)
+        wide = torch.promote_types(words.dtype, torch.float32)
+        frames, fused, mask = gather_features([*levels, frame_mask], wide)
+        scores = self.scorer.scores(words, frames, fused, word_mask, mask)
+        loss = OBJECTIVES[self.objective]
+        losses = [None if score is None else loss(self.logits(score), targets) for score in scores]
+        return self._touch_bias(weighted_sum(self.scorer.weights, losses))
 
     def forward(
         self,
@@ -242,19 +316,22 @@ class VideoTextModel(nn.Module):
             targets: (A,) integers, the index of each text's video; None: text i belongs to video i.
 
         Returns:
-            Scalar, see `loss` and `score_loss`.
+            Scalar, see `loss`, `word_loss` and `score_loss`.
 
         Raises:
-            ValueError: There are targets, but a scorer, whose objective is of pairs.
+            ValueError: There are targets, but an `EERCF`, whose objective is of pairs.
         """
         if self.scorer is None:
             video = self.encode_video(frames, frame_mask)
             return self.loss(self.encode_text(text), video, targets)
-        if targets is not None:
+        if targets is not None and isinstance(self.scorer, EERCF):
             raise ValueError("EERCF's objective is of pairs of one text and one video: no targets")
         cls_tokens, fused, patches = self.encoder.forward_levels(frames, frame_mask)
-        levels = [cls_tokens, fused, *([patches] if self.scorer.trains_patches else [])]
         mask = frames.new_ones(frames.shape[:2]) if frame_mask is None else frame_mask
+        if isinstance(self.scorer, MeanMaxSim):
+            words, word_mask = self.encode_words(text)
+            return self.word_loss(words, word_mask, [cls_tokens, fused], mask, targets)
+        levels = [cls_tokens, fused, *([patches] if self.scorer.trains_patches else [])]
         return self.score_loss(self.encode_text(text), levels, mask).total
 
     def _bias_of_tower(self) -> nn.Parameter | None:
@@ -265,15 +342,6 @@ class VideoTextModel(nn.Module):
         """Keep a bias that the objective does not use in the graph, as DDP needs it."""
         bias = self._bias_of_tower()
         return loss if bias is None or self.objective == "sigmoid" else loss + 0 * bias.sum()
-
-
-def _gather_with_targets(
-    text: Tensor, video: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Join texts, videos and targets of all ranks; the targets then count all videos."""
-    counts = gather_rows(torch.tensor([[len(video)]], device=video.device))
-    first = counts[: rank()].sum()
-    return gather_rows(text), gather_rows(video), gather_rows(targets[:, None] + first)[:, 0]
 
 
 def _unit(embeddings: Tensor) -> Tensor:

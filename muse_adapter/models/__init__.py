@@ -1,4 +1,4 @@
-"""Models on features: MUSE, CLIP4Clip's heads, EERCF and MamFusion."""
+"""Models on features: MUSE, CLIP4Clip's heads, EERCF, MeanMaxSim and MamFusion."""
 
 from muse_adapter.models.baselines import MeanPool, TemporalTransformer
 from muse_adapter.models.eercf import EERCF
@@ -7,6 +7,7 @@ from muse_adapter.models.eercf_objective import EercfLoss, EercfScores
 from muse_adapter.models.mamfusion import MamFusion
 from muse_adapter.models.mamfusion_checkpoint import load_mamfusion_state_dict
 from muse_adapter.models.mamfusion_objective import BatchGate, MamFusionLoss, mamfusion_loss
+from muse_adapter.models.mean_max_sim import MeanMaxSim, MeanMaxSimScores
 from muse_adapter.models.muse import MultiScaleMamba
 from muse_adapter.models.streaming import StreamState
 from muse_adapter.models.temporal_fusion import TemporalFusion
@@ -19,6 +20,8 @@ __all__ = [
     "EercfScores",
     "MamFusion",
     "MamFusionLoss",
+    "MeanMaxSim",
+    "MeanMaxSimScores",
     "MeanPool",
     "MultiScaleMamba",
     "StreamState",

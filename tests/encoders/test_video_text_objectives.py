@@ -1,14 +1,15 @@
-"""VideoTextModel's objectives: SigLIP's, EERCF's, and several texts of one video."""
+"""VideoTextModel's objectives: SigLIP's, EERCF's, MeanMaxSim, several texts of one video."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from muse_adapter import EERCF, VideoTextModel, losses
+from muse_adapter import EERCF, MeanMaxSim, VideoEncoder, VideoTextModel, late_interaction, losses
 from tests.support.contrastive_steps import small_model
+from tests.support.real_backbones import CLIP, hf
 from tests.support.small_encoders import double_encoder
-from tests.support.tiny_clips import Words, token_ids
+from tests.support.tiny_clips import WordFeatures, Words, token_ids
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("torch_scan")
@@ -56,13 +57,56 @@ def test_eercf(objective: str) -> None:
         model(frames, ids, MASK, torch.arange(3))
 
 
+@pytest.mark.parametrize("objective", ["sigmoid", "contrastive"])
+@pytest.mark.parametrize("targets", [None, torch.tensor([2, 0, 0])], ids=["pairs", "targets"])
+def test_mean_max_sim(objective: str, targets: torch.Tensor | None) -> None:
+    encoder = double_encoder()
+    scorer = MeanMaxSim((0.5, 1.0))
+    model = VideoTextModel(encoder, WordFeatures(), scorer=scorer, objective=objective).double()
+    frames, ids = torch.randn(FRAMES).double(), token_ids(3)
+    ids[1, 4:] = 0  # padding
+    words, word_mask = model.encode_words(ids)
+    tokens = encoder.forward_tokens(frames, MASK)
+    expected = torch.zeros((), dtype=torch.float64)
+    for weight, features in (
+        (0.5, tokens[:, :, 0]),
+        (1.0, encoder.head.forward_features(tokens, MASK)),
+    ):
+        logits = model.logit_scale.exp() * late_interaction(words, features, word_mask, MASK)
+        if objective == "sigmoid":
+            expected = expected + weight * losses.sigmoid_loss(logits - 10, targets)
+        else:
+            expected = expected + weight * losses.contrastive_loss(logits, targets)
+    loss = model(frames, ids, MASK, targets)
+    assert_close(loss, expected)
+    loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unused
+    assert model.text.words.weight.grad[ids[0]].abs().sum() > 0
+    assert model.text.words.weight.grad[0].abs().sum() == 0  # the padding
+
+
+def test_words_of_a_whole_model_are_trained() -> None:
+    """One CLIP is both towers; every parameter has a gradient, as DDP needs it."""
+    clip = hf("CLIPModel", "CLIPConfig", **CLIP)()
+    model = VideoTextModel(VideoEncoder(clip), clip, scorer=MeanMaxSim(), objective="sigmoid")
+    model(torch.randn(2, 1, 3, 16, 16), token_ids(2)).backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unused
+
+
 def test_refuses() -> None:
     encoder = double_encoder()
     with pytest.raises(ValueError, match="objective must be"):
         VideoTextModel(encoder, Words(), objective="triplet")
     with pytest.raises(ValueError, match="objective must be"):
         VideoTextModel(encoder, Words(), scorer=EERCF(12), objective="sigmoid")
-    with pytest.raises(TypeError, match="scorer must be an EERCF or None, got Words"):
+    with pytest.raises(TypeError, match="an EERCF, a MeanMaxSim or None, got Words"):
         VideoTextModel(encoder, Words(), scorer=Words())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="needs a model with a scorer"):
+    with pytest.raises(ValueError, match="needs a model with an EERCF"):
         small_model().score_loss(torch.zeros(1, 12), [], torch.ones(1, 2))
+    words, mask = torch.zeros(2, 3, 12), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="needs a model with a MeanMaxSim"):
+        small_model().word_loss(words, mask, [], torch.ones(1, 2))
+    with pytest.raises(ValueError, match="one video for each text, or targets, got 2 texts and 1"):
+        small_model("MeanMaxSim").word_loss(words, mask, [], torch.ones(1, 2))

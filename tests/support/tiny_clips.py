@@ -156,6 +156,19 @@ class Words(nn.Module):
         return self.words(ids).mean(1)
 
 
+class WordFeatures(Words):
+    """A text tower that returns words and their mask; ids below 10 are padding.
+
+    It cuts off the tokens behind the last word of its batch, as towers that pad to the longest
+    text do.
+    """
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        mask = ids >= 10
+        length = int(mask.any(0).nonzero().max()) + 1
+        return self.words(ids[:, :length]), mask[:, :length]
+
+
 def token_ids(count: int = 3) -> Tensor:
     """Draw the token ids (count, 8) of texts."""
     return torch.randint(3, 50, (count, 8))

@@ -18,7 +18,7 @@ from tests.support.tolerances import assert_close
 RANK = """
 from muse_adapter.training.distributed import gather_rows
 from tests.support.contrastive_steps import OBJECTIVES, small_model, three_steps
-from tests.training.test_distributed import drawn
+from tests.training.test_distributed import drawn, drawn_words
 from torch.nn.parallel import DistributedDataParallel
 
 torch.manual_seed(0)
@@ -35,6 +35,13 @@ mine, targets = (videos[:2], [1, 0, 1]) if rank == 0 else (videos[2:], [0, 0])
 texts = texts[:3] if rank == 0 else texts[3:]
 loss = small_model().loss(texts, mine, torch.tensor(targets))
 loss.backward()
+words, mask = drawn_words()
+words, mask = (words[:3], mask[:3]) if rank == 0 else (words[3:, :2], mask[3:, :2])
+levels = [mine.unflatten(1, (2, 6)), 2 * mine.unflatten(1, (2, 6))]
+by_words = small_model("MeanMaxSim").word_loss(
+    words, mask, levels, torch.ones(len(mine), 2), torch.tensor(targets)
+)
+result["loss of words"] = by_words.detach()
 result |= {"loss": loss.detach(), "gradient of videos": videos.grad}
 torch.save(result, f"{arguments[0]}/{rank}")
 """
@@ -46,6 +53,14 @@ def drawn() -> tuple[Tensor, Tensor]:
     texts = torch.randn(5, 12, generator=generator, dtype=torch.float64)
     videos = torch.randn(3, 12, generator=generator, dtype=torch.float64)
     return normalize(texts, dim=1), normalize(videos, dim=1).requires_grad_()
+
+
+def drawn_words() -> tuple[Tensor, Tensor]:
+    """Draw the words of five texts and their mask; those of the last two have two words at most."""
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randn(5, 4, 6, generator=generator, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
+    return words, mask
 
 
 def test_one_process_gathers_its_own_rows() -> None:
@@ -78,8 +93,13 @@ def test_two_processes(tmp_path: Path, two_processes: Callable[..., None]) -> No
     texts, videos = drawn()
     loss = small_model().loss(texts, videos, torch.tensor([1, 0, 1, 2, 2]))
     loss.backward()
+    frames = videos.unflatten(1, (2, 6))
+    by_words = small_model("MeanMaxSim").word_loss(
+        *drawn_words(), [frames, 2 * frames], torch.ones(3, 2), torch.tensor([1, 0, 1, 2, 2])
+    )
     for result in results:
         assert_close(result["loss"], loss)
+        assert_close(result["loss of words"], by_words)
     # Each rank has the gradients of its own videos, of the losses of both ranks.
     got = sum(result["gradient of videos"] for result in results)
     assert_close(got, 2 * videos.grad)

@@ -31,6 +31,8 @@ from tests.support.quickstart import run_command
         (["--num-frames", "0"], "num_frames must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--device", "tpu"], "--device must be cpu or cuda, got tpu"),
+        (["--entries", "muse"], "--entries is a part of the study: it needs --compare"),
+        (["--compare", "--entries", "muse,moose"], "eercf, mean_max_sim, got moose"),
         (["--compare", "--seed", "1"], "--compare runs the seeds 0, 1 and 2, got --seed 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

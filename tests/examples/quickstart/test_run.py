@@ -84,7 +84,7 @@ def test_study_goes_on_where_it_was_interrupted(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(TINY, steps=3)
-    options = {"heads": ("mean_pool", "conv"), "seeds": (0, 1), "progress": False}
+    options = {"entries": ("mean_pool", "conv"), "seeds": (0, 1), "progress": False}
     with monkeypatch.context() as patch:
         interrupt_in_step(patch, 5)  # in the second run
         with pytest.raises(KeyboardInterrupt):
@@ -146,8 +146,9 @@ def test_other_settings_or_clips_are_another_run(material: Material) -> None:
         replace(TINY, steps=7).run_name("clips"),
         replace(TINY, seed=1).run_name("clips"),
         replace(TINY, head="conv").run_name("clips"),
+        replace(TINY, objective="eercf").run_name("clips"),
     }
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_the_pages_show_the_recorded_runs() -> None:
@@ -160,6 +161,10 @@ def test_the_pages_show_the_recorded_runs() -> None:
         assert set(runs_of["seeds"]) <= {0, 1, 2}
     assert set(figures["summary"]) == set(HEADS)
     assert figures["summary"]["muse"]["columns"]["T2V R@1"]["mean"] >= 50 * figures["chance_r1"]
+    objectives = json.loads((kept / "objectives.json").read_text(encoding="utf-8"))
+    assert list(objectives["summary"]) == ["muse", "eercf", "mean_max_sim"]
+    assert study.markdown_table(objectives["summary"]) in page
+    assert study.markdown_table(objectives["reranked"], study.RERANKED_LABELS) in page
     default = json.loads((kept / "results.json").read_text(encoding="utf-8"))
     # The page includes this part of README.
     readme = (root / "README.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from examples.quickstart.batches import TrainingSet, batch_of
 from examples.quickstart.evaluate import evaluate
 from examples.quickstart.material import Material, load_material
 from examples.quickstart.model import build_model
+from examples.quickstart.objectives import batch_loss
 from examples.quickstart.settings import Settings
 from examples.quickstart.tokenizer import WordTokenizer
 from tests.support.quickstart import TINY, interrupt_in_step, split_of
@@ -80,7 +81,7 @@ def test_rows_that_belong_together_are_no_negatives(video: list[int], caption: l
         math.log(math.exp(2) / (1 + math.exp(0.5) + math.exp(2))),
     ])  # fmt: skip
     wanted = 0.5 * (rows.mean() + columns.mean())
-    loss = train.batch_loss(logits, torch.tensor(video), torch.tensor(caption))
+    loss = batch_loss(logits, torch.tensor(video), torch.tensor(caption))
     torch.testing.assert_close(loss, wanted)
 
 
