@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"models", "config", "backbones", "training"},
     "data": {"encoders", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
+    "sentence_transformers": {"encoders", "data", "models"},
 }
 SEE_ALL = {"__init__", "__main__"}
 
@@ -53,6 +54,7 @@ OPTIONAL = (
     "timm",
     "torchvision",
     "accelerate",
+    "sentence_transformers",
     "tqdm",
 )
 

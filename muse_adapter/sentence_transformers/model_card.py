@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -10,24 +11,25 @@ TAGS = ("sentence-transformers", "feature-extraction", "text-video-retrieval", "
 
 
 def describe(model: Any, module: Any) -> None:
-    """Fill in the model card of a model, where its user has said nothing else.
+    """Give a model our model card, with the fields that its user has set.
 
-    Results of evaluations and of a training are added by that library where there were any. Its
-    sentences about the weather and their similarities are left out.
+    That library's own says of every model that it was trained and what it is good for, and shows
+    similarities of sentences about the weather. Results of its evaluators and trainer come into
+    either card.
 
     Args:
         model: The `SentenceTransformer` or `MultiVectorEncoder`.
         module: Its `VideoTransformer`.
     """
     card = model.model_card_data
-    default = type(card)()
-    if card.task_name in (default.task_name, None) or card.task_name.startswith("semantic search"):
-        card.task_name = TASK
-    if card.tags == default.tags:
+    if card.tags == type(card)().tags:
         card.tags = list(TAGS)
+    card.task_name = TASK
+    card.pipeline_tag = "feature-extraction"
+    card.template_path = Path(__file__).with_name("model_card.md")
     card.generate_widget_examples = False
     card.generate_usage_snippet = MethodType(_usage_snippet, card)
-    # That library looks up parts of local paths on the hub, and takes what it finds for the origin.
+    # It would look up parts of local paths on the hub, and take what it finds for the origin.
     card.first_save = False
     if card.base_model is None and module.base_model is not None:
         card.base_model = module.base_model
@@ -35,12 +37,11 @@ def describe(model: Any, module: Any) -> None:
 
 
 def _usage_snippet(card: Any) -> str:
-    name = card.model_id or "path/to/this/model"
     return f"""```python
 # pip install 'muse-adapter[search]'
 from muse_adapter.sentence_transformers import load
 
-model = load("{name}")
+model = load("{card.model_id or "path/to/this/model"}")
 texts = model.encode_query(["a dog catches a ball"])
 videos = model.encode_document(["dog.mp4", "cat.mp4"])
 print(model.similarity(texts, videos))

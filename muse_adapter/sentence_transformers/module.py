@@ -236,6 +236,13 @@ class VideoTransformer(InputModule):
         origin = {"base_model": self.base_model, "base_model_revision": self.base_model_revision}
         return {**{key: getattr(self, key) for key in self.config_keys}, **origin}
 
+    def __repr__(self) -> str:
+        """Show the model, the head and the settings, as in the model card."""
+        settings = {key: getattr(self, key) for key in self.config_keys}
+        listed = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        name = type(self.encoder.backbone).__name__
+        return f"VideoTransformer({name}, {listed}, head={self.head.config})"
+
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model and its processor as transformers does, the head beside them.
 
