@@ -25,7 +25,7 @@ EXTRAS = {
     "mamba": {"mamba-ssm", "causal-conv1d"},
     "hub": {"safetensors", "numpy", "huggingface-hub"},
     "video": {"av", "numpy"},
-    "search": {"muse-adapter", "sentence-transformers", "pillow"},
+    "search": {"muse-adapter", "sentence-transformers", "transformers", "pillow"},
     "bench": {"matplotlib", "tqdm"},
     "docs": {"sphinx", "myst-parser", "pydata-sphinx-theme"},
 }

@@ -118,7 +118,8 @@ class TextInputs:
 
         Returns:
             `input_ids` and `attention_mask`, (B, L), whatever else the tokenizer gives, and
-            `word_mask`, (B, L), 1 where there is no padding.
+            `word_mask`, (B, L), 1 for the tokens that count as words: all but padding, and always
+            the one that the embedding of the text is read from.
         """
         if self.full_length is None:
             encoded = tokenizer(
@@ -140,7 +141,9 @@ class TextInputs:
             return_tensors="pt",
         )
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(mask), "word_mask": mask}
+        no_mask = torch.ones_like(mask)
+        mask[:, -1] = 1  # SigLIP reads a text from its last token, padding or not
+        return {"input_ids": ids, "attention_mask": no_mask, "word_mask": mask}
 
 
 def text_features(model: Any, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

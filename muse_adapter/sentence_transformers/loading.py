@@ -19,7 +19,11 @@ LIBRARY = "sentence_transformers."
 
 
 def load(
-    name: str | os.PathLike[str], model_class: Any = None, *, revision: str | None = None, **kwargs: Any
+    name: str | os.PathLike[str],
+    model_class: Any = None,
+    *,
+    revision: str | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Load a saved model; only classes of sentence-transformers and of this package are trusted.
 

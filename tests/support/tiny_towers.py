@@ -28,7 +28,20 @@ from tests.support.real_backbones import CLIP, SIGLIP, SIGLIP_2
 from tests.support.small_encoders import small_head
 from tests.support.tiny_clips import shake
 
-WORDS = "a the small large red green blue dog cat ball car moves left right up down fast slowly".split()
+WORDS = [
+    "a",
+    "the",
+    "small",
+    "large",
+    "red",
+    "green",
+    "dog",
+    "cat",
+    "ball",
+    "moves",
+    "left",
+    "right",
+]
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
 
 
@@ -55,9 +68,7 @@ def tiny_clip() -> tuple[nn.Module, Any]:
     """Build a CLIP with random weights, and its processor."""
     text = CLIP["text_config"] | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model = CLIPModel(CLIPConfig(**CLIP | {"text_config": text}))
-    images = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     return shake(model).eval(), CLIPProcessor(images, tokenizer(start=True))
 
 
