@@ -4,7 +4,9 @@ The files, each importing only files above it:
 
     frames      frames of one video or image, in any form in which it is given
     inputs      what each input of a batch is, and the frames of a whole batch
-    backbone    a Hugging Face model with two towers, its processor, and what both need for texts
+    backbone    a Hugging Face model with two towers, and its processor
+    texts       how its texts are tokenized and embedded
+    pixels      how its frames are preprocessed
     model_card  what a saved model says about itself
     module      `VideoTransformer`
     loading     `load`

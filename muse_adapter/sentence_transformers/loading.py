@@ -52,7 +52,7 @@ def load(
     ]
     if others:
         raise ValueError(
-            f"{name!r} needs classes that are neither of sentence-transformers nor of muse-adapter: "
+            f"{name!r} needs classes neither of sentence-transformers nor of muse-adapter: "
             f"{', '.join(others)}. Where you trust them: SentenceTransformer({name!r}, "
             "trust_remote_code=True)"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 TASK = "text-video retrieval"
@@ -28,7 +28,7 @@ def describe(model: Any, module: Any) -> None:
     card.pipeline_tag = "feature-extraction"
     card.template_path = Path(__file__).with_name("model_card.md")
     card.generate_widget_examples = False
-    card.generate_usage_snippet = MethodType(_usage_snippet, card)
+    card.generate_usage_snippet = partial(_usage_snippet, card)
     # It would look up parts of local paths on the hub, and take what it finds for the origin.
     card.first_save = False
     if card.base_model is None and module.base_model is not None:

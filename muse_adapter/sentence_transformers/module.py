@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from muse_adapter.data.video.sampling import Sampling
 from muse_adapter.encoders.video import VideoEncoder
 from muse_adapter.models.muse import MultiScaleMamba
-from muse_adapter.sentence_transformers.backbone import (
-    Backbone,
-    FrameInputs,
-    TextInputs,
-    load_backbone,
-    text_features,
-)
+from muse_adapter.sentence_transformers.backbone import Backbone, load_backbone
 from muse_adapter.sentence_transformers.inputs import batch_frames, parse_inputs
 from muse_adapter.sentence_transformers.model_card import describe
+from muse_adapter.sentence_transformers.pixels import FrameInputs
+from muse_adapter.sentence_transformers.texts import TextInputs, text_features
 
 HEAD_FOLDER = "muse_head"
 TOKENIZER_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -54,7 +50,13 @@ class VideoTransformer(InputModule):
     """
 
     config_file_name = "video_transformer_config.json"
-    config_keys = ("num_frames", "fps", "freeze", "skip_unreadable", "max_seq_length")  # type: ignore[assignment]
+    config_keys: ClassVar[list[str]] = [
+        "num_frames",
+        "fps",
+        "freeze",
+        "skip_unreadable",
+        "max_seq_length",
+    ]
 
     def __init__(
         self,

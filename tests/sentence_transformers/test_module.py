@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from torch import Tensor
 pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss as Cached,
+)
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -169,6 +174,23 @@ def test_a_training_step_reaches_both_towers_and_the_head(family: str, videos: l
         assert grads and all(grad.isfinite().all() for grad in grads)
         assert any(grad.abs().sum() > 0 for grad in grads)
     assert module.encoder.backbone.vision_model.embeddings.patch_embedding.weight.grad is not None
+
+
+def test_losses_in_small_batches_have_the_same_gradient(videos: list[str]) -> None:
+    model = sentence_model().eval()  # without dropout
+    gradients = []
+    for loss in (MultipleNegativesRankingLoss(model), Cached(model, mini_batch_size=1)):
+        model.zero_grad()
+        loss([model.preprocess(TEXTS), model.preprocess(videos)], None).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients, **CLOSE)
+
+
+def test_copied_and_pickled_models_are_the_same() -> None:
+    model = sentence_model()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(encode(copied, TEXTS), encode(model, TEXTS))
+        assert copied.model_card_data.generate_usage_snippet().startswith("```python")
 
 
 def test_frozen_model_and_checkpointing(videos: list[str]) -> None:
