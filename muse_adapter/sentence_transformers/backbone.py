@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from sentence_transformers.util import load_file_path
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 
@@ -51,17 +53,33 @@ def load_backbone(
         processor_kwargs: Of `AutoProcessor.from_pretrained`.
         config_kwargs: Of `AutoConfig.from_pretrained`.
     """
+    # A branch may move between two downloads: the first file tells the commit of all.
+    commit = None
+    if not os.path.isdir(name):
+        first = load_file_path(
+            os.fspath(name),
+            "config.json",
+            subfolder=subfolder,
+            token=token,
+            cache_folder=cache_folder,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        commit = None if first is None else _commit_of(first)
     hub = {
         "subfolder": subfolder,
-        "revision": revision,
+        "revision": commit or revision,
         "token": token,
         "cache_dir": cache_folder,
         "local_files_only": local_files_only,
     }
     config = AutoConfig.from_pretrained(name, **{**hub, **(config_kwargs or {})})
-    # A branch may move between two downloads.
-    commit = getattr(config, "_commit_hash", None)
-    hub["revision"] = commit or revision
     model = AutoModel.from_pretrained(name, config=config, **{**hub, **(model_kwargs or {})})
     processor = AutoProcessor.from_pretrained(name, **{**hub, **(processor_kwargs or {})})
     return Backbone(model, processor, None if commit is None else os.fspath(name), commit)
+
+
+def _commit_of(path: str) -> str | None:
+    """Return the commit of a file in the cache of the hub's client."""
+    found = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})[\\/]", path)
+    return None if found is None else found[1]

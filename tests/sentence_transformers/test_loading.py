@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,23 +177,17 @@ def test_card_keeps_what_the_user_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setup", "message"),
+    ("library", "message"),
     [
-        ("sys.modules['sentence_transformers'] = None", "pip install 'muse-adapter[search]'"),
-        (
-            "sys.modules['sentence_transformers'] = types.SimpleNamespace(__version__='5.4.1')",
-            "sentence-transformers 6 or newer, found 5.4.1",
-        ),
+        (None, r"pip install 'muse-adapter\[search\]'"),
+        (SimpleNamespace(__version__="5.4.1"), "sentence-transformers 6 or newer, found 5.4.1"),
     ],
     ids=["missing", "old"],
 )
-def test_message_without_the_library(setup: str, message: str, run_python: Any) -> None:
-    done = run_python(
-        f"""
-        import sys, types
-        {setup}
-        import muse_adapter.sentence_transformers
-        """
-    )
-    assert done.returncode == 1
-    assert "ImportError" in done.stderr and message in done.stderr
+def test_message_without_the_library(
+    library: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    monkeypatch.delitem(sys.modules, "muse_adapter.sentence_transformers")
+    with pytest.raises(ImportError, match=message):
+        importlib.import_module("muse_adapter.sentence_transformers")

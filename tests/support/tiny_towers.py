@@ -42,7 +42,7 @@ WORDS = [
     "left",
     "right",
 ]
-SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
+SPECIAL = ["<pad>", "<start>", "<unk>", "<end>"]  # 2 as the end is a quirk of old configs of CLIP
 
 
 def tokenizer(start: bool) -> PreTrainedTokenizerFast:
@@ -52,7 +52,7 @@ def tokenizer(start: bool) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>" if start else "$A <end>",
-        special_tokens=[("<start>", 1), ("<end>", 2)],
+        special_tokens=[("<start>", 1), ("<end>", 3)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -66,7 +66,7 @@ def tokenizer(start: bool) -> PreTrainedTokenizerFast:
 
 def tiny_clip() -> tuple[nn.Module, Any]:
     """Build a CLIP with random weights, and its processor."""
-    text = CLIP["text_config"] | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = CLIP["text_config"] | {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     model = CLIPModel(CLIPConfig(**CLIP | {"text_config": text}))
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     return shake(model).eval(), CLIPProcessor(images, tokenizer(start=True))
@@ -85,7 +85,7 @@ def tiny_siglip_2() -> tuple[nn.Module, Any]:
     images = Siglip2ImageProcessor(patch_size=4, max_num_patches=16)
     # Its own class, which transformers takes for this model whatever was saved: letters as words.
     letters = {letter: i for i, letter in enumerate([*SPECIAL, "▁", *map(chr, range(97, 123))])}
-    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    special = dict(zip(("pad_token", "bos_token", "unk_token", "eos_token"), SPECIAL, strict=True))
     texts = Siglip2Tokenizer(letters, [], model_max_length=8, padding_side="right", **special)
     return shake(model).eval(), Siglip2Processor(images, texts)
 
