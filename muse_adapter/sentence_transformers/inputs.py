@@ -94,10 +94,10 @@ def batch_frames(
             reasons[_name(content, number)] = str(error)
         frames.append(one)
     if reasons:
-        error = UnreadableVideos(reasons, len(contents))
+        unreadable = UnreadableVideos(reasons, len(contents))
         if not skip_unreadable:
-            raise error
-        warnings.warn(f"{error}\nTheir embeddings are zero", stacklevel=2)
+            raise unreadable
+        warnings.warn(f"{unreadable}\nTheir embeddings are zero", stacklevel=2)
     return frames
 
 

@@ -41,10 +41,10 @@ def load(
         FileNotFoundError: `name` holds no saved model.
         ValueError: It needs another class; the message names it.
     """
-    hub = {key: kwargs.get(key) for key in ("token", "cache_folder") if key in kwargs}
-    hub["local_files_only"] = kwargs.get("local_files_only", False)
+    keys = ("token", "cache_folder", "local_files_only")
+    hub: dict[str, Any] = {"revision": revision, **{k: kwargs[k] for k in keys if k in kwargs}}
     name = os.fspath(name)
-    modules = _read_json(name, "modules.json", revision=revision, **hub)
+    modules = _read_json(name, "modules.json", **hub)
     others = [
         module["type"]
         for module in modules
@@ -56,7 +56,7 @@ def load(
             f"{', '.join(others)}. Where you trust them: SentenceTransformer({name!r}, "
             "trust_remote_code=True)"
         )
-    settings = _read_json(name, "config_sentence_transformers.json", revision=revision, **hub)
+    settings = _read_json(name, "config_sentence_transformers.json", **hub)
     saved = settings.get("model_type", "SentenceTransformer")
     if saved not in CLASSES:
         raise ValueError(f"{name!r} is a {saved}; known are {', '.join(CLASSES)}")

@@ -177,7 +177,7 @@ class VideoTransformer(InputModule):
             length = min(max_length or self.max_seq_length, self.max_seq_length)
             tokens = self.text_inputs.tokenize(self.tokenizer, texts, length)
             return {**tokens, "modality": "text"}
-        options = {
+        options: dict[str, Any] = {
             "num_frames": self.num_frames,
             "fps": self.fps,
             "start": None,
@@ -253,7 +253,8 @@ class VideoTransformer(InputModule):
             *args: Not used.
             **kwargs: Not used.
         """
-        self.encoder.backbone.save_pretrained(output_path)
+        model: Any = self.encoder.backbone
+        model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
         self.head.save_pretrained(Path(output_path) / HEAD_FOLDER)
         self.save_config(output_path)

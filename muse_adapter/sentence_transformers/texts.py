@@ -18,7 +18,7 @@ class TextInputs:
         backbone: The model and its processor.
 
     Attributes:
-        projection: The layer from hidden states (..., C) to embeddings (..., D).
+        width: Width D of the embeddings.
         full_length: Number of tokens that all texts are padded to, without a mask, as SigLIP was
             trained; None for models that read their texts' own length.
         max_length: Largest number of tokens of a text.
@@ -28,9 +28,10 @@ class TextInputs:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        model, config = backbone.model, getattr(backbone.model.config, "text_config", None)
+        model = backbone.model
+        config: Any = getattr(model.config, "text_config", None)
         siglip_head = getattr(getattr(model, "text_model", None), "head", None)
-        projection = getattr(model, "text_projection", siglip_head)
+        projection: Any = getattr(model, "text_projection", siglip_head)
         fits = isinstance(projection, nn.Linear) and config is not None
         if not (fits and hasattr(model, "get_text_features")):
             raise TypeError(
