@@ -9,7 +9,8 @@ from typing import Any
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import load_file_path
+from sentence_transformers.util import import_from_string, load_file_path
+from torch import nn
 
 from muse_adapter.sentence_transformers.module import VideoTransformer
 
@@ -45,11 +46,7 @@ def load(
     hub: dict[str, Any] = {"revision": revision, **{k: kwargs[k] for k in keys if k in kwargs}}
     name = os.fspath(name)
     modules = _read_json(name, "modules.json", **hub)
-    others = [
-        module["type"]
-        for module in modules
-        if module["type"] not in OURS and not module["type"].startswith(LIBRARY)
-    ]
+    others = [module["type"] for module in modules if not _is_trusted(module["type"])]
     if others:
         raise ValueError(
             f"{name!r} needs classes neither of sentence-transformers nor of muse-adapter: "
@@ -61,12 +58,29 @@ def load(
     if saved not in CLASSES:
         raise ValueError(f"{name!r} is a {saved}; known are {', '.join(CLASSES)}")
     # Not through trust_remote_code, which would also run what the configs of a repository name.
-    model = CLASSES[saved]._load_with_module_classes(name, OURS, revision=revision, **kwargs)
+    model = CLASSES[saved]._load_with_module_classes(
+        name, OURS, revision=revision, trust_remote_code=False, **kwargs
+    )
     if model_class is None or model_class is CLASSES[saved]:
         return model
     if (CLASSES[saved], model_class) == (SentenceTransformer, MultiVectorEncoder):
         return _multi_vector(model)
     raise ValueError(f"a saved {saved} cannot be loaded as {model_class.__name__}")
+
+
+def _is_trusted(name: str) -> bool:
+    """Return whether a name is that of our module, or of a module which that library defines."""
+    if name in OURS:
+        return True
+    if not name.startswith(LIBRARY):
+        return False
+    try:
+        found = import_from_string(name)
+    except ImportError:
+        return False
+    # Not what its files import: torch, json, ...
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    return is_module and found.__module__.startswith(LIBRARY)
 
 
 def _multi_vector(model: SentenceTransformer) -> MultiVectorEncoder:

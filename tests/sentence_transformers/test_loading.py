@@ -66,7 +66,15 @@ EVIL = "raise SystemExit('this code must not run')"
 
 
 @pytest.mark.parametrize(
-    "name", ["evil.Module", "muse_adapter.Module", "os.system", "muse_adapter.MultiScaleMamba"]
+    "name",
+    [
+        "evil.Module",
+        "muse_adapter.Module",
+        "os.system",
+        "muse_adapter.MultiScaleMamba",
+        "sentence_transformers.base.modules.module.torch",
+        "sentence_transformers.no.Module",
+    ],
 )
 def test_other_classes_are_refused_by_name(name: str, tmp_path: Path) -> None:
     saved(tmp_path)
