@@ -79,6 +79,8 @@ class VideoTransformer(InputModule):
                     f"{', '.join(loading) or 'name'}"
                 )
             backbone = Backbone(model_name_or_path, processor)
+        elif processor is not None:
+            raise TypeError("a model that is given by name is loaded with its own processor")
         else:
             backbone = load_backbone(model_name_or_path, **loading)
         if head is not None and not isinstance(head, MultiScaleMamba):

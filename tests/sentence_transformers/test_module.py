@@ -234,8 +234,10 @@ def test_wrong_settings(options: dict[str, Any], error: type[Exception], message
         VideoTransformer(model, **{"processor": processor, **options})
 
 
-def test_a_model_without_texts_is_refused() -> None:
+def test_models_that_do_not_fit() -> None:
     model, processor = tiny_clip()
+    with pytest.raises(TypeError, match="loaded with its own processor"):
+        VideoTransformer("a/name", processor=processor)
     with pytest.raises(TypeError, match=r"a text tower beside its vision tower .* got CLIPVis"):
         VideoTransformer(model.vision_model, processor=processor)
 
