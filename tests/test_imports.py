@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
+    "sentence_transformers": {"encoders", "data", "models"},
 }
 SEE_ALL = {"__init__", "__main__"}
 
@@ -58,6 +59,7 @@ OPTIONAL = (
     "timm",
     "torchvision",
     "accelerate",
+    "sentence_transformers",
     "tqdm",
 )
 

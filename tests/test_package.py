@@ -26,6 +26,7 @@ EXTRAS = {
     "hub": {"safetensors", "numpy", "huggingface-hub"},
     "video": {"av", "numpy"},
     "prvr": {"h5py", "numpy"},
+    "search": {"muse-adapter", "sentence-transformers", "transformers", "pillow"},
     "bench": {"matplotlib", "tqdm"},
     "docs": {"sphinx", "myst-parser", "pydata-sphinx-theme"},
 }
@@ -173,7 +174,8 @@ def test_wheel_is_pure_and_holds_the_package_alone(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"muse_adapter", info}
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "muse_adapter").rglob("*.py")}
     held = {name for name in names if name.startswith("muse_adapter/")}
-    assert held == expected | {"muse_adapter/py.typed"}
+    data = {"muse_adapter/py.typed", "muse_adapter/sentence_transformers/model_card.md"}
+    assert held == expected | data
     assert f"{info}/licenses/LICENSE" in names
     required = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
     assert set(required) == CORE

@@ -35,7 +35,12 @@ BACKBONE_LIBRARIES = {"timm", "open_clip", "torchvision", "clip"}
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
-DISTRIBUTION = {"PIL": "pillow", "open_clip": "open_clip_torch", "clip": "clip-anytorch"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "clip": "clip-anytorch",
+    "sentence_transformers": "sentence-transformers",
+}
 NEEDS = {"save_pretrained": "safetensors", "cache_tokens": "safetensors", "read_frames": "av"}
 NEEDS["open_prvr"] = NEEDS["Hdf5Features"] = "h5py"
 CORE = {"torch", "einops", "muse_adapter"}
@@ -130,11 +135,17 @@ def extras() -> dict[str, set[str]]:
     """The distributions that each extra of setup.cfg brings."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
-    names = re.compile(r"^[\w-]+", re.MULTILINE)
-    return {
-        extra: {name for line in text.split("\n") for name in names.findall(line.strip())}
-        for extra, text in parser["options.extras_require"].items()
-    }
+    listed = parser["options.extras_require"]
+
+    def brought_by(extra: str) -> set[str]:
+        names: set[str] = set()
+        for line in listed[extra].split():
+            inside = re.match(r"muse-adapter\[([\w,]+)\]", line)
+            names |= set().union(*map(brought_by, inside[1].split(","))) if inside else set()
+            names |= set(re.findall(r"^[\w-]+", line))
+        return names
+
+    return {extra: brought_by(extra) for extra in listed}
 
 
 def page_id(page: Path) -> str:
