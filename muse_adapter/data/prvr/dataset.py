@@ -48,9 +48,14 @@ class PrvrBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> PrvrBatch:
         """Move the batch to a device."""
-        *tensors, sentence = self
-        moved = (tensor.to(device) for tensor in tensors)
-        return PrvrBatch(*moved, None if sentence is None else sentence.to(device))
+        return PrvrBatch(
+            self.words.to(device),
+            self.word_mask.to(device),
+            self.frames.to(device),
+            self.frame_mask.to(device),
+            self.labels.to(device),
+            None if self.sentence is None else self.sentence.to(device),
+        )
 
 
 class PrvrDataset(Dataset[PrvrVideo]):
