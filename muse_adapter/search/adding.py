@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,9 +58,11 @@ def add_videos(
     )
     bar = Progress(len(new), enabled=progress)
     try:
-        for document in documents:
-            batches.take(document)
-            bar.update(batches.num_done, len(batches.unreadable))
+        # After an error the workers end now, not when its traceback is let go.
+        with contextlib.closing(documents):
+            for document in documents:
+                batches.take(document)
+                bar.update(batches.num_done, len(batches.unreadable))
         batches.finish()
     finally:
         bar.close(batches.num_done, len(batches.unreadable))

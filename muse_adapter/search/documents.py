@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def read_documents(
     window: float | None,
     stride: float | None,
     workers: int = 0,
-) -> Iterator[Document | Unreadable]:
+) -> Generator[Document | Unreadable]:
     """Read videos.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -107,6 +108,20 @@ def test_an_interrupted_call_is_repeated(index, greys):
     assert len(index) == 4, "two batches"
     index._model = FrameModel()
     assert index.add(greys, batch_size=2, progress=False).added == (greys[4],)
+
+
+def test_workers_end_with_an_error_at_once(index, greys):
+    class Broken(FrameModel):
+        def encode_document(self, documents, output_value=""):
+            raise RuntimeError("the model is broken")
+
+    index._model = Broken()
+    try:
+        index.add(greys, batch_size=1, workers=2, progress=False)
+    except RuntimeError:  # its traceback lives in here
+        assert multiprocessing.active_children() == []
+        index._model = FrameModel()
+        assert len(index.add(greys, progress=False).added) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,28 @@ def test_a_killed_holder_has_no_lock(tmp_path):
     assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == child
     with writer_lock(tmp_path):
         pass
+
+
+def test_children_of_a_holder_that_is_done_have_no_lock(tmp_path):
+    """They were forked while it wrote, so the lock is theirs too until it is given back."""
+    read, write = os.pipe()
+    for error in (None, RuntimeError()):
+        with contextlib.suppress(RuntimeError), writer_lock(tmp_path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
+            if error:
+                raise error
+        assert (tmp_path / LOCK_NAME).read_bytes() == b""
+        with writer_lock(tmp_path):
+            pass
+    os.close(write)
+    os.wait()
+    os.wait()
 
 
 def test_children_of_a_killed_holder_are_waited_for(tmp_path, monkeypatch):

@@ -53,8 +53,12 @@ def writer_lock(folder: Path) -> Iterator[None]:
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder).encode(), 0)
-        yield
-        os.ftruncate(file, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(file, 0)
+            # Closing is not enough: processes that were forked meanwhile have the file open too.
+            fcntl.flock(file, fcntl.LOCK_UN)
     finally:
         os.close(file)
 
