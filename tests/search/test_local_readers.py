@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -127,3 +128,18 @@ def test_only_new_rows_are_prepared(tmp_path, monkeypatch):
         if batch != 2:  # a state that is never searched does not interrupt
             store.read().search(torch.ones(1, DIM), 3)
     assert prepared == [40, 4, 12, 4, 60], "ranges are joined as they grow"
+
+
+def test_another_table_in_the_same_folder_is_noticed(tmp_path):
+    """Also where its videos, bytes and changes are as many."""
+    stores = []
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "table", ignore_errors=True)
+        stores.append(LocalStore.create(tmp_path / "table", settings(), b"a model"))
+        with stores[-1].write() as writer:
+            writer.append([segments_of("a.mp4", seed)])
+    assert stores[1].read().num_videos == 1
+    with pytest.raises(ValueError, match=r"another index was created in .*: open it again"):
+        stores[0].read()
+    with pytest.raises(ValueError, match="another index was created"):
+        stores[0].write().__enter__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ class Manifest:
         frame_width: F, width of the frame features; 0: none so far.
         sizes: Valid bytes of each file.
         removed_crc: Checksum of the list of removed videos.
+        table: Random number of the table, which tells it from another in the same folder.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class Manifest:
     frame_width: int = 0
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
     removed_crc: int = 0
+    table: int = field(default_factory=lambda: secrets.randbits(53))
 
     def __post_init__(self) -> None:
         if not isinstance(self.sizes, dict) or set(self.sizes) != set(COLUMNS):

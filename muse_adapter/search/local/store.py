@@ -82,11 +82,22 @@ class LocalStore:
         return cls(folder)
 
     def read(self) -> LocalTable:
-        """Return the current state."""
+        """Return the current state.
+
+        Raises:
+            FileNotFoundError: The table was deleted.
+            ValueError: It is damaged, or another one was created in its place.
+        """
         for attempt in itertools.count(1):
             manifest = read_manifest(self._folder)
-            if self._table is not None and self._table.manifest == manifest:
-                return self._table
+            if self._table is not None:
+                if self._table.manifest == manifest:
+                    return self._table
+                if self._table.manifest.table != manifest.table:
+                    raise ValueError(
+                        f"another index was created in {str(self._folder)!r} since this one was "
+                        "opened: open it again"
+                    )
             try:
                 self._table = LocalTable(self._folder, manifest, self._table)
             except FileNotFoundError as error:
