@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from muse_adapter.data.video.sampling import Sampling
 from muse_adapter.search.documents import FrameSampling
 
 
@@ -120,9 +122,19 @@ def gives_frame_features(model: Any) -> bool:
 
 
 def frame_sampling_of(model: Any) -> FrameSampling | None:
-    """Return how the model wants frames; None: it reads the videos itself."""
-    num_frames = _attribute(model, "num_frames")
-    return None if num_frames is None else FrameSampling(num_frames, _attribute(model, "fps"))
+    """Return how the model wants frames; None: it reads the videos itself.
+
+    Raises:
+        ValueError: `num_frames` or `fps` is out of range.
+    """
+    num_frames, fps = _attribute(model, "num_frames"), _attribute(model, "fps")
+    if num_frames is None:
+        return None
+    # As Python's own numbers: 1 and 1.0, or numbers of numpy, are no other model.
+    if isinstance(num_frames, numbers.Integral) and not isinstance(num_frames, bool):
+        num_frames = int(num_frames)
+    Sampling(num_frames, fps=fps)  # checks both
+    return FrameSampling(num_frames, None if fps is None else float(fps))
 
 
 def frame_scorer_of(model: Any) -> FrameScorer | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -113,3 +114,14 @@ def test_an_index_refuses_another_model(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="the identity of the model is damaged"):
         VideoIndex.open(tmp_path / "clips.index", model=FrameModel())
+
+
+def test_settings_of_frames_are_compared_as_numbers(tmp_path):
+    one, other = FrameModel(), FrameModel()
+    one.num_frames, one.fps = 4, 1
+    other.num_frames, other.fps = np.int64(4), np.float32(1)
+    check_same(identify(one), other)
+    for wrong in (0, 4.5, True):
+        one.num_frames = wrong
+        with pytest.raises(ValueError, match="num_frames must be an integer of at least 1"):
+            VideoIndex.create(tmp_path / "clips.index", one)
