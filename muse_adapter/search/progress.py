@@ -20,9 +20,11 @@ class Progress:
     """
 
     def __init__(self, total: int, *, enabled: bool = True, stream: TextIO | None = None) -> None:
-        self._total, self._enabled = total, enabled
+        self._total = total
         self._stream = sys.stderr if stream is None else stream
-        self._overwrites = self._stream.isatty()
+        # A process without a terminal may have no standard error.
+        self._enabled = enabled and self._stream is not None
+        self._overwrites = self._enabled and self._stream.isatty()
         self._started = self._printed = time.monotonic()
 
     def update(self, done: int, unreadable: int) -> None:

@@ -54,3 +54,10 @@ def test_progress(monkeypatch):
     ]
     assert streams["terminal"].getvalue() == "".join(f"\r\x1b[K{line}" for line in lines) + "\n"
     assert streams["file"].getvalue() == "".join(f"{line}\n" for line in lines[1:])
+
+
+def test_no_progress_without_a_standard_error(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    progress = Progress(2)
+    progress.update(1, 0)
+    progress.close(2, 0)
