@@ -65,7 +65,7 @@ def load_backbone(
             revision=revision,
             local_files_only=local_files_only,
         )
-        commit = None if first is None else _commit_of(first)
+        commit = None if first is None else commit_of(first)
     hub = {
         "subfolder": subfolder,
         "revision": commit or revision,
@@ -79,7 +79,7 @@ def load_backbone(
     return Backbone(model, processor, None if commit is None else os.fspath(name), commit)
 
 
-def _commit_of(path: str) -> str | None:
+def commit_of(path: str) -> str | None:
     """Return the commit of a file in the cache of the hub's client."""
     found = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})[\\/]", path)
     return None if found is None else found[1]

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import import_from_string, load_file_path
 from torch import nn
 
+from muse_adapter.sentence_transformers.backbone import commit_of
 from muse_adapter.sentence_transformers.module import VideoTransformer
 
 CLASSES = {cls.__name__: cls for cls in (SentenceTransformer, MultiVectorEncoder)}
@@ -43,9 +44,12 @@ def load(
         ValueError: It needs another class; the message names it.
     """
     keys = ("token", "cache_folder", "local_files_only")
-    hub: dict[str, Any] = {"revision": revision, **{k: kwargs[k] for k in keys if k in kwargs}}
+    hub: dict[str, Any] = {k: kwargs[k] for k in keys if k in kwargs}
     name = os.fspath(name)
-    modules = _read_json(name, "modules.json", **hub)
+    path, modules = _read_json(name, "modules.json", revision=revision, **hub)
+    # A branch may move between two downloads: the first file tells the commit of all.
+    if not os.path.isdir(name):
+        revision = commit_of(path) or revision
     others = [module["type"] for module in modules if not _is_trusted(module["type"])]
     if others:
         raise ValueError(
@@ -53,7 +57,7 @@ def load(
             f"{', '.join(others)}. Where you trust them: SentenceTransformer({name!r}, "
             "trust_remote_code=True)"
         )
-    settings = _read_json(name, "config_sentence_transformers.json", **hub)
+    _, settings = _read_json(name, "config_sentence_transformers.json", revision=revision, **hub)
     saved = settings.get("model_type", "SentenceTransformer")
     if saved not in CLASSES:
         raise ValueError(f"{name!r} is a {saved}; known are {', '.join(CLASSES)}")
@@ -95,9 +99,10 @@ def _multi_vector(model: SentenceTransformer) -> MultiVectorEncoder:
     return MultiVectorEncoder(modules=modules, prompts=dict(model.prompts), device=device)
 
 
-def _read_json(name: str, file: str, **hub: Any) -> Any:
+def _read_json(name: str, file: str, **hub: Any) -> tuple[str, Any]:
+    """Return the path of a file of a model, and its content."""
     path = load_file_path(name, file, **hub)
     if path is None:
         raise FileNotFoundError(f"{name!r} is no saved model: it has no {file}")
     with open(path, encoding="utf-8") as opened:
-        return json.load(opened)
+        return path, json.load(opened)

@@ -17,7 +17,7 @@ pytest.importorskip("sentence_transformers", reason="needs sentence-transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from muse_adapter.sentence_transformers import VideoTransformer, load
+from muse_adapter.sentence_transformers import VideoTransformer, load, loading
 from tests.support.tiny_towers import TOWERS, tiny_transformer
 
 pytestmark = pytest.mark.usefixtures("torch_scan")
@@ -151,6 +151,27 @@ def test_everything_is_of_one_revision(tmp_path: Path) -> None:
     assert load(tmp_path / "saved", device="cpu")[0].base_model_revision == "1" * 40
     card = (tmp_path / "saved" / "README.md").read_text()
     assert f"[us/tiny](https://huggingface.co/us/tiny) (revision {'1' * 40})" in card
+
+
+def test_a_branch_that_moves_while_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> None:
+        saved(folder, num_frames=5 + folder.name.startswith("1"))
+
+    hub_copy(tmp_path, "us/tiny", {"main": write, "next": write})
+    ref = tmp_path / "models--us--tiny" / "refs" / "main"
+    find = loading.load_file_path
+
+    def find_and_move(*args: Any, **kwargs: Any) -> str | None:
+        path = find(*args, **kwargs)
+        ref.write_text("1" * 40)
+        return path
+
+    monkeypatch.setattr(loading, "load_file_path", find_and_move)
+    hub = {"cache_folder": str(tmp_path), "local_files_only": True, "device": "cpu"}
+    assert load("us/tiny", **hub)[0].num_frames == 5
+    assert load("us/tiny", **hub)[0].num_frames == 6
 
 
 def test_card_says_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
