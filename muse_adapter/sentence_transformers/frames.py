@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from muse_adapter.data.video import read_frames
@@ -35,6 +35,8 @@ def video_frames(video: Any, sampling: Sampling) -> list[Tensor]:
     metadata: Mapping[str, Any] = {}
     if isinstance(video, Mapping):
         metadata = video.get("video_metadata") or {}
+        if "array" not in video:
+            raise ValueError(f'expected a video as "array", got {", ".join(map(str, video))}')
         video = video["array"]
     if isinstance(video, (str, os.PathLike)):
         _refuse_url(video)
@@ -44,18 +46,22 @@ def video_frames(video: Any, sampling: Sampling) -> list[Tensor]:
         return list(frames[mask])
     if hasattr(video, "get_frames_at"):  # torchcodec's VideoDecoder decodes only what is asked for
         count, fps = video.metadata.num_frames, video.metadata.average_fps
+        if count is None:
+            raise ValueError("its decoder does not tell the number of its frames")
         positions = _positions(count, {"fps": fps}, sampling)
-        return list(_channels_first(video.get_frames_at(indices=positions).data))
+        try:
+            decoded = video.get_frames_at(indices=positions).data
+        except RuntimeError as error:
+            raise ValueError(f"its decoder failed: {error}") from error
+        return list(_channels_first(decoded))
     if isinstance(video, (Tensor, np.ndarray)):
-        clip = torch.as_tensor(video)
-        if clip.ndim == 5 and len(clip) == 1:
-            clip = clip[0]
+        clip = video[0] if video.ndim == 5 and len(video) == 1 else video
         if clip.ndim != 4:
             raise ValueError(
                 "expected one video (T, 3, height, width) or (T, height, width, 3), got shape "
                 f"{tuple(clip.shape)}: pass several videos as a list"
             )
-        return list(_channels_first(clip[_positions(len(clip), metadata, sampling)]))
+        return list(_channels_first(_as_tensor(clip[_positions(len(clip), metadata, sampling)])))
     if isinstance(video, Sequence):
         return [image_frame(video[i]) for i in _positions(len(video), metadata, sampling)]
     raise ValueError(f"expected a video, got {type(video).__name__}")
@@ -69,7 +75,7 @@ def image_frame(image: Any) -> Tensor:
             or array.
 
     Returns:
-        (3, height, width), uint8, RGB.
+        (3, height, width), uint8, RGB, upright.
 
     Raises:
         OSError: The file cannot be read.
@@ -77,12 +83,16 @@ def image_frame(image: Any) -> Tensor:
     """
     if isinstance(image, (str, os.PathLike)):
         _refuse_url(image)
-        with Image.open(Path(image)) as opened:
-            return image_frame(opened.convert("RGB"))
+        try:
+            with Image.open(Path(image)) as opened:
+                return image_frame(opened)
+        except Image.DecompressionBombError as error:  # no OSError
+            raise ValueError(str(error)) from error
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        upright = ImageOps.exif_transpose(image)
+        return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
     if isinstance(image, (Tensor, np.ndarray)) and image.ndim == 3:
-        return _channels_first(torch.as_tensor(image)[None])[0]
+        return _channels_first(_as_tensor(image)[None])[0]
     raise ValueError(
         "expected an image: a path, a PIL image, (3, height, width) or (height, width, 3), got "
         f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))}"
@@ -114,6 +124,16 @@ def _positions(count: int, metadata: Mapping[str, Any], sampling: Sampling) -> l
     if not positions:
         raise ValueError(f"it ends before start={sampling.start}")
     return positions
+
+
+def _as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    """Convert arrays that are only read, or reversed, such as `frames[..., ::-1]`, too."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    except TypeError as error:
+        raise ValueError(f"expected frames as numbers, got {values.dtype}") from error
 
 
 def _channels_first(frames: Tensor) -> Tensor:

@@ -142,12 +142,15 @@ def _content_of_message(messages: Sequence[Mapping[str, Any]]) -> Any:
         return {"text": parts}
     if not isinstance(parts, (list, tuple)) or len(parts) != 1:
         raise ValueError("a message must be a single one, with one content: text, image or video")
-    return {parts[0]["type"]: parts[0][parts[0]["type"]]}
+    kind = parts[0].get("type")
+    if kind not in parts[0]:
+        raise ValueError(f"the content of a message must stand under its type, got {parts[0]}")
+    return {kind: parts[0][kind]}
 
 
 def _name(content: Any, number: int) -> str:
     if isinstance(content, Mapping):
-        content = content["array"]
+        content = content.get("array", content)
     if isinstance(content, (str, os.PathLike)):
         return os.fspath(content)
     return f"number {number} of the batch ({_form(content)})"

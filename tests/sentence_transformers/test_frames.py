@@ -34,9 +34,20 @@ class Decoder:
         return SimpleNamespace(data=data)
 
 
+class UnknownLength(Decoder):
+    metadata = SimpleNamespace(num_frames=None, average_fps=None)
+
+
+class Failing(Decoder):
+    def get_frames_at(self, indices: list[int]) -> Any:
+        raise RuntimeError("no such frame")
+
+
 FORMS: dict[str, Any] = {
     "array": FRAMES,
     "array, channels first": FRAMES.transpose(0, 3, 1, 2),
+    "array that is reversed": FRAMES[::-1, :, ::-1].copy()[::-1, :, ::-1],
+    "array that is only read": np.frombuffer(FRAMES.tobytes(), np.uint8).reshape(FRAMES.shape),
     "tensor": torch.from_numpy(FRAMES),
     "tensor, floating point": torch.from_numpy(FRAMES) / 255,
     "batch of one": torch.from_numpy(FRAMES)[None],
@@ -97,6 +108,7 @@ def test_image(tmp_path: Path) -> None:
         picture,
         expected,
         expected / 255,
+        picture[:, ::-1].copy()[:, ::-1],
     ]
     for form in forms:
         assert torch.equal(image_frame(form), expected), type(form)
@@ -115,6 +127,10 @@ def test_image(tmp_path: Path) -> None:
         (7, "expected a video, got int"),
         ("https://host/clip.mp4", "is an address: download it"),
         ({"array": FRAMES, "video_metadata": {"frames_indices": [1]}}, "1 frames_indices for 9"),
+        ({"frames": FRAMES}, 'as "array", got frames'),
+        (np.full((2, 4, 4, 3), None), "frames as numbers, got object"),
+        (UnknownLength(), "does not tell the number"),
+        (Failing(), "its decoder failed: no such frame"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -131,6 +147,20 @@ def test_times_need_a_frame_rate() -> None:
         video_frames(FRAMES, Sampling(4, fps=1))
     with pytest.raises(ValueError, match="ends before start=9"):
         video_frames(FORMS["with metadata"], Sampling(4, start=9.0))
+
+
+def test_pictures_that_a_camera_has_turned(tmp_path: Path) -> None:
+    turned, orientation = Image.new("RGB", (8, 6)), Image.Exif()
+    orientation[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=orientation)
+    assert image_frame(tmp_path / "turned.jpg").shape == (3, 8, 6)
+
+
+def test_pictures_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="48 pixels"):
+        image_frame(tmp_path / "large.png")
 
 
 def test_images_of_other_forms_are_refused() -> None:

@@ -71,6 +71,10 @@ def test_an_existing_picture_is_an_image(tmp_path: Path) -> None:
         ([{"text": ["a", "b"]}], "expected one text, got list"),
         ([[MESSAGE, MESSAGE]], "a single one, with one content"),
         ([{"role": "user", "content": [*MESSAGE["content"]] * 2}], "with one content"),
+        (
+            [{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}],
+            "must stand under its type, got .*'path': 'clip.mp4'",
+        ),
         ([7], "Unsupported input type: int"),
         (["a dog", CLIP], "texts, or videos and images, not both"),
     ],
@@ -88,16 +92,17 @@ def batch(tmp_path: Path) -> list[Any]:
     (tmp_path / "noise.png").write_bytes(b"no picture")
     good = grey_video(tmp_path / "good.mp4", 3)
     names = [tmp_path / "noise.mp4", good, tmp_path / "missing.mp4", tmp_path / "noise.png"]
-    return [*names, {"array": CLIP[:0], "video_metadata": None}]
+    return [*names, {"array": CLIP[:0], "video_metadata": None}, {"video": {"frames": CLIP}}]
 
 
 def test_one_error_names_all_unreadable_videos(batch: list[Any]) -> None:
-    with pytest.raises(UnreadableVideos, match=r"^cannot read 4 of 5 videos:\n") as caught:
+    with pytest.raises(UnreadableVideos, match=r"^cannot read 5 of 6 videos:\n") as caught:
         batch_frames(*parse_inputs(batch), Sampling(2), skip_unreadable=False)
     reasons = caught.value.reasons
     assert list(reasons) == [
         *map(str, (batch[0], batch[2], batch[3])),
         "number 4 of the batch (ndarray (0, 4, 4, 3))",
+        "number 5 of the batch (dict)",
     ]
     assert "no such video file" in reasons[str(batch[2])]
     assert all(f"  {name}: {reason}" in str(caught.value) for name, reason in reasons.items())
@@ -106,6 +111,6 @@ def test_one_error_names_all_unreadable_videos(batch: list[Any]) -> None:
 
 
 def test_unreadable_videos_are_skipped_where_asked(batch: list[Any]) -> None:
-    with pytest.warns(UserWarning, match=r"cannot read 4 of 5 videos:\n(.*\n)+.*are zero"):
+    with pytest.warns(UserWarning, match=r"cannot read 5 of 6 videos:\n(.*\n)+.*are zero"):
         frames = batch_frames(*parse_inputs(batch), Sampling(2), skip_unreadable=True)
-    assert [len(video) for video in frames] == [0, 2, 0, 0, 0]
+    assert [len(video) for video in frames] == [0, 2, 0, 0, 0, 0]
