@@ -184,6 +184,20 @@ def test_a_full_disk_at_every_call(change, after, made, tmp_path, monkeypatch):
         assert not any(path.suffix == ".part" for path in folder.iterdir())
 
 
+def test_a_full_disk_is_named(made, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError("no space left on device")
+
+    with copied(made, tmp_path / "copied").write() as writer:
+        monkeypatch.setattr("os.pwrite", full)
+        for change in (
+            lambda: writer.append([segments_of("d.mp4", 0)]),
+            lambda: writer.remove(BEFORE[:1]),
+        ):
+            with pytest.raises(OSError, match=r"cannot write an index to '.*copied': no space"):
+                change()
+
+
 def append_forever(folder: Path, acknowledged: int) -> None:
     """Append one video after the other, and write the number of each that was appended."""
     store = LocalStore(folder)

@@ -164,7 +164,9 @@ class LocalWriter:
         if len(widths) > 1:
             raise ValueError(f"frame features must be of one width, got {sorted(widths)}")
         appender = self._appender(manifest)
-        appender.append([pack_video(video) for video in videos])
+        packed = [pack_video(video) for video in videos]
+        with write_errors("an index", self._folder):
+            appender.append(packed)
         self._commit(
             manifest,
             appender,
@@ -188,7 +190,8 @@ class LocalWriter:
         if not numbers:
             return
         appender = self._appender(manifest)
-        content = appender.append_removed(numbers)
+        with write_errors("an index", self._folder):
+            content = appender.append_removed(numbers)
         segments = sum(table.num_segments_of(number) for number in numbers)
         self._commit(
             manifest,
