@@ -48,9 +48,7 @@ class PrvrBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> PrvrBatch:
         """Move the batch to a device."""
-        *tensors, sentence = self
-        moved = (tensor.to(device) for tensor in tensors)
-        return PrvrBatch(*moved, None if sentence is None else sentence.to(device))
+        return PrvrBatch._make(None if x is None else x.to(device) for x in self)
 
 
 class PrvrDataset(Dataset[PrvrVideo]):
