@@ -124,7 +124,7 @@ class WindowedAttention(nn.Module):
         parts = [slice(first, first + step) for first in range(0, videos, step)]
         blocks = [slice(row, row + rows) for row in range(0, size, rows)]
 
-        def inputs(part: slice) -> tuple[Tensor | None, ...]:
+        def inputs(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
             return q[part], k[part], v[part], None if keep is None else keep[part]
 
         if with_grad:  # gradients of writes into one tensor would copy all of it for each block
