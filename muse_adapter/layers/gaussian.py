@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -113,28 +115,31 @@ class WindowedAttention(nn.Module):
         videos, heads, size, _ = q.shape
         total = videos * heads * size * size
         with_grad = torch.is_grad_enabled() and (q.requires_grad or v.requires_grad)
-        block = _CPU_BLOCK if q.device.type == "cpu" else _BLOCK
+        scores = _CPU_BLOCK if q.device.type == "cpu" else _BLOCK
         # While a graph is traced, its sizes may be symbolic and must not be branched on.
-        if torch.compiler.is_compiling() or total <= (_KEPT if with_grad else block):
+        if torch.compiler.is_compiling() or total <= (_KEPT if with_grad else scores):
             return self._attend(q, k, v, keep, slice(None))
-        rows = min(size, max(_MIN_ROWS, block // (heads * size)))
-        step = max(1, block // (heads * size * rows))
-        outputs = []
-        for first in range(0, videos, step):
-            part = slice(first, first + step)
-            inputs = q[part], k[part], v[part], None if keep is None else keep[part]
-            blocks = [
-                checkpoint(self._attend, *inputs, slice(row, row + rows), use_reentrant=False)
-                if with_grad
-                else self._attend(*inputs, slice(row, row + rows))
-                for row in range(0, size, rows)
-            ]
-            outputs.append(torch.cat(blocks, dim=2))
-        return torch.cat(outputs)
+        rows = min(size, max(_MIN_ROWS, scores // (heads * size)))
+        step = max(1, scores // (heads * size * rows))
+        parts = [slice(first, first + step) for first in range(0, videos, step)]
+        blocks = [slice(row, row + rows) for row in range(0, size, rows)]
+
+        def inputs(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            return q[part], k[part], v[part], None if keep is None else keep[part]
+
+        if with_grad:  # gradients of writes into one tensor would copy all of it for each block
+            again = functools.partial(checkpoint, self._attend, use_reentrant=False)
+            found = [[again(*inputs(part), block) for block in blocks] for part in parts]
+            return torch.cat([torch.cat(outputs, dim=2) for outputs in found])
+        y = torch.empty_like(q)  # made first: small results between blocks would split the memory
+        for part in parts:
+            for block in blocks:
+                y[part, :, block] = self._attend(*inputs(part), block)
+        return y
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, rows: slice) -> Tensor:
         """Attend from some rows of the queries, (B, heads, L, c) each, to all keys."""
-        scores = q[:, :, rows] @ k.mT / q.shape[-1] ** 0.5  # (B, heads, rows, L)
+        scores = (q[:, :, rows] / q.shape[-1] ** 0.5) @ k.mT  # (B, heads, rows, L)
         size = k.shape[2]
         if self.width is not None:
             full = torch.tensor([size], device=q.device)
