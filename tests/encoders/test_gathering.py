@@ -1,4 +1,4 @@
-"""What is joined over all ranks; two processes are in `test_video_training.py`."""
+"""What is joined over all ranks; two processes are in `tests/training/test_distributed.py`."""
 
 from __future__ import annotations
 
