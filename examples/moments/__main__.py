@@ -19,6 +19,8 @@ from examples.moments.settings import Corpus, RunSettings, TowerSettings
 from muse_adapter.data.prvr import open_prvr
 from muse_adapter.presets import MAMFUSION_SETTINGS
 
+OF_COMPARE = ("methods", "rates", "seeds")  # options that mean nothing without it
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the options."""
@@ -31,12 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
                         help="everything is kept here (default: %(default)s)")  # fmt: skip
     parser.add_argument("--compare", action="store_true",
                         help="the full study: 7 methods, 3 learning rates, 3 seeds")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=TRAINED, default=TRAINED, metavar="M",
+    parser.add_argument("--methods", nargs="+", choices=TRAINED, metavar="M",
                         help=f"of --compare, all by default: {', '.join(TRAINED)}")  # fmt: skip
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="LR",
-                        help="learning rates of --compare (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED",
-                        help="seeds of --compare (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--rates", nargs="+", type=float, metavar="LR",
+                        help=f"rates of --compare (default: {_listed(RATES)})")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED",
+                        help=f"seeds of --compare (default: {_listed(SEEDS)})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--epochs", type=int,
                         help="passes over the training videos")  # fmt: skip
@@ -63,6 +65,12 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--compare is of the rendered videos: leave out --data")
     if options.compare and options.seed:
         raise ValueError(f"--compare takes --seeds, got --seed {options.seed}")
+    for name in OF_COMPARE:
+        values = getattr(options, name)
+        if values is not None and not options.compare:
+            raise ValueError(f"--{name} is of --compare: give both or none")
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError(f"--{name} must not repeat a value, got {_listed(values)}")
     for name in ("threads", "epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -91,10 +99,8 @@ def run_command(options: argparse.Namespace) -> None:
         summary = compare(
             material,
             options.folder,
-            methods=options.methods,
-            rates=options.rates,
-            seeds=options.seeds,
             progress=progress,
+            **{name: getattr(options, name) for name in OF_COMPARE if getattr(options, name)},
             **fields,
         )
         print(markdown_table(summary))
@@ -105,6 +111,10 @@ def run_command(options: argparse.Namespace) -> None:
     print(f"\nresults: {options.folder / 'results.json'}")
     print(f"picture: {options.folder / 'contact_sheet.png'}")
     print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
+
+
+def _listed(values: Sequence[object]) -> str:
+    return " ".join(map(str, values))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

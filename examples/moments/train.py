@@ -61,9 +61,14 @@ def train(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: The checkpoint cannot be used.
+        ValueError: The checkpoint cannot be used, or there are fewer videos than a batch has.
         FloatingPointError: The loss is not finite.
     """
+    if len(training.frames) < settings.batch_videos:
+        raise ValueError(
+            f"there are {len(training.frames)} training videos, fewer than the "
+            f"{settings.batch_videos} of a batch"
+        )
     run = Trained(build_model(settings, training))
     optimizer = torch.optim.AdamW(
         param_groups(run.model, run.model.model, lr=settings.lr, head_lr_scale=1.0,

@@ -80,6 +80,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--entries is a part of the study: it needs --compare")
     if unknown := sorted(set(options.entries or ()) - set(ENTRIES)):
         raise ValueError(f"--entries are of {', '.join(ENTRIES)}, got {', '.join(unknown)}")
+    if len(set(options.entries or ())) < len(options.entries or ()):
+        raise ValueError(f"--entries must not repeat a name, got {','.join(options.entries)}")
     if options.device != "cpu" and not options.device.startswith("cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {options.device}")
     if options.device != "cpu" and not torch.cuda.is_available():

@@ -216,7 +216,7 @@ class VideoTextModel(nn.Module):
             # Concatenated, so that there is one collective per direction.
             text, video = gather_rows(torch.cat([text, video], dim=1)).chunk(2, dim=1)
         else:
-            targets = gather_targets(targets, len(video))
+            targets = gather_targets(targets, len(text), len(video))
             text, video = gather_rows(text), gather_rows(video)
         loss = OBJECTIVES[self.objective](self.logits(self.similarity(text, video)), targets)
         return self._touch_bias(loss)
@@ -289,7 +289,7 @@ class VideoTextModel(nn.Module):
                 "the loss needs one video for each text, or targets, got "
                 f"{len(words)} texts and {videos} videos"
             )
-        targets = None if targets is None else gather_targets(targets, videos)
+        targets = None if targets is None else gather_targets(targets, len(words), videos)
         words, word_mask = gather_words(words, word_mask)
         wide = torch.promote_types(words.dtype, torch.float32)
         frames, fused, mask = gather_features([*levels, frame_mask], wide)

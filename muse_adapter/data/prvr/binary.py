@@ -23,7 +23,10 @@ BINARY_FILES = {
 }
 
 _STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
-_VIDEO = re.compile(rf"\s*({_STRING}\s*:\s*\[\s*(?:{_STRING}\s*,?\s*)*\])\s*")
+# Between two names there is a comma: were it optional, spaces could be matched in many ways, and a
+# damaged file would be tried in all of them.
+_LIST = rf"\[\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*,?\s*)?\]"
+_VIDEO = re.compile(rf"\s*({_STRING}\s*:\s*{_LIST})\s*")
 
 
 class BinaryFeatures(Mapping[str, Tensor]):
@@ -66,30 +69,34 @@ class BinaryFeatures(Mapping[str, Tensor]):
                 f"{self.num_rows} rows"
             )
         row_of = {name: row for row, name in enumerate(names)}
-        self._rows: dict[str, Tensor] = {}
+        # One tensor for all: where workers are not forked, every tensor costs an open file.
+        rows: list[int] = []
+        self._rows_of: dict[str, slice] = {}
         path = self.folder / "video2frames.txt"
         for video, frames in _read_frames(path):
             unknown = [frame for frame in frames if frame not in row_of]
             if unknown or not frames:
                 problem = f"the frame {unknown[0]!r}, which id.txt lacks" if unknown else "no frame"
                 raise ValueError(f"{str(path)!r}: video {video!r} has {problem}")
-            self._rows[video] = torch.tensor([row_of[frame] for frame in frames])
+            self._rows_of[video] = slice(len(rows), len(rows) + len(frames))
+            rows += [row_of[frame] for frame in frames]
+        self._rows = torch.tensor(rows, dtype=torch.long)
         self._table: Tensor | None = None
 
     def __getitem__(self, video: str) -> Tensor:
-        rows = self._rows[video]
+        rows = self._rows[self._rows_of[video]]
         if self._table is None:
             self._table = self._map()
         return self._table.index_select(0, rows)  # a copy: the mapped file is read-only
 
     def __contains__(self, video: object) -> bool:
-        return video in self._rows
+        return video in self._rows_of
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return iter(self._rows_of)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows_of)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}  # every process maps the file itself
@@ -126,7 +133,10 @@ def _read_frames(path: Path) -> Iterator[tuple[str, list[str]]]:
     text = _read_text(path).strip()
     position = 1
     while match := _VIDEO.match(text, position):
-        ((video, frames),) = ast.literal_eval(f"{{{match[1]}}}").items()
+        try:
+            ((video, frames),) = ast.literal_eval(f"{{{match[1]}}}").items()
+        except (SyntaxError, ValueError):  # of an escape that is cut off, or a zero byte
+            break
         yield video, frames
         position = match.end()
         if text[position : position + 1] != ",":

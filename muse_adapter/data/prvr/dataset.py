@@ -138,7 +138,7 @@ def collate_prvr(videos: Sequence[PrvrVideo]) -> PrvrBatch:
         The batch.
 
     Raises:
-        ValueError: There is no video, or features differ in width.
+        ValueError: There is no video, or features have another shape, or differ in width.
     """
     if not videos:
         raise ValueError("expected at least one video in a batch, got none")
@@ -147,18 +147,26 @@ def collate_prvr(videos: Sequence[PrvrVideo]) -> PrvrBatch:
     words, word_mask = _pad("words", [caption for video in videos for caption in video.words])
     frames, frame_mask = _pad("frames", [video.frames for video in videos])
     sentences = [sentence for video in videos for sentence in video.sentences]
+    _check_width("sentences", sentences)
     sentence = torch.stack(sentences) if sentences else None
     return PrvrBatch(words, word_mask, frames, frame_mask, labels, sentence)
 
 
 def _pad(name: str, sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Pad sequences (L, C) to (n, longest, C), with their mask (n, longest)."""
-    widths = {sequence.shape[-1] for sequence in sequences}
-    if len(widths) > 1:
-        raise ValueError(f"{name} of a batch must have the same width, got {sorted(widths)}")
+    for sequence in sequences:
+        if sequence.dim() != 2:
+            raise ValueError(f"{name} must have shape (length, width), got {tuple(sequence.shape)}")
+    _check_width(name, sequences)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), mask
+
+
+def _check_width(name: str, features: list[Tensor]) -> None:
+    widths = {feature.shape[-1] for feature in features}
+    if len(widths) > 1:
+        raise ValueError(f"{name} of a batch must have the same width, got {sorted(widths)}")
 
 
 def _vector(sentence: Tensor, name: str) -> Tensor:

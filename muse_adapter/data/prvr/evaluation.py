@@ -50,12 +50,12 @@ def evaluate_prvr(
             videos.append(code.video)
             labels.append(batch.labels + count)
             count += len(batch.frames)
+        if not queries:
+            raise ValueError("expected at least one batch, got none")
+        code = VideoCode(torch.cat(clips), torch.cat(videos))
+        scores = (similarity or model.similarity)(torch.cat(queries), code)
     finally:
         model.train(training)
-    if not queries:
-        raise ValueError("expected at least one batch, got none")
-    code = VideoCode(torch.cat(clips), torch.cat(videos))
-    scores = (similarity or model.similarity)(torch.cat(queries), code)
     metrics = retrieval_metrics(scores, torch.cat(labels), RECALLS)["t2v"]
     recalls = {f"R@{k}": metrics[f"R@{k}"] for k in RECALLS}
     return {**recalls, "SumR": sum(recalls.values())}

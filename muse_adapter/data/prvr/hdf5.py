@@ -49,7 +49,7 @@ class Hdf5Features(Mapping[str, Tensor]):
         h5py = import_h5py()
         try:
             with h5py.File(self.path, "r") as file:
-                self._names = frozenset(file)
+                self._names = dict.fromkeys(file)  # as h5py orders them
         except OSError as error:
             raise ValueError(f"{str(self.path)!r} is no whole HDF5 file: {error}") from error
         if not self._names:
@@ -63,7 +63,7 @@ class Hdf5Features(Mapping[str, Tensor]):
             self._open = os.getpid(), import_h5py().File(self.path, "r")
         try:
             dataset = self._open[1][name]
-            shape = getattr(dataset, "shape", ())
+            shape = getattr(dataset, "shape", None) or ()  # None: without any value
             if len(shape) not in (1, 2) or 0 in shape or dataset.dtype.kind != "f":
                 found = f"{shape} in {dataset.dtype}" if shape else "a group or a single value"
                 raise ValueError(
@@ -71,7 +71,7 @@ class Hdf5Features(Mapping[str, Tensor]):
                     f"point, got {found}"
                 )
             array = dataset[...]
-        except OSError as error:
+        except (OSError, KeyError, RuntimeError) as error:  # KeyError: a link that leads nowhere
             raise ValueError(f"{str(self.path)!r}: {name!r} is damaged: {error}") from error
         tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -148,7 +148,8 @@ def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard
 def _initialize(folder: Path, description: Description, tokens: Tensor) -> None:
     with write_errors("the tokens", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(SHARDS)):
+    # In this order: another process, started at the same time, writes the description first.
+    if any(folder.glob(SHARDS)) and not (folder / DESCRIPTION_NAME).exists():
         raise ValueError(
             f"{str(folder)!r} contains {SHARDS}, but no {DESCRIPTION_NAME} that describes them: "
             "pass an empty folder"

@@ -124,8 +124,22 @@ def test_evaluation(batch_size: int) -> None:
     expected = {"R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "R@100": 100.0, "SumR": 250.0}
     assert got == pytest.approx(expected) and list(got) == list(expected)
     assert model.training and not any(model.modes)
-    reversed_ = evaluate_prvr(model, loader, similarity=lambda q, code: -(q @ code.video.T))
-    assert reversed_["R@100"] == 0
+
+
+def test_evaluation_by_another_similarity() -> None:
+    """It is computed in evaluation mode too."""
+    frames = {str(i): torch.eye(120)[i][None] for i in range(120)}
+    captions = [Caption(f"{i}#enc#0", str(i), "x") for i in range(120)]
+    words = {f"{i}#enc#0": frames[str(i)] for i in range(120)}
+    loader = DataLoader(PrvrDataset(captions, frames, words), 50, collate_fn=collate_prvr)
+    model = Scorer().train()
+
+    def reversed_(query: torch.Tensor, code: VideoCode) -> torch.Tensor:
+        model.modes.append(model.training)
+        return -(query @ code.video.T)
+
+    assert evaluate_prvr(model, loader, similarity=reversed_)["R@100"] == 0
+    assert model.training and len(model.modes) == 4 and not any(model.modes)
 
 
 def test_evaluation_restores_the_mode_after_an_error() -> None:
@@ -169,3 +183,8 @@ def test_wrong_data_sets() -> None:
     videos = [PrvrVideo(torch.ones(2, width), [torch.ones(1, 3)], []) for width in (3, 4)]
     with pytest.raises(ValueError, match=r"frames of a batch .* same width, got \[3, 4\]"):
         collate_prvr(videos)
+    videos = [PrvrVideo(torch.ones(2, 3), [torch.ones(1, 3)], [torch.ones(n)]) for n in (3, 4)]
+    with pytest.raises(ValueError, match=r"sentences of a batch .* same width, got \[3, 4\]"):
+        collate_prvr(videos)
+    with pytest.raises(ValueError, match=r"words must have shape \(length, width\), got \(3,\)"):
+        collate_prvr([PrvrVideo(torch.ones(2, 3), [torch.ones(3)], [])])

@@ -50,6 +50,14 @@ def test_names_with_quotes_brackets_and_line_breaks(folder: Path) -> None:
     assert torch.equal(features["v]"], table.flip(0)) and torch.equal(features['v"'], table[:1])
 
 
+def test_a_process_that_is_not_forked_gets_few_tensors(folder: Path) -> None:
+    """Each of them would be a file that stays open."""
+    state = BinaryFeatures(folder).__getstate__()
+    containers = [value for value in state.values() if isinstance(value, dict)]
+    values = [*state.values(), *(item for each in containers for item in each.values())]
+    assert sum(isinstance(value, torch.Tensor) for value in values) == 1
+
+
 def test_an_expression_is_not_evaluated(folder: Path) -> None:
     (folder / "video2frames.txt").write_text("{'v': [str(__import__('os').mkdir('x'))]}")
     with pytest.raises(ValueError, match="must be a dict of lists of strings"):
@@ -71,6 +79,12 @@ DAMAGE = {
         "video2frames.txt",
         b"{'v_a': ['v_a_0', 'v_a_7']}",
         "video 'v_a' has the frame 'v_a_7', which id.txt lacks",
+    ),
+    "escape": ("video2frames.txt", rb"{'v_a': ['\x']}", "must be a dict of lists of strings"),
+    "no commas": (
+        "video2frames.txt",
+        b"{'v_a': [" + b"'v_a_0' " * 40 + b"!]}",
+        "must be a dict of lists of strings",
     ),
     "no frame": ("video2frames.txt", b"{'v_a': []}", "video 'v_a' has no frame"),
 }

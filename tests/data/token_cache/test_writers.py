@@ -76,6 +76,21 @@ def test_the_files_of_a_faster_process_stay(
     assert not others and len(data) == COUNT and videos.read == [0]
 
 
+def test_a_process_that_is_done_is_no_foreign_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is done between this one's look for a description and for other files."""
+    glob, others = Path.glob, [frozen_encoder()]
+
+    def globbed(folder: Path, pattern: str) -> Any:
+        if others and folder == tmp_path:
+            cache(tmp_path, others.pop())
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", globbed)
+    assert len(cache(tmp_path)) == COUNT and not others
+
+
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 def test_existing_files_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool

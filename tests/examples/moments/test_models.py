@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ pytest.importorskip("tqdm", reason="the example shows progress with tqdm")
 
 from examples.moments.compare import TRAINED
 from examples.moments.models import ClipModel
-from examples.moments.train import batch_of, build_model
+from examples.moments.train import batch_of, build_model, train
 from muse_adapter.layers.mixers import BiMamba
 from tests.support.moments import RUN, random_features
 
@@ -97,6 +98,12 @@ def test_sentences_true_of_other_videos_are_no_negatives() -> None:
     assert model.loss(replace(features, others=everything)).item() == pytest.approx(0, abs=1e-6)
     none = torch.zeros_like(everything)
     assert model.loss(replace(features, others=none)).item() > 0.1
+
+
+def test_fewer_videos_than_a_batch_has(tmp_path: Path) -> None:
+    features, _ = random_features(2)
+    with pytest.raises(ValueError, match="2 training videos, fewer than the 4 of a batch"):
+        train(RUN, features, lambda model: {}, tmp_path / "checkpoint.pt", progress=False)
 
 
 def test_batches_hold_twins_and_every_video_once_an_epoch() -> None:

@@ -97,6 +97,8 @@ def test_learning_rate_rises_and_falls_to_zero() -> None:
         (["--data", "nowhere", "--dataset", "tvr"], "missing are"),
         (["--data", "nowhere", "--dataset", "tvr", "--compare"], "leave out --data"),
         (["--compare", "--seed", "2"], "--compare takes --seeds, got --seed 2"),
+        (["--compare", "--seeds", "1", "0", "1"], "--seeds must not repeat a value, got 1 0 1"),
+        (["--rates", "0.001"], "--rates is of --compare: give both or none"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
     ],

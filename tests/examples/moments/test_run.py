@@ -15,7 +15,7 @@ pytest.importorskip("av", reason="the videos are written and read with PyAV")
 pytest.importorskip("matplotlib", reason="the contact sheet is drawn with matplotlib")
 pytest.importorskip("tqdm", reason="the example shows progress with tqdm")
 
-from examples.moments import corpus, material, train
+from examples.moments import corpus, material, runs, train
 from examples.moments.compare import compare, markdown_table
 from examples.moments.corpus import decode, draw, path_of
 from examples.moments.demo import demo
@@ -131,7 +131,7 @@ def test_study_runs_methods_once(
     assert (tmp_path / "compare.md").read_text() == table
     assert len(table.splitlines()) == 2 + 2 + len(methods)
 
-    monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("done already"))
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("done already"))
     again = compare(made, tmp_path, **options)
     assert again["runs"] == json.loads(json.dumps(summary["runs"]))
 

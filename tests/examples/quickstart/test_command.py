@@ -33,6 +33,7 @@ from tests.support.quickstart import run_command
         (["--device", "tpu"], "--device must be cpu or cuda, got tpu"),
         (["--entries", "muse"], "--entries is a part of the study: it needs --compare"),
         (["--compare", "--entries", "muse,moose"], "eercf, mean_max_sim, got moose"),
+        (["--compare", "--entries", "muse,muse"], "must not repeat a name, got muse,muse"),
         (["--compare", "--seed", "1"], "--compare runs the seeds 0, 1 and 2, got --seed 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
