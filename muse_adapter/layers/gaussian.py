@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
+
 WIDTHS = (None, 0.5, 1.0, 5.0)
 
 # Scores of one block of windowed attention. On a CPU they stay in the cache; a GPU needs larger
@@ -116,8 +118,10 @@ class WindowedAttention(nn.Module):
         total = videos * heads * size * size
         with_grad = torch.is_grad_enabled() and (q.requires_grad or v.requires_grad)
         scores = _CPU_BLOCK if q.device.type == "cpu" else _BLOCK
-        # While a graph is traced, its sizes may be symbolic and must not be branched on.
-        if torch.compiler.is_compiling() or total <= (_KEPT if with_grad else scores):
+        # While a graph is traced, its sizes may be symbolic and must not be branched on. Under
+        # `torch.func`'s gradients nothing can be recomputed, so there all scores are kept.
+        whole = torch.compiler.is_compiling() or (with_grad and saved_tensor_hooks_are_off())
+        if whole or total <= (_KEPT if with_grad else scores):
             return self._attend(q, k, v, keep, slice(None))
         rows = min(size, max(_MIN_ROWS, scores // (heads * size)))
         step = max(1, scores // (heads * size * rows))

@@ -23,8 +23,9 @@ NEEDS_LATER_FRAMES = {
 class StreamState(NamedTuple):
     """What a head remembers of the frames before a chunk: of constant size, however many they are.
 
-    It is a tuple of tensors: `torch.save` stores it, and `torch.cat` over the first dimension makes
-    a batch of it (`StreamState.cat`).
+    It is a tuple of tensors: `torch.save(tuple(state), file)` stores it so that `torch.load` needs
+    no trust in other classes, and the tuple that it returns is a state too. `torch.cat` over the
+    first dimension makes a batch of it (`StreamState.cat`).
 
     Attributes:
         conv: (B, depth, d_conv - 1, E), each layer's last inputs of the short convolution.

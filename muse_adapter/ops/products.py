@@ -45,8 +45,8 @@ def _check_rows(rows: Rows) -> Tensor:
         raise ValueError("rows must be at least one, got none")
     first = rows[0]
     check_tensor("rows[0]", first, None, ("rows[0]", first))
-    if first.dim() < 2:
-        raise ValueError(f"rows must be tensors (..., D), got shape {tuple(first.shape)}")
+    if first.dim() < 2 or not first.shape[-1]:
+        raise ValueError(f"rows must be tensors (..., D), D > 0, got shape {tuple(first.shape)}")
     if not isinstance(rows, Tensor):
         shape, dtype, device = first.shape, first.dtype, first.device
         for index, row in enumerate(rows):

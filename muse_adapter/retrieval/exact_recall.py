@@ -19,6 +19,9 @@ _BLOCK = 2048  # vectors of a matrix product: they stay in the cache
 _CHUNK = 2**22  # scores that are held at once
 _PART = 2**16  # vectors that are converted at once
 _QUERIES = 128  # queries of a pass
+# Relative error of a product of float32 numbers that torch may narrow: `highest` keeps them, `high`
+# allows TF32 (10 bits), `medium` bfloat16 (7 bits), by `torch.set_float32_matmul_precision`.
+_NARROWED = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 # Candidates beyond k that the first pass keeps; more, if its rounding leaves more in doubt.
 _SPARE = 32
 
@@ -166,6 +169,8 @@ class ExactRecall:
             First positions and scores (A, n) of chunks, and the largest error of a score.
         """
         rounding = queries.shape[1] * torch.finfo(queries.dtype).eps
+        if queries.dtype == torch.float32:
+            rounding += _NARROWED[torch.get_float32_matmul_precision()]
         length = max(_BLOCK, _CHUNK // len(queries))
 
         def chunks() -> Iterator[tuple[int, Tensor]]:

@@ -84,6 +84,16 @@ def test_recomputed_blocks_drop_the_same_weights(monkeypatch: pytest.MonkeyPatch
     assert (layer._in_blocks(q, k, v, None) - y).abs().max() > 0.1, "dropout is random"
 
 
+def test_long_sequences_have_gradients_of_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch, 1, 4, 0)
+    layer = WindowedAttention(D, HEADS, width=0.5).double()
+    x = torch.randn(B, L, D, dtype=torch.float64)
+    got = torch.func.grad(lambda x: layer(x, KEEP).square().sum())(x)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(definition(layer, x, KEEP).square().sum(), x)
+    assert (got - expected).abs().max() < 1e-12
+
+
 def test_gradients_of_a_long_sequence_take_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept between the passes is counted: it may grow with L, not with L^2."""
     kept: list[int] = []

@@ -91,6 +91,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "none": (lambda: token_products([], torch.zeros(16)), ValueError, "at least one"),
     "integers": (lambda: token_products(HALF.long(), torch.zeros(16)), TypeError, "floating type"),
     "one axis": (lambda: token_products(HALF[0], torch.zeros(16)), ValueError, r"\(\.\.\., D\)"),
+    "no width": (lambda: token_products(HALF[..., :0], torch.zeros(0)), ValueError, "D > 0"),
     "width": (lambda: token_products(HALF, torch.zeros(8)), ValueError, r"shape \(16,\), got \(8,"),
     "shapes": (
         lambda: token_products([HALF[0], HALF[1, :2]], torch.zeros(16)),

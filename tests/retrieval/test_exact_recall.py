@@ -176,3 +176,27 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_is_exact_where_products_are_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16, as torch may compute them after the call, on processors that can."""
+    mm = torch.mm
+
+    def narrow(x: Tensor, y: Tensor, *, out: Tensor) -> Tensor:
+        return mm(x.bfloat16().float(), y.bfloat16().float(), out=out)
+
+    monkeypatch.setattr(torch, "mm", narrow)
+    monkeypatch.setattr(exact_recall, "_SPARE", 2)
+    # Of one direction, so that bfloat16 leaves few different scores.
+    vectors = torch.randn(1, 16) + 1e-3 * torch.randn(500, 16)
+    queries = torch.randn(8, 16)
+    order = full_ranking(queries, vectors, 5)[1]
+    recall = ExactRecall(vectors, half_copy=False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert not torch.equal(recall.search(queries, 5)[1], order), "the products are narrowed"
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(recall.search(queries, 5)[1], order)
+    finally:
+        torch.set_float32_matmul_precision(before)
