@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
 
 # Numbers of one block, of which a score holds several at once. On a CPU they stay in the cache; a
 # GPU needs larger ones to be busy.
@@ -98,7 +99,9 @@ def score_pairs(
         if text_block >= len(text) and video_block >= len(video):
             return tuple(block.T for block in score(*texts, *videos))
         rows = []
-        run = _recomputed(score) if torch.is_grad_enabled() else score
+        # Under `torch.func`'s gradients nothing can be recomputed.
+        recompute = torch.is_grad_enabled() and not saved_tensor_hooks_are_off()
+        run = _recomputed(score) if recompute else score
         columns = _blocks(videos, video_block)
         for text_part in _blocks(texts, text_block):
             blocks = [run(*text_part, *part) for part in columns]

@@ -282,3 +282,11 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_gradients_of_torch_func(block_size: int) -> None:
+    """There nothing can be recomputed for the backward pass, in blocks either."""
+    text, tokens = torch.randn(A, D), torch.randn(B, N, D, requires_grad=True)
+    token_similarity(text, tokens).sum().backward()
+    found = torch.func.grad(lambda given: token_similarity(text, given).sum())(tokens.detach())
+    assert_close(found, tokens.grad)
