@@ -211,8 +211,10 @@ distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
 """
 
 
-@pytest.fixture
-def two_processes(tmp_path: Path, run_python: Callable[..., Any]) -> Callable[..., None]:
+@pytest.fixture(scope="session")
+def two_processes(
+    tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., Any]
+) -> Callable[..., None]:
     """Run code in two processes of one gloo group, and assert that both succeed.
 
     The code may use `rank`, `arguments` and `tests.support`.
@@ -220,7 +222,7 @@ def two_processes(tmp_path: Path, run_python: Callable[..., Any]) -> Callable[..
 
     def run(code: str, *arguments: str, **variables: str) -> None:
         code = f"{GROUP}{textwrap.dedent(code)}\ndistributed.destroy_process_group()"
-        store = str(tmp_path / "store")
+        store = str(tmp_path_factory.mktemp("group") / "store")
 
         def start(rank: int) -> subprocess.CompletedProcess[str]:
             return run_python(code, str(rank), store, *arguments, **variables)

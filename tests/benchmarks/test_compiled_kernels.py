@@ -133,6 +133,7 @@ def test_the_interpreter_cannot_compile(monkeypatch):
         list(aot.kernels())
 
 
+@pytest.mark.slow
 def test_command(run_python, tmp_path):
     """One kernel, for two block sizes: twice the channels are twice the work of a program."""
     code = """

@@ -118,6 +118,7 @@ def test_lines_of_pytest(line: str, outcome: str, test: str) -> None:
     assert all((ROOT / file).exists() for file in tests.FILES)
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
     """Without a GPU every part fails; what is in the folder stays."""
     (tmp_path / "gpu_day.json").write_text('{"scan": {"outcome": "done"}}')

@@ -65,6 +65,7 @@ def test_scan_on_a_gpu_that_is_not_there(
     assert "--device cuda needs a GPU: torch finds none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_peak_memory_of_an_interpreter_of_its_own() -> None:
     """That of torch, without what this process has used before."""
     assert 0.05 < isolated(scan.peak_gib, "torch", 9, 16, "cpu") < 1

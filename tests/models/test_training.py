@@ -1,4 +1,4 @@
-"""The head in training: checkpointing, half precision, several processes."""
+"""The head in training: checkpointing, half precision; several processes: `tests/training`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from muse_adapter import MultiScaleMamba
-from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.ops import use_backend
-from tests.support.head_forms import EVERY_FORM, active, three_steps
+from tests.support.head_forms import EVERY_FORM, active
 from tests.support.tolerances import assert_close
 
 
@@ -93,35 +92,3 @@ def test_a_whole_head_in_half_precision(dtype):
     got = head.to(dtype)(tokens.to(dtype))
     assert got.dtype == dtype
     assert_close(got, expected)
-
-
-RANK = """
-from tests.support.head_forms import three_steps
-from torch.nn.parallel import DistributedDataParallel
-
-rows = slice(2 * rank, 2 * rank + 2)
-forms = [form.split() for form in arguments[1:]]
-trained = [three_steps(*form, rows, DistributedDataParallel)[1] for form in forms]
-if rank == 0:
-    torch.save(trained, arguments[0])
-"""
-
-
-@pytest.mark.usefixtures("torch_scan")
-@pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
-def test_two_processes_equal_one_on_the_joint_batch(tmp_path, two_processes):
-    """Every mixer, every aggregation; DDP would stop at a parameter without a gradient."""
-    forms = [("scale_wise", mixer) for mixer in MIXERS]
-    forms += [
-        (aggregation, "bimamba") for aggregation in AGGREGATIONS if aggregation != "scale_wise"
-    ]
-    given = [" ".join(form) for form in forms]
-    two_processes(RANK, str(tmp_path / "states"), *given, MUSE_ADAPTER_BACKEND="torch")
-    states = torch.load(tmp_path / "states", weights_only=True)
-    for form, trained in zip(forms, states, strict=True):
-        start, expected = three_steps(*form, slice(0, 4))
-        assert not torch.allclose(start["layers.0.fc.weight"], expected["layers.0.fc.weight"])
-        for name, value in expected.items():
-            torch.testing.assert_close(
-                trained[name], value, rtol=1e-9, atol=1e-12, msg=f"{form}: {name}"
-            )

@@ -19,6 +19,7 @@ if backend.unavailable() is not None:
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 
+@pytest.mark.slow
 def test_runs_where_nothing_can_be_written(run_python, tmp_path):
     """No cache beside the code, none in a home folder: it compiles every time."""
     package = tmp_path / "site" / "muse_adapter" / "ops" / "numba_cpu"

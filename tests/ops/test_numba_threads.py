@@ -266,6 +266,7 @@ def test_beside_a_thread_that_computes_in_python(helpers, threads):
         busy.join()
 
 
+@pytest.mark.slow
 def test_beside_a_busy_process(threads, run_beside, monkeypatch):
     """Which has as many threads as there are cores: the result, and no starving."""
     threads(2)

@@ -74,6 +74,7 @@ RECORD = """
 """
 
 
+@pytest.mark.slow
 def test_a_direct_launch_is_tritons_own(run_python, tmp_path):
     """Types, alignment, integers and constants choose the kernel; it gets the same arguments."""
     file = tmp_path / "record.py"  # Triton wants kernels in a file

@@ -11,26 +11,24 @@ from muse_adapter import MultiScaleMamba
 from muse_adapter.config import AGGREGATIONS, MIXERS
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=torch.bool)
-# Every mixer in every aggregation with a mask; without one, where fewer operations are traced,
-# every mixer once and every aggregation once. Only the last layer knows of the aggregation: a layer
-# before it is there once for each mixer, with a mask and without.
+# Mixer, aggregation, mask and depth. Only the last layer knows of the aggregation, as the positions
+# that it reads out: every aggregation with `bimamba` and a mask, and every mixer in two of them, in
+# one with a mask and in the other without. A layer before the last is there once for each mixer
+# with a mask, and once without.
+FORMS = [
+    *((mixer, "scale_wise", MASK, 2) for mixer in MIXERS),
+    *(("bimamba", other, MASK, 1) for other in AGGREGATIONS if other != "scale_wise"),
+    ("bimamba", "scale_wise", None, 2),
+    *(
+        (mixer, aggregation, None, 1)
+        for mixer, aggregation in zip(MIXERS[1:], itertools.cycle(AGGREGATIONS[1:]))
+    ),
+]
 every_form = pytest.mark.parametrize(
     ("mixer", "aggregation", "mask", "depth"),
     [
-        *(
-            pytest.param(
-                mixer,
-                aggregation,
-                MASK,
-                2 if aggregation == "scale_wise" else 1,
-                id=f"{mixer}-{aggregation}-masked",
-            )
-            for mixer, aggregation in itertools.product(MIXERS, AGGREGATIONS)
-        ),
-        *(
-            pytest.param(mixer, aggregation, None, 2, id=f"{mixer}-{aggregation}-whole")
-            for mixer, aggregation in zip(MIXERS, itertools.cycle(AGGREGATIONS))
-        ),
+        pytest.param(*form, id=f"{form[0]}-{form[1]}-{'whole' if form[2] is None else 'masked'}")
+        for form in FORMS
     ],
 )
 # The same operations in another grouping; in bfloat16 each rounds at 4e-3.

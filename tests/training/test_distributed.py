@@ -1,24 +1,34 @@
-"""Rows gathered from two processes, and a contrastive loss over them."""
+"""Two processes: rows gathered from them, a contrastive loss over these, the head in DDP.
+
+A process imports for seconds, so one pair of them computes what all tests look at.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.training.distributed import gather_rows
+from tests.support import head_forms
 from tests.support.contrastive_steps import OBJECTIVES, small_model, three_steps
 from tests.support.small_encoders import ROUNDING
 from tests.support.tolerances import assert_close
 
+# Aggregation and mixer of the heads: every mixer, every aggregation.
+HEADS = [("scale_wise", mixer) for mixer in MIXERS]
+HEADS += [(aggregation, "bimamba") for aggregation in AGGREGATIONS if aggregation != "scale_wise"]
+
 RANK = """
 from muse_adapter.training.distributed import gather_rows
+from tests.support import head_forms
 from tests.support.contrastive_steps import OBJECTIVES, small_model, three_steps
-from tests.training.test_distributed import drawn, drawn_words
+from tests.training.test_distributed import HEADS, drawn, drawn_words
 from torch.nn.parallel import DistributedDataParallel
 
 torch.manual_seed(0)
@@ -43,6 +53,10 @@ by_words = small_model("MeanMaxSim").word_loss(
 )
 result["loss of words"] = by_words.detach()
 result |= {"loss": loss.detach(), "gradient of videos": videos.grad}
+half = slice(2 * rank, 2 * rank + 2)
+result["heads"] = [
+    head_forms.three_steps(*form, half, DistributedDataParallel)[1] for form in HEADS
+]
 torch.save(result, f"{arguments[0]}/{rank}")
 """
 
@@ -68,28 +82,42 @@ def test_one_process_gathers_its_own_rows() -> None:
     assert gather_rows(rows) is rows
 
 
-@pytest.mark.usefixtures("torch_scan")
-def test_two_processes(tmp_path: Path, two_processes: Callable[..., None]) -> None:
-    """Different numbers of rows and pairs; every objective; targets."""
-    expected = {name: three_steps(slice(0, 4), objective=name) for name in OBJECTIVES}
-    assert all(result["losses"][2] < result["losses"][0] for result in expected.values())
-    two_processes(RANK, str(tmp_path), MUSE_ADAPTER_BACKEND="torch")
-    results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def results(
+    two_processes: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """Return what each of the two processes computed."""
+    folder = tmp_path_factory.mktemp("results")
+    two_processes(RANK, str(folder), MUSE_ADAPTER_BACKEND="torch")
+    return [torch.load(folder / str(rank), weights_only=True) for rank in (0, 1)]
 
+
+def test_gathered_rows(results: list[dict[str, Any]]) -> None:
+    """The processes have two rows and three."""
     torch.manual_seed(0)
     rows = torch.randn(5, 3)
     # The sum over both ranks of the weights of a row: once times 1 and once times 2.
     gradient = 3 * torch.arange(15.0).view(5, 3)
+    assert all(torch.equal(result["joined"], rows) for result in results)
+    assert torch.equal(torch.cat([result["gradient"] for result in results]), gradient)
+
+
+@pytest.mark.usefixtures("torch_scan")
+def test_every_objective_equals_one_process(results: list[dict[str, Any]]) -> None:
+    """Equal numbers of pairs, and different ones."""
+    expected = {name: three_steps(slice(0, 4), objective=name) for name in OBJECTIVES}
+    assert all(result["losses"][2] < result["losses"][0] for result in expected.values())
     for result in results:
-        assert torch.equal(result["joined"], rows)
         for split in ("contrastive 2", *(f"{name} 3" for name in OBJECTIVES)):
             trained = result[split]
             for name, value in expected[split[:-2]].items():
                 torch.testing.assert_close(
                     trained[name], value, **ROUNDING[torch.float64], msg=f"{split}: {name}"
                 )
-    assert torch.equal(torch.cat([result["gradient"] for result in results]), gradient)
 
+
+def test_targets(results: list[dict[str, Any]]) -> None:
+    """Several texts of a video; losses of embeddings and of words."""
     texts, videos = drawn()
     loss = small_model().loss(texts, videos, torch.tensor([1, 0, 1, 2, 2]))
     loss.backward()
@@ -103,3 +131,16 @@ def test_two_processes(tmp_path: Path, two_processes: Callable[..., None]) -> No
     # Each rank has the gradients of its own videos, of the losses of both ranks.
     got = sum(result["gradient of videos"] for result in results)
     assert_close(got, 2 * videos.grad)
+
+
+@pytest.mark.usefixtures("torch_scan")
+@pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
+def test_heads_equal_one_process_on_the_joint_batch(results: list[dict[str, Any]]) -> None:
+    """DDP would stop at a parameter without a gradient."""
+    for form, trained in zip(HEADS, results[0]["heads"], strict=True):
+        start, expected = head_forms.three_steps(*form, slice(0, 4))
+        assert not torch.allclose(start["layers.0.fc.weight"], expected["layers.0.fc.weight"])
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                trained[name], value, rtol=1e-9, atol=1e-12, msg=f"{form}: {name}"
+            )

@@ -14,13 +14,13 @@ from tests.support.small_benchmarks import HERE, small
 @pytest.mark.parametrize(
     ("function", "wrong", "message"),
     [
-        ("muse", "embedding", "the embedding differs by"),
+        ("conv", "embedding", "the embedding differs by"),
         ("attention", "gradient", "the gradient of layers.0.fc.bias differs by"),
         ("meanP", "parameter", "only one of them has the gradient of extra"),
     ],
 )
 def test_a_wrong_head_is_not_timed(function: str, wrong: str, message: str) -> None:
-    right = {"muse": "muse-torch", "attention": "attention-flash", "meanP": "meanP"}[function]
+    right = {"conv": "conv", "attention": "attention-flash", "meanP": "meanP"}[function]
 
     def build(dim: int) -> nn.Module:
         module = HERE[right].build(dim)
