@@ -13,7 +13,7 @@ from muse_adapter.layers.tokens import as_frame_mask
 class RunningMean:
     """The embedding of videos whose frames come in chunks, of what has been seen so far.
 
-    It is `forward_head` over all frames seen, from the sum of the unit frames and their number.
+    It is `forward_head` over all frames seen, from the sum of the unit frames and their number::
 
         mean = RunningMean()
         for chunk in chunks:
