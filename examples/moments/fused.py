@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from examples.moments.features import Features
-from examples.moments.models import MomentModel, mamfusion
-from examples.moments.settings import RunSettings
+from examples.moments.models import ClipModel
 from examples.quickstart.train import MAX_LOGIT_SCALE
-from muse_adapter import MamFusion, VideoCode
+from muse_adapter import VideoCode
 from muse_adapter.training.losses import contrastive_loss
 
 SHORTLIST = 20  # videos that are reranked
@@ -21,24 +20,12 @@ SENTENCES = 32  # of a batch, drawn for the fusion
 BLOCK = 64  # sentences scored at once
 
 
-class FusedModel(MomentModel):
-    """MamFusion's clip branch and temporal fusion, trained together.
-
-    Args:
-        settings: Settings of the run.
-        width: Width of the features.
-    """
-
-    model: MamFusion
-
-    def __init__(self, settings: RunSettings, width: int) -> None:
-        super().__init__()
-        self.model = mamfusion(settings, width, residual="concat", max_frames=1, fusion=True)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+class FusedModel(ClipModel):
+    """MamFusion's clip branch and temporal fusion, trained together; arguments of `ClipModel`."""
 
     def loss(self, features: Features) -> Tensor:
         """Compute the contrastive losses of all pairs of a batch and of hard candidates, fused."""
-        code = self.model.encode_video(features.frames, features.frame_mask)
+        code = self.encode_video(features)
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         scores = self._clip_scores(features, code)
         logits = (scale * scores).masked_fill(features.others, -math.inf)
@@ -55,7 +42,7 @@ class FusedModel(MomentModel):
 
     def score(self, features: Features) -> Tensor:
         """Score all sentences against all videos: (Q, V), the shortlists above the rest."""
-        code = self.model.encode_video(features.frames, features.frame_mask)
+        code = self.encode_video(features)
         scores = self._clip_scores(features, code)
         candidates = scores.topk(min(SHORTLIST, scores.shape[1]), dim=1).indices
         fused = torch.cat(
@@ -68,10 +55,7 @@ class FusedModel(MomentModel):
         return scores.scatter(1, candidates, fused + above)
 
     def _clip_scores(self, features: Features, code: VideoCode) -> Tensor:
-        query = self.model.encode_text(
-            features.words, features.word_mask, sentence=features.sentences
-        )
-        return self.model.similarity(query, code, clip_weight=1.0)
+        return self.model.similarity(self.encode_text(features), code, clip_weight=self.clip_weight)
 
     def _fused(
         self, features: Features, rows: Tensor, code: VideoCode, candidates: Tensor
@@ -82,5 +66,5 @@ class FusedModel(MomentModel):
             features.word_mask[rows],
             VideoCode(code.clips[candidates], code.video[candidates]),
             sentence=features.sentences[rows],
-            clip_weight=1.0,
+            clip_weight=self.clip_weight,
         )

@@ -52,8 +52,8 @@ class ClipModel(MomentModel):
     """MamFusion on the frozen alignment, trained by a contrastive loss of its scores.
 
     Args:
-        settings: Settings of the run; the method says which layers are left out, and whether the
-            frame branch counts too ("both").
+        settings: Settings of the run; the method says which layers are left out, whether the
+            frame branch counts too ("both"), and whether pairs are fused ("fused").
         width: Width of the features.
     """
 
@@ -64,7 +64,11 @@ class ClipModel(MomentModel):
         both = settings.method == "both"
         # The frame branch is always there; of one frame, the mean of all, it costs next to nothing.
         self.model = mamfusion(
-            settings, width, residual="concat", max_frames=settings.max_frames if both else 1
+            settings,
+            width,
+            residual="concat",
+            max_frames=settings.max_frames if both else 1,
+            fusion=settings.method == "fused",
         )
         self.clip_weight = 0.7 if both else 1.0
         branch = self.model.clip_branch

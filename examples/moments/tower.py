@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from examples.moments.moments import LongVideo, Moment
-from examples.moments.schedule import warmup_cosine
 from examples.moments.settings import TowerSettings
 from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.objectives import batch_loss
+from examples.quickstart.schedule import warmup_cosine
 from examples.quickstart.tokenizer import WordTokenizer
 from examples.quickstart.towers import ImageTower, TextTower
 from examples.quickstart.train import MAX_LOGIT_SCALE

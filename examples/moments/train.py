@@ -17,9 +17,9 @@ from examples.moments.features import Features
 from examples.moments.fused import FusedModel
 from examples.moments.models import ClipModel, MomentModel, PublishedModel
 from examples.moments.muse_windows import MuseWindows
-from examples.moments.schedule import warmup_cosine
 from examples.moments.settings import RunSettings
 from examples.quickstart.files import read_tensors, write_tensors
+from examples.quickstart.schedule import warmup_cosine
 from muse_adapter import param_groups
 
 CHECKPOINT_EVERY = 50

@@ -17,6 +17,7 @@ from examples.quickstart.evaluate import evaluate
 from examples.quickstart.model import QuickstartModel, build_model, build_tokenizer
 from examples.quickstart.objectives import training_loss
 from examples.quickstart.pace import Pace, expected_seconds
+from examples.quickstart.schedule import warmup_cosine
 from examples.quickstart.settings import Settings
 from examples.quickstart.splits import Split
 from muse_adapter import param_groups
@@ -24,14 +25,6 @@ from muse_adapter import param_groups
 CHECKPOINT_EVERY = 50
 VALIDATE_EVERY = 100
 MAX_LOGIT_SCALE = math.log(100)
-
-
-def learning_rate(step: int, settings: Settings) -> float:
-    """Factor of the learning rate in step `step` (from 0): linear warm-up, then a half cosine."""
-    warm = max(1, round(settings.warmup * settings.steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, settings.steps - warm)))
 
 
 def build_optimizer(model: QuickstartModel, settings: Settings) -> torch.optim.Optimizer:
@@ -143,7 +136,7 @@ def train_step(
     rows = batch_of(step, clips.groups, settings)
     video = clips.split.video[rows]
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * learning_rate(step, settings)
+        group["lr"] = group["peak_lr"] * warmup_cosine(step, settings.steps, settings.warmup)
     model.train()
     optimizer.zero_grad(set_to_none=True)
     frames, mask = clips.split.frames[video].to(device), clips.split.mask[video].to(device)

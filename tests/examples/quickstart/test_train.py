@@ -20,6 +20,7 @@ from examples.quickstart.evaluate import evaluate
 from examples.quickstart.material import Material, load_material
 from examples.quickstart.model import build_model
 from examples.quickstart.objectives import batch_loss
+from examples.quickstart.schedule import warmup_cosine
 from examples.quickstart.settings import Settings
 from examples.quickstart.tokenizer import WordTokenizer
 from tests.support.quickstart import TINY, interrupt_in_step, split_of
@@ -108,7 +109,7 @@ def test_a_clip_and_its_reversal_share_a_batch() -> None:
 
 
 def test_learning_rate_rises_then_falls() -> None:
-    rates = [train.learning_rate(step, Settings(steps=100)) for step in range(100)]
+    rates = [warmup_cosine(step, 100, Settings().warmup) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1 and rates[55] == pytest.approx(0.5) and rates[99] < 1e-3
     assert all(a > b for a, b in pairwise(rates[10:]))
