@@ -1,4 +1,4 @@
-"""The command line: `muse-adapter info` and `patch`, also as `python -m muse_adapter`.
+"""The command line: `muse-adapter info`, `patch`, `index`, `search`; also `python -m muse_adapter`.
 
 A command is a function that takes the parsed arguments and returns the exit status, and one that
 adds its parser and names the former there; `COMMANDS` lists the latter.
@@ -19,6 +19,7 @@ import torch
 
 from muse_adapter import ops
 from muse_adapter.patching.command import add_patch
+from muse_adapter.search.commands import add_index, add_search
 from muse_adapter.version import VERSION
 
 # Every package we can use, with the extra that brings it (None: always there). Versions are read
@@ -147,7 +148,7 @@ def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=info)
 
 
-COMMANDS = (add_info, add_patch)
+COMMANDS = (add_info, add_patch, add_index, add_search)
 
 
 def build_parser() -> argparse.ArgumentParser:

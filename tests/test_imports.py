@@ -37,8 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
-    "sentence_transformers": {"encoders", "data", "models"},
+    "sentence_transformers": {"encoders", "data", "models", "layers.interaction"},
 }
+# File -> what one of its functions may import when it is called: an index takes models by duck
+# typing, and loads those that `VideoTransformer` is part of by the function that trusts no others.
+LATE_IMPORTS = {"search/saved_models.py": {"sentence_transformers.load"}}
 SEE_ALL = {"__init__", "__main__"}
 
 # Packages of the extras; only `torch` and `einops` may be loaded.
@@ -111,6 +114,12 @@ def forbidden(unit: str, source: str) -> set[str]:
     }
 
 
+def late_imports(path: Path) -> set[str]:
+    """List what a file may import inside functions and does not import elsewhere."""
+    allowed = LATE_IMPORTS.get(path.relative_to(PACKAGE).as_posix(), set())
+    return allowed - set(imported_modules(path.read_text(encoding="utf-8"), at_import=True))
+
+
 def unit_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -122,7 +131,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if unit_of(path) not in SE
 def test_imports_go_one_way(path: Path) -> None:
     unit = unit_of(path)
     assert unit in MAY_IMPORT, f"{unit} is new: say in this file's table what it may import"
-    assert not forbidden(unit, path.read_text(encoding="utf-8"))
+    assert not forbidden(unit, path.read_text(encoding="utf-8")) - late_imports(path)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,14 @@ The files, each importing only files above it:
     identity      which model an index is of
     progress      rate and time left
     adding        reading, embedding, appending
+    turns         several processes that add take turns of writing
     second_stage  the order of what was found, by frame features
+    saved_models  the model of an index, loaded from where it was saved
     index         `VideoIndex`
+    listing       the video files of folders
+    pictures      frames of a hit, as the page shows them
+    page          what was found, as an HTML page
+    commands/     `muse-adapter index` and `search`
 """
 
 from muse_adapter.search.index import VideoIndex

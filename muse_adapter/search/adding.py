@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,12 @@ from muse_adapter.search.progress import Progress
 from muse_adapter.search.segments import AddReport, Settings, VideoSegments
 from muse_adapter.search.store import Writer
 
+# Begins to write, and gives the right to do so back at its end.
+Turn = Callable[[], AbstractContextManager[Writer]]
+
 
 def add_videos(
-    writer: Writer,
+    turn: Turn,
     model: Any,
     settings: Settings,
     videos: Sequence[str],
@@ -31,7 +35,7 @@ def add_videos(
     """Add the videos that are not in a table yet.
 
     Args:
-        writer: Of the table.
+        turn: Begins to write the table, for as long as one batch takes.
         model: Embeds the videos.
         settings: Of the table.
         videos: Paths.
@@ -47,12 +51,13 @@ def add_videos(
     """
     new: dict[str, None] = {}
     skipped = []
-    for video in videos:
-        if video in new or video in writer:
-            skipped.append(video)
-        else:
-            new[video] = None
-    batches = _Batches(writer, model, settings, batch_size)
+    with turn() as writer:
+        for video in videos:
+            if video in new or video in writer:
+                skipped.append(video)
+            else:
+                new[video] = None
+    batches = _Batches(turn, model, settings, batch_size)
     documents = read_documents(
         list(new), frame_sampling_of(model), settings.window, settings.stride, workers
     )
@@ -66,7 +71,7 @@ def add_videos(
         batches.finish()
     finally:
         bar.close(batches.num_done, len(batches.unreadable))
-    return AddReport(tuple(batches.added), tuple(skipped), batches.unreadable)
+    return AddReport(tuple(batches.added), (*skipped, *batches.skipped), batches.unreadable)
 
 
 @dataclass
@@ -81,19 +86,20 @@ class _Parts:
 class _Batches:
     """Embed documents in batches, and append the videos that are complete."""
 
-    def __init__(self, writer: Writer, model: Any, settings: Settings, batch_size: int) -> None:
-        self._writer, self._model, self._settings = writer, model, settings
+    def __init__(self, turn: Turn, model: Any, settings: Settings, batch_size: int) -> None:
+        self._turn, self._model, self._settings = turn, model, settings
         self._batch_size = batch_size
         self._batch: list[Document] = []
         self._parts: dict[str, _Parts] = {}
         self._complete: list[VideoSegments] = []
         self.added: list[str] = []
+        self.skipped: list[str] = []  # which another process has added meanwhile
         self.unreadable: dict[str, str] = {}
 
     @property
     def num_done(self) -> int:
         """Number of videos that are in the table now, or cannot be."""
-        return len(self.added) + len(self.unreadable)
+        return len(self.added) + len(self.skipped) + len(self.unreadable)
 
     def take(self, document: Document | Unreadable) -> None:
         """Take the next document, embed a full batch and append complete videos."""
@@ -158,10 +164,15 @@ class _Batches:
         return VideoSegments(video, parts.spans, torch.cat(parts.vectors), frames)
 
     def _append(self) -> None:
-        if self._complete:
-            self._writer.append(self._complete)
-            self.added += [video.video for video in self._complete]
-            self._complete = []
+        if not self._complete:
+            return
+        with self._turn() as writer:
+            new = [video for video in self._complete if video.video not in writer]
+            self.skipped += [video.video for video in self._complete if video.video in writer]
+            if new:
+                writer.append(new)
+        self.added += [video.video for video in new]
+        self._complete = []
 
     def _leave_out(self, video: str, reason: str) -> None:
         self.unreadable[video] = reason

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_adapter.data.token_cache.probe import TOLERANCE
-from muse_adapter.search.models import embed_queries, frame_sampling_of
+from muse_adapter.search.models import embed_queries, frame_sampling_of, saved_in_of
 from muse_adapter.tensor_files import pack_tensors, unpack_tensors
 
 _PROBE = "A dog catches a red ball on the beach, and 3 people laugh."
@@ -33,6 +34,7 @@ def identify(model: Any) -> bytes:
             weights are compared; otherwise only its embedding of a text is.
     """
     tensors, sampling = dict(_tensors(model)), frame_sampling_of(model)
+    place = saved_in_of(model)
     shapes = " ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     samples = [_sample(tensor) for tensor in tensors.values()]
     return pack_tensors(
@@ -45,6 +47,8 @@ def identify(model: Any) -> bytes:
             "class": type(model).__name__,
             "names": f"{zlib.crc32(shapes.encode()):08x}",
             "frames": str(sampling and tuple(sampling)),
+            # As JSON: names of folders may be no Unicode.
+            "saved_in": json.dumps(place),
         },
     )
 
@@ -77,6 +81,13 @@ def embedding_width(stored: bytes) -> int:
 def model_class(stored: bytes) -> str:
     """Return the name of the class of a model."""
     return unpack_tensors(stored, "the identity of the model")[1]["class"]
+
+
+def saved_in(stored: bytes) -> tuple[str, str | None] | None:
+    """Return where a model was saved: a folder, or a name on the hub and its commit."""
+    text = unpack_tensors(stored, "the identity of the model")[1].get("saved_in", "null")
+    place = json.loads(text)
+    return None if place is None else (place[0], place[1])
 
 
 def _different_text(expected: dict[str, str], given: dict[str, str]) -> str | None:

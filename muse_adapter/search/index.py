@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from muse_adapter.search.adding import add_videos
-from muse_adapter.search.identity import check_same, embedding_width, identify, model_class
+from muse_adapter.search.adding import Turn, add_videos
+from muse_adapter.search.identity import check_same, embedding_width, identify
 from muse_adapter.search.models import (
     FrameScorer,
     check_model,
@@ -17,9 +19,11 @@ from muse_adapter.search.models import (
     frame_scorer_of,
     gives_frame_features,
 )
+from muse_adapter.search.saved_models import load_model_of
 from muse_adapter.search.second_stage import search_twice
 from muse_adapter.search.segments import AddReport, Hit, Settings
 from muse_adapter.search.store import Store, create_store, open_store
+from muse_adapter.search.turns import wait_for_turn
 
 
 class VideoIndex:
@@ -109,7 +113,8 @@ class VideoIndex:
             uri: As in `create`.
             name: As in `create`.
             model: The model with which it was created, or a copy, also in another precision. None:
-                nothing can be added, and no text be searched.
+                the first call that needs it loads it from where it was saved, if it is a
+                `SentenceTransformer` and was, before the index was created.
 
         Raises:
             FileNotFoundError: There is no index.
@@ -130,6 +135,7 @@ class VideoIndex:
         batch_size: int = 8,
         workers: int = 0,
         progress: bool = True,
+        shared: bool = False,
     ) -> AddReport:
         """Add videos; what is in the index is skipped, so an interrupted call can be repeated.
 
@@ -141,17 +147,20 @@ class VideoIndex:
             batch_size: Segments that are embedded at once.
             workers: Processes that read videos, for models that take frames.
             progress: Whether to print videos a second and the time left, to standard error.
+            shared: Whether other processes add to the index too: they write their batches in turns,
+                each waiting for the others, instead of being refused.
 
         Returns:
             What became of each path.
 
         Raises:
-            BlockingIOError: Another process writes; the message names it.
+            BlockingIOError: Another process writes, or with `shared` has been writing for ten
+                minutes; the message names it.
             ImportError: PyAV is not installed.
             OSError: The index cannot be written.
             TypeError: `paths` is a single path.
-            ValueError: The index was opened without a model, an embedding is not finite or of
-                another width, or an argument is out of range.
+            ValueError: The model cannot be loaded, an embedding is not finite or of another width,
+                or an argument is out of range.
         """
         store, model = self._opened(), self._needed_model("adding videos")
         if batch_size < 1 or workers < 0:
@@ -165,9 +174,13 @@ class VideoIndex:
                 "one reads the videos itself"
             )
         videos = _names(paths)
-        with store.write() as writer:
+        with contextlib.ExitStack() as stack:
+            if shared:
+                turn: Turn = functools.partial(wait_for_turn, store)
+            else:
+                turn = functools.partial(contextlib.nullcontext, stack.enter_context(store.write()))
             return add_videos(
-                writer,
+                turn,
                 model,
                 store.settings,
                 videos,
@@ -192,8 +205,8 @@ class VideoIndex:
 
         Raises:
             TypeError: `query` is no text.
-            ValueError: The index was opened without a model, `k` is below 1, the index has no frame
-                features or the model no scorer, or what was found is damaged.
+            ValueError: The model cannot be loaded, `k` is below 1, the index has no frame features
+                or the model no scorer, or what was found is damaged.
         """
         store, model = self._opened(), self._needed_model("searching a text")
         if not isinstance(query, str):
@@ -258,6 +271,11 @@ class VideoIndex:
         """Number of segments."""
         return self._opened().read().num_segments
 
+    @property
+    def settings(self) -> Settings:
+        """What was fixed when the index was created: width, windows, frame features."""
+        return self._opened().settings
+
     def close(self) -> None:
         """Release files and connections; the index cannot be used after it."""
         if self._store is not None:
@@ -282,10 +300,7 @@ class VideoIndex:
 
     def _needed_model(self, purpose: str) -> Any:
         if self._model is None:
-            kind = model_class(self._opened().model)
-            raise ValueError(
-                f"{purpose} needs the model of the index, a {kind}: VideoIndex.open(uri, model=...)"
-            )
+            self._model = load_model_of(self._opened().model, purpose)
         return self._model
 
     def _scorer(self, rerank: bool | FrameScorer | None) -> FrameScorer | None:

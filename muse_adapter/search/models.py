@@ -142,6 +142,12 @@ def frame_scorer_of(model: Any) -> FrameScorer | None:
     return _attribute(model, "score_frames")
 
 
+def saved_in_of(model: Any) -> tuple[str, str | None] | None:
+    """Return where the model was saved, its attribute `saved_in`; None: nowhere."""
+    place: tuple[str, str | None] | None = _attribute(model, "saved_in")
+    return place
+
+
 def _attribute(model: Any, name: str) -> Any:
     """Return an attribute of a model, or of its first module: a pipeline hides its parts'."""
     found = getattr(model, name, None)

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from muse_adapter.data.video.sampling import Sampling
 from muse_adapter.encoders.video import VideoEncoder
+from muse_adapter.layers.interaction import TextGatedInteraction
 from muse_adapter.models.muse import MultiScaleMamba
 from muse_adapter.sentence_transformers.backbone import Backbone, load_backbone
 from muse_adapter.sentence_transformers.inputs import batch_frames, parse_inputs
@@ -43,6 +45,10 @@ class VideoTransformer(InputModule):
         skip_unreadable: Whether a video that cannot be read gets a zero embedding and a warning
             instead of an error.
         **loading: Of `load_backbone`: `revision`, `token`, `cache_folder`, `model_kwargs`, …
+
+    Attributes:
+        saved_in: Where the model that this module is part of was saved or loaded from last: a
+            folder, or a name on the hub and its commit. None if it never was.
 
     Raises:
         TypeError: The model has no text tower, or `head` is no `MultiScaleMamba`.
@@ -100,6 +106,7 @@ class VideoTransformer(InputModule):
         self.num_frames = num_frames
         self.fps = fps
         self.skip_unreadable = skip_unreadable
+        self.saved_in: tuple[str, str | None] | None = None
         self._max_seq_length = self.text_inputs.max_length
 
     @property
@@ -227,6 +234,32 @@ class VideoTransformer(InputModule):
             "attention_mask": mask,
         }
 
+    def score_frames(self, query: Tensor, frames: Sequence[Tensor]) -> Tensor:
+        """Score videos for the second stage of a search, by the frames that fit the text.
+
+        Where an embedding is the mean of all frames, this is EERCF's mean weighted by the text.
+
+        Args:
+            query: (D,), the embedding of a text.
+            frames: K videos, the `token_embeddings` (T, D) of each.
+
+        Returns:
+            (K,) cosines.
+
+        Raises:
+            ValueError: The widths differ, as where another module has changed the embeddings.
+        """
+        widths = {each.shape[1] for each in frames}
+        if widths - {len(query)}:
+            raise ValueError(
+                f"the frames of videos have width {max(widths)}, which the embedding of the query, "
+                f"of width {len(query)}, cannot be compared with: search with rerank=False"
+            )
+        lengths = torch.tensor([len(each) for each in frames])
+        padded = pad_sequence(list(frames), batch_first=True)  # (K, T, D)
+        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        return TextGatedInteraction()(query[None], padded, mask=mask.to(padded.device))[0]
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in the head and in the model."""
         self.encoder.set_grad_checkpointing()
@@ -260,6 +293,7 @@ class VideoTransformer(InputModule):
         self.processor.save_pretrained(output_path)
         self.head.save_pretrained(Path(output_path) / HEAD_FOLDER)
         self.save_config(output_path)
+        self.saved_in = os.path.abspath(output_path), None
 
     @classmethod
     def load(
@@ -310,6 +344,12 @@ class VideoTransformer(InputModule):
             **hub,
         )
         module.max_seq_length = max_seq_length
+        name = model_name_or_path
+        is_folder = os.path.isdir(name)
+        module.saved_in = (
+            os.path.abspath(name) if is_folder else name,
+            None if is_folder else module.base_model_revision or revision,
+        )
         module.base_model = origin["base_model"]
         module.base_model_revision = origin["base_model_revision"]
         return module

@@ -10,6 +10,11 @@ from types import ModuleType
 from typing import Any
 
 MIN_PYAV = 17  # older ones convert BT.709 as BT.601
+# sentence-transformers knows the first six; the files of ActivityNet and VATEX have others too.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mov", ".wmv", ".flv", ".mkv"),
+    *(".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"),
+)
 
 
 class UnreadableVideo(ValueError):
