@@ -18,8 +18,8 @@ def list_videos(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[str], dic
         paths: Folders, and files, which are taken whatever their names are.
 
     Returns:
-        Absolute paths, each once, those of a folder in the order of their names; and a sentence for each
-        folder that cannot be read.
+        Absolute paths, each once, those of a folder in the order of their names; and a sentence for
+        each folder that cannot be read.
     """
     found: dict[str, None] = {}
     unreadable: dict[str, str] = {}

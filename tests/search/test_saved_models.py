@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from muse_adapter.search import Hit, VideoIndex
 from muse_adapter.search.saved_models import load_model
-from tests.support.tiny_towers import tiny_transformer
+from tests.support.saved_models import tiny_model
 from tests.support.video_files import grey_video, moving_frames, write_video
 
 pytestmark = pytest.mark.usefixtures("torch_scan")
@@ -33,7 +33,7 @@ def same(hits: list[Hit], expected: list[Hit]) -> bool:
 
 @pytest.fixture
 def model(tmp_path: Path) -> SentenceTransformer:
-    model = SentenceTransformer(modules=[tiny_transformer(num_frames=6)], device="cpu")
+    model = tiny_model()
     model.save_pretrained(str(tmp_path / "model"))
     return model
 
@@ -98,9 +98,9 @@ def test_nothing_is_loaded_before_it_is_needed(model, videos, tmp_path):
 
 def test_another_model_in_the_same_place(model, tmp_path):
     VideoIndex.create(tmp_path / "clips.index", model).close()
-    torch.manual_seed(1)
-    other = SentenceTransformer(modules=[tiny_transformer(num_frames=6)], device="cpu")
-    other.save_pretrained(str(tmp_path / "model"))
+    with torch.no_grad():
+        next(iter(model.parameters())).add_(1)
+    model.save_pretrained(str(tmp_path / "model"))
     index = VideoIndex.open(tmp_path / "clips.index")
     with pytest.raises(ValueError, match=r"of another model: .*; loaded from '.*/model'"):
         index.search(TEXT)
