@@ -18,6 +18,7 @@ from examples.quickstart.material import load_material
 from examples.quickstart.scenes import QUERY
 from examples.quickstart.search import search
 from examples.quickstart.settings import Settings
+from muse_adapter.search.page import write_page
 
 # What the reader has typed: the script that makes the environment, or Python itself.
 COMMAND = os.environ.get("QUICKSTART_COMMAND", "python -m examples.quickstart")
@@ -34,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("command", nargs="?", choices=["search"], help="search the trained clips")
     parser.add_argument("words", nargs="?", help="what to search for, in quotes")
+    parser.add_argument("--html", type=Path, metavar="FILE",
+                        help="with search: a page that shows and plays the clips")  # fmt: skip
     parser.add_argument("--folder", type=Path, default=Path("quickstart-output"),
                         help="everything is kept here (default: %(default)s)")  # fmt: skip
     parser.add_argument(
@@ -68,6 +71,8 @@ def check_options(options: argparse.Namespace) -> None:
     """
     if options.command == "search" and not options.words:
         raise ValueError(f'search expects words: search "{QUERY}"')
+    if options.html is not None and options.command != "search":
+        raise ValueError("--html is of search: give both or none")
     if (options.videos is None) != (options.captions is None):
         raise ValueError("--videos and --captions belong together: give both or none")
     if options.train_backbone and options.backbone is None:
@@ -119,12 +124,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def run_search(options: argparse.Namespace) -> None:
-    """Print the best clips."""
-    hits, warnings = search(options.folder, options.words)
+    """Print the best clips, and write them as a page."""
+    found, warnings = search(options.folder, options.words)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for rank, hit in enumerate(hits, start=1):
-        print(f"{rank}. {hit.score:6.3f}  {hit.caption}\n           {hit.path}")
+    for rank, (hit, caption) in enumerate(found, start=1):
+        print(f"{rank}. {hit.score:6.3f}  {caption}\n           {hit.video}")
+    if options.html is not None:
+        write_page(options.html, options.words, [hit for hit, _ in found])
 
 
 def run_training(options: argparse.Namespace) -> None:

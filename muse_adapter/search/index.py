@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from muse_adapter.search.adding import Turn, add_videos
+from muse_adapter.search.adding import add_videos
 from muse_adapter.search.identity import check_same, embedding_width, identify
 from muse_adapter.search.models import (
     FrameScorer,
@@ -173,21 +173,19 @@ class VideoIndex:
                 "workers= needs a model that takes frames (with an attribute num_frames): this "
                 "one reads the videos itself"
             )
-        videos = _names(paths)
-        with contextlib.ExitStack() as stack:
-            if shared:
-                turn: Turn = functools.partial(wait_for_turn, store)
-            else:
-                turn = functools.partial(contextlib.nullcontext, stack.enter_context(store.write()))
-            return add_videos(
-                turn,
-                model,
-                store.settings,
-                videos,
-                batch_size=batch_size,
-                workers=workers,
-                progress=progress,
-            )
+        add = functools.partial(
+            add_videos,
+            model=model,
+            settings=store.settings,
+            videos=_names(paths),
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+        if shared:
+            return add(functools.partial(wait_for_turn, store))
+        with store.write() as writer:
+            return add(lambda: contextlib.nullcontext(writer))
 
     def search(
         self, query: str, k: int = 10, *, rerank: bool | FrameScorer | None = None

@@ -109,6 +109,7 @@ def index(arguments: argparse.Namespace) -> int:
         for report in results:
             unreadable |= report.unreadable
         if processes.rank == 0:
+            assert opened is not None
             _print_report(results, unreadable)
             print(f"{printable(arguments.to)}: {len(opened)} videos, {opened.segments} segments")
         return INCOMPLETE if unreadable else 0

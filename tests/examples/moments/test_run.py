@@ -20,8 +20,10 @@ from examples.moments.compare import compare, markdown_table
 from examples.moments.corpus import decode, draw, path_of
 from examples.moments.demo import demo
 from examples.moments.material import Material, load_material
+from examples.moments.models import ClipModel
 from examples.moments.moments import sample_videos
 from examples.moments.runs import run
+from examples.moments.search import index_videos
 from tests.support.moments import CORPUS, RUN, TOWER
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_scan")]
@@ -86,6 +88,32 @@ def test_default_run_leaves_results_and_a_picture(
         assert 0 <= result["order_right"] <= 100
     assert (tmp_path / "contact_sheet.png").read_bytes().startswith(PNG)
     assert "MamFusion, clip branch" in capsys.readouterr().out
+
+
+def test_the_index_scores_as_the_model(prepared: Prepared, tmp_path: Path) -> None:
+    made = prepared[1]
+    videos, features = made.videos["test"], made.features["test"]
+    trained, _ = run(RUN, made, tmp_path, progress=False)
+    model = trained.model
+    assert isinstance(model, ClipModel)
+    with torch.inference_mode():
+        expected = model.score(features)
+    spans = {
+        str(path_of(video, made.folder)): model.model.clip_spans(video.num_frames).tolist()
+        for video in videos
+    }
+    moments = [moment for video in videos for moment in video.moments]
+    for _ in range(2):  # the second index takes the place of the first
+        with index_videos(tmp_path, model, made) as index:
+            assert (len(index), index.segments) == (len(videos), sum(map(len, spans.values())))
+            for row, moment in enumerate(moments):
+                hits = {hit.video: hit for hit in index.search(moment.sentence, k=len(videos))}
+                found = [hits[video].score for video in spans]
+                # The vectors are kept in half precision.
+                assert found == pytest.approx(expected[row].tolist(), abs=2e-3)
+                for video, hit in hits.items():
+                    frames = [round(8 * hit.start, 6), round(8 * hit.end, 6) - 1]
+                    assert frames in spans[video]
 
 
 def test_training_goes_on_to_the_same_bits(

@@ -21,6 +21,7 @@ from tests.support.quickstart import run_command
     [
         (["search"], "search expects words"),
         (["search", "a red circle"], "nothing was trained in"),
+        (["--html", "page.html"], "--html is of search: give both or none"),
         (["--videos", "somewhere"], "--videos and --captions belong together"),
         (["--captions", "some.csv"], "--videos and --captions belong together"),
         (["--videos", "nowhere", "--captions", "no.csv"], "no such file of captions: no.csv"),

@@ -56,6 +56,9 @@ def test_default_run_leaves_results_pictures_and_an_index(
     assert len(scores) == 5 and scores == sorted(scores, reverse=True)
     captions = {clip.caption for clip in material.splits["test"].clips}
     assert {line.split(maxsplit=2)[2] for line in shown} <= captions
+    page = tmp_path / "found.html"
+    assert run_command("search", query, "--folder", tmp_path, "--html", page) == 0
+    assert page.read_text().count("<video ") == 5
 
     assert run_command("search", "zebra", "--folder", tmp_path) == 2
     assert "no word of 'zebra' occurs in the training captions" in capsys.readouterr().err
@@ -120,10 +123,16 @@ def test_own_material_is_trained_on_and_searched(
     with pytest.warns(UserWarning, match="broken.mp4"):
         assert run_command(*arguments) == 0
     assert "clips: " in capsys.readouterr().out
-    hits, warnings = search(tmp_path, "circle square", count=100)
-    assert len(hits) == 12  # all splits, each video once
-    assert {Path(hit.path).parent for hit in hits} == {videos}
+    found, warnings = search(tmp_path, "circle square", count=100)
+    assert len(found) == 12  # all splits, each video once
+    assert {Path(hit.video).parent for hit, _ in found} == {videos}
     assert warnings == []
+    # Trained again, the index is that of the new model.
+    with pytest.warns(UserWarning, match="broken.mp4"):
+        assert run_command(*arguments, "--seed", 1) == 0
+    again, _ = search(tmp_path, "circle square", count=100)
+    assert {hit.video for hit, _ in again} == {hit.video for hit, _ in found}
+    assert [hit.score for hit, _ in again] != [hit.score for hit, _ in found]
 
 
 def test_interrupt_says_how_to_go_on(

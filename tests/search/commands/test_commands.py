@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,17 @@ def test_interrupt(made, folder, monkeypatch, capsys):
     monkeypatch.setattr(VideoIndex, "add", interrupted)
     assert main(["index", str(folder), "--to", made]) == 130
     assert capsys.readouterr().err.endswith("muse-adapter index: interrupted\n")
+
+
+def test_the_commands_of_the_page(model, folder, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "search.md").read_text(encoding="utf-8")
+    section = page.partition("## The command line")[2].partition("\n## ")[0]
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("muse-adap")]
+    assert [command[1] for command in commands] == ["index", "search", "search", "search"]
+    os.symlink(model, tmp_path / "my-model")
+    os.symlink(folder / "more", tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+    for _, *arguments in commands:
+        assert main(arguments) == 0
+    assert (tmp_path / "found.html").read_text().count("<video ") == 1
+    assert capsys.readouterr().out.count("c.mp4") == 3
