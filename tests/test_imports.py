@@ -164,6 +164,20 @@ def test_rule_finds_what_it_should(unit: str, source: str, expected: set[str]) -
     assert forbidden(unit, source) == expected
 
 
+def test_a_late_import_stands_inside_a_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name, allowed), *_ = LATE_IMPORTS.items()
+    assert late_imports(PACKAGE / name) == allowed
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir()
+    file.write_text("from muse_adapter.sentence_transformers import load")
+    assert late_imports(file) == set()
+    (tmp_path / "search" / "index.py").write_text("def f():\n    pass")
+    assert late_imports(tmp_path / "search" / "index.py") == set()
+
+
 def test_relative_import_is_refused() -> None:
     with pytest.raises(AssertionError, match="relative import"):
         imported_modules("from .config import MuseConfig")

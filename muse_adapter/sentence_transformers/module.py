@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from muse_adapter.data.video.sampling import Sampling
 from muse_adapter.encoders.video import VideoEncoder
-from muse_adapter.layers.interaction import TextGatedInteraction
 from muse_adapter.models.muse import MultiScaleMamba
 from muse_adapter.sentence_transformers.backbone import Backbone, load_backbone
 from muse_adapter.sentence_transformers.inputs import batch_frames, parse_inputs
 from muse_adapter.sentence_transformers.model_card import describe
 from muse_adapter.sentence_transformers.pixels import FrameInputs
+from muse_adapter.sentence_transformers.scoring import score_frames
 from muse_adapter.sentence_transformers.texts import TextInputs, text_features
 
 HEAD_FOLDER = "muse_head"
@@ -235,30 +234,8 @@ class VideoTransformer(InputModule):
         }
 
     def score_frames(self, query: Tensor, frames: Sequence[Tensor]) -> Tensor:
-        """Score videos for the second stage of a search, by the frames that fit the text.
-
-        Where an embedding is the mean of all frames, this is EERCF's mean weighted by the text.
-
-        Args:
-            query: (D,), the embedding of a text.
-            frames: K videos, the `token_embeddings` (T, D) of each.
-
-        Returns:
-            (K,) cosines.
-
-        Raises:
-            ValueError: The widths differ, as where another module has changed the embeddings.
-        """
-        widths = {each.shape[1] for each in frames}
-        if widths - {len(query)}:
-            raise ValueError(
-                f"the frames of videos have width {max(widths)}, which the embedding of the query, "
-                f"of width {len(query)}, cannot be compared with: search with rerank=False"
-            )
-        lengths = torch.tensor([len(each) for each in frames])
-        padded = pad_sequence(list(frames), batch_first=True)  # (K, T, D)
-        mask = torch.arange(padded.shape[1]) < lengths[:, None]
-        return TextGatedInteraction()(query[None], padded, mask=mask.to(padded.device))[0]
+        """Score videos (K,) for the second stage of a search, see `scoring.score_frames`."""
+        return score_frames(query, frames)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in the head and in the model."""
@@ -344,12 +321,10 @@ class VideoTransformer(InputModule):
             **hub,
         )
         module.max_seq_length = max_seq_length
-        name = model_name_or_path
-        is_folder = os.path.isdir(name)
-        module.saved_in = (
-            os.path.abspath(name) if is_folder else name,
-            None if is_folder else module.base_model_revision or revision,
-        )
+        if os.path.isdir(model_name_or_path):
+            module.saved_in = os.path.abspath(model_name_or_path), None
+        else:
+            module.saved_in = model_name_or_path, module.base_model_revision or revision
         module.base_model = origin["base_model"]
         module.base_model_revision = origin["base_model_revision"]
         return module
