@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import ROOT
@@ -162,12 +163,23 @@ def _bytes(count: float) -> str:
     return f"{tib:,.1f} TiB" if tib >= 1 else f"{count / GIB:,.0f} GiB"
 
 
+def section(search: Figures) -> str:
+    """Write the part of the documents that the figures of an index, and the other parts, give."""
+    others = (RESULTS / name for name in ("decoding.json", "gpu/h200.json"))
+    return f"\n{markdown_table(search, *map(_read, others))}\n\n"
+
+
+def _read(file: Path) -> Figures:
+    figures: Figures = json.loads(file.read_text(encoding="utf-8"))
+    return figures
+
+
 def main() -> None:
     """Print the tables."""
-    files = [RESULTS / name for name in ("search.json", "decoding.json", "gpu/h200.json")]
-    if missing := [str(file) for file in files if not file.exists()]:
-        raise SystemExit(f"no figures to compute from: {', '.join(missing)}")
-    print(markdown_table(*(json.loads(file.read_text(encoding="utf-8")) for file in files)))
+    file = RESULTS / "search.json"
+    if not file.exists():
+        raise SystemExit(f"no figures to compute from: python -m benchmarks.search --json {file}")
+    print(section(_read(file)).strip())
 
 
 if __name__ == "__main__":
