@@ -165,7 +165,7 @@ class _Load:
     def __init__(self) -> None:
         self.start = self._now()
 
-    def found(self, device: str) -> dict[str, float]:
+    def found(self, device: str) -> dict[str, Any]:
         """Return the load, as `Timing` names it."""
         wall, machine, own = (
             after - before for after, before in zip(self._now(), self.start, strict=True)

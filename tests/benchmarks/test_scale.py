@@ -67,5 +67,5 @@ def test_operations_of_a_vit() -> None:
 
 def test_without_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "RESULTS", tmp_path)
-    with pytest.raises(SystemExit, match="no figures to compute from: python -m benchmarks.search"):
+    with pytest.raises(SystemExit, match="no figures to compute from: python"):
         scale.main()
