@@ -58,7 +58,7 @@ class SearchModel:
     def _spans(self, num_frames: int) -> Tensor:
         """Return the start and end of each clip, as fractions of a video."""
         first_and_last = self.model.model.clip_spans(num_frames)
-        return (first_and_last + torch.tensor([0, 1])) / num_frames
+        return (first_and_last + torch.tensor([0, 1])).double() / num_frames
 
 
 def index_videos(folder: Path, model: ClipModel, material: Material) -> VideoIndex:

@@ -112,7 +112,7 @@ def test_the_index_scores_as_the_model(prepared: Prepared, tmp_path: Path) -> No
                 # The vectors are kept in half precision.
                 assert found == pytest.approx(expected[row].tolist(), abs=2e-3)
                 for video, hit in hits.items():
-                    frames = [round(8 * hit.start, 6), round(8 * hit.end, 6) - 1]
+                    frames = [round(8 * hit.start, 6), round(8 * hit.end - 1, 6)]
                     assert frames in spans[video]
 
 
