@@ -59,7 +59,7 @@ def test_index(model, folder, tmp_path, monkeypatch, capsys):
     # The model is known now, and so are the windows; what is in is skipped.
     grey_video(folder / "d.mp4", 4)
     try:
-        assert main([*command, "--quiet", "--batch-size", "2"]) == 1
+        assert main([*command, "--quiet", "--batch-size", "2", "--workers", "1"]) == 1
     finally:
         (folder / "d.mp4").unlink()
     output = capsys.readouterr()
@@ -70,12 +70,6 @@ def test_index(model, folder, tmp_path, monkeypatch, capsys):
         assert {hit.video for hit in index.search("a dog")} == {
             str(folder / name) for name in ("a.mp4", "b.mp4", "more/c.mp4", "d.mp4")
         }
-
-
-def test_index_with_workers(model, folder, tmp_path, capsys):
-    command = ["index", str(folder / "more"), "--to", str(tmp_path / "i"), "--model", model]
-    assert main([*command, "--workers", "2"]) == 0
-    assert "1 videos added" in capsys.readouterr().out
 
 
 def test_search(made, folder, tmp_path, capsys):
