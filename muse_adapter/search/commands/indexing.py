@@ -110,8 +110,7 @@ def index(arguments: argparse.Namespace) -> int:
             unreadable |= report.unreadable
         if processes.rank == 0:
             assert opened is not None
-            _print_report(results, unreadable)
-            print(f"{printable(arguments.to)}: {len(opened)} videos, {opened.segments} segments")
+            _print_report(opened, results, unreadable)
         return INCOMPLETE if unreadable else 0
 
 
@@ -122,9 +121,7 @@ def _open(arguments: argparse.Namespace) -> VideoIndex:
         found = VideoIndex.open(arguments.to, name=arguments.name, model=model)
     except FileNotFoundError:
         if model is None:
-            raise ValueError(
-                f"there is no index in {arguments.to!r} yet: a new one needs --model"
-            ) from None
+            raise ValueError("there is no such index yet: a new one needs --model") from None
         return VideoIndex.create(
             arguments.to,
             model,
@@ -139,10 +136,12 @@ def _open(arguments: argparse.Namespace) -> VideoIndex:
     return found
 
 
-def _print_report(reports: list[AddReport], unreadable: dict[str, str]) -> None:
+def _print_report(opened: VideoIndex, reports: list[AddReport], unreadable: dict[str, str]) -> None:
     added, skipped = (
         sum(len(getattr(report, kind)) for report in reports) for kind in ("added", "skipped")
     )
     print(f"{added} videos added, {skipped} were in the index, {len(unreadable)} cannot be read")
     for reason in unreadable.values():
         print(f"  {printable(reason)}")
+    # Not its address, which may hold a password.
+    print(f"the index has {len(opened)} videos, {opened.segments} segments")

@@ -53,7 +53,7 @@ def test_index(model, folder, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == "3 videos added, 0 were in the index, 1 cannot be read"
     assert re.search(r"\n  cannot read .*/broken\.mp4: it is no video", output.out)
-    assert output.out.endswith("/i: 3 videos, 9 segments\n")
+    assert output.out.endswith("\nthe index has 3 videos, 9 segments\n")
     assert re.search(r"4 of 4 videos, [0-9.]+ a second, 1 unreadable", output.err)
 
     # The model is known now, and so are the windows; what is in is skipped.
@@ -125,7 +125,7 @@ def test_names_that_terminals_would_obey(model, folder, tmp_path, capsys):
         ("search dog --index {made} --model {folder}", "is no saved model: it has no modules.json"),
         ("search dog --index {made} --html {new}/page.html", "No such file or directory"),
         ("search dog --index http://host:1", "no store for addresses with http://"),
-        ("index {folder} --to {new}", "no index in '.*new' yet: a new one needs --model"),
+        ("index {folder} --to {new}", "no such index yet: a new one needs --model"),
         ("index {folder} --to {made} --window 2", "was created with --window None, got 2.0"),
         ("index {folder} --to {new} --model {model} --stride 2", "stride=2.0 needs window="),
         ("index {folder} --to {made} --batch-size 0", "batch_size must be at least 1"),
