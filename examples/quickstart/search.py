@@ -107,7 +107,7 @@ def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Found], li
         raise FileNotFoundError(
             f"nothing was trained in {folder} yet: run the quickstart there first (no {path})"
         )
-    content = read_tensors(path, ["settings", "tokenizer", "model", "videos", "captions", "paths"])
+    content = read_tensors(path, ["settings", "tokenizer", "model", "captions"])
     settings = Settings(**content["settings"])
     tokenizer = load_tokenizer(settings, content["tokenizer"])
     warnings_of_query = tokenizer.warnings(query)
