@@ -47,8 +47,9 @@ def add_videos(
     """
     new: dict[str, None] = {}
     skipped = []
+    present = writer.present(videos)
     for video in videos:
-        if video in new or video in writer:
+        if video in new or video in present:
             skipped.append(video)
         else:
             new[video] = None
