@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from muse_adapter.search.segments import Segment, Settings, VideoSegments
+from muse_adapter.search.segments import Settings, VideoSegments
 from muse_adapter.search.store import Store, create_store, open_store
 from tests.support.search_models import DIM, segments_of, settings
+from tests.support.search_stores import append, assert_same, videos
 
 pytest.importorskip("safetensors", reason="an index has the identity of its model in one")
 
@@ -39,7 +39,11 @@ def open_(uri: str) -> Iterator[Callable[..., Store]]:
     with contextlib.ExitStack() as stores:
 
         def open_(name: str = "videos", create: Settings | None = None) -> Store:
-            store = open_store(uri, name) if create is None else create_store(uri, name, create, b"a model")
+            store = (
+                open_store(uri, name)
+                if create is None
+                else create_store(uri, name, create, b"a model")
+            )
             stores.callback(store.close)
             return store
 
@@ -49,49 +53,6 @@ def open_(uri: str) -> Iterator[Callable[..., Store]]:
 @pytest.fixture
 def store(open_: Callable[..., Store]) -> Store:
     return open_(create=settings())
-
-
-def videos(count: int, seed: int = 0) -> dict[str, VideoSegments]:
-    return {f"v{i}.mp4": segments_of(f"v{i}.mp4", seed + i, count=1 + i % 4) for i in range(count)}
-
-
-def append(store: Store, content: dict[str, VideoSegments]) -> None:
-    with store.write() as writer:
-        writer.append(list(content.values()))
-
-
-def expected_hits(content: dict[str, VideoSegments], query: Tensor) -> list[tuple[float, Segment]]:
-    """Rank all videos by their best segments, by the definition, from what is stored: halves."""
-    best = []
-    for video in content.values():
-        scores = video.vectors.half().double() @ query.double()
-        number = int(scores.argmax())
-        best.append((float(scores[number]), Segment(video.video, *video.spans[number])))
-    return sorted(best, reverse=True)
-
-
-def is_folder(uri: str) -> bool:
-    return uri.endswith(".index")
-
-
-def assert_same(store: Store, content: dict[str, VideoSegments], k: int = 5) -> None:
-    """Assert that a store has these videos and no others, and ranks them right."""
-    table = store.read()
-    assert table.num_videos == len(content)
-    assert table.num_segments == sum(len(video.spans) for video in content.values())
-    queries = F.normalize(torch.randn(3, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
-    for count in (k, len(content) + 3):
-        scores, ids = table.search(queries, count)
-        for query, found_scores, found_ids in zip(queries, scores, ids, strict=True):
-            expected = expected_hits(content, query)[:count]
-            found = table.segments(found_ids)
-            assert found == [segment for _, segment in expected]
-            assert found_scores == pytest.approx([score for score, _ in expected], abs=1e-6)
-            for segment, frames in zip(found, table.frames(found_ids), strict=True):
-                video = content[segment.video]
-                number = video.spans.index((segment.start, segment.end))
-                assert video.frames is not None
-                torch.testing.assert_close(frames, video.frames[number].half(), rtol=0, atol=0)
 
 
 def test_an_empty_table(store, open_):
@@ -162,10 +123,9 @@ def test_an_unknown_video_is_not_removed(store):
     assert_same(store, videos(3))
 
 
-def test_a_table_in_a_folder_stays_as_it_was_read(store, open_, uri):
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)  # Milvus keeps no earlier states
+def test_a_table_stays_as_it_was_read(store, open_):
     """Others append, remove and compact; whoever reads a table goes on with it."""
-    if not is_folder(uri):
-        pytest.skip("Milvus keeps no earlier states")
     append(store, videos(10))
     reader = open_()
     table = reader.read()
@@ -193,14 +153,8 @@ def test_tables_of_one_address(store, open_):
     assert_same(open_(), videos(3))
 
 
-def test_a_second_writer(store, open_, uri):
-    """A folder refuses it; in Milvus both write."""
-    if not is_folder(uri):
-        with store.write() as writer, open_().write() as second:
-            writer.append(list(videos(4).values()))
-            second.append(list(videos(9).values())[2:])
-        assert_same(store, videos(9))
-        return
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_a_second_writer_is_refused(store, open_):
     with store.write() as writer:
         second = open_()
         with (
@@ -215,6 +169,15 @@ def test_a_second_writer(store, open_, uri):
     with pytest.raises(ZeroDivisionError), store.write():
         raise ZeroDivisionError
     append(store, {"v8.mp4": segments_of("v8.mp4", 8)})
+
+
+@pytest.mark.parametrize("uri", STORES[1:], indirect=True)
+def test_several_writers(store, open_):
+    """In Milvus, also of the same videos."""
+    with store.write() as writer, open_().write() as second:
+        writer.append(list(videos(4).values()))
+        second.append(list(videos(9).values())[2:])
+    assert_same(store, videos(9))
 
 
 def test_values_that_have_no_half(store):

@@ -126,7 +126,9 @@ def _parse_options(query: str) -> dict[str, str]:
         if name not in known:
             raise ValueError(f"uri: unknown option {name!r}; known are {', '.join(known)}")
         if name in choices and value not in choices[name]:
-            raise ValueError(f"uri: {name} must be one of {', '.join(choices[name])}, got {value!r}")
+            raise ValueError(
+                f"uri: {name} must be one of {', '.join(choices[name])}, got {value!r}"
+            )
         if name not in choices and not (value.isascii() and value.isdigit() and int(value)):
             raise ValueError(f"uri: {name} must be a whole number of at least 1, got {value!r}")
     return options

@@ -144,7 +144,8 @@ class Client:
 def _translated(error: Exception, address: Address) -> OSError:
     """Return the error of ours that says what an error of pymilvus means."""
     message = str(getattr(error, "message", "") or error)
-    lower = f"{message} {getattr(error, 'code', '')}".lower()
+    # pymilvus says "server unavailable" where the password is wrong; gRPC, below it, knows better.
+    lower = f"{message} {_status(error)}".lower()
     if any(part in lower for part in _DENIED):
         return PermissionError(
             f"Milvus at {address} denies access: give user:password@ in the address, or the "
@@ -156,6 +157,19 @@ def _translated(error: Exception, address: Address) -> OSError:
             f"the address): {_first_line(message)}"
         )
     return OSError(f"Milvus at {address}: {_first_line(message)}")
+
+
+def _status(error: BaseException) -> str:
+    """Return the codes of an error and of those that led to it, gRPC's by name."""
+    codes = []
+    seen: list[BaseException | None] = [None]
+    cause: BaseException | None = error
+    while cause not in seen:  # pymilvus raises errors from themselves
+        code = getattr(cause, "code", "")
+        codes.append(str(code() if callable(code) else code))
+        seen.append(cause)
+        cause = cause.__cause__ if cause is not None else None
+    return " ".join(codes)
 
 
 def _first_line(message: str) -> str:

@@ -86,7 +86,9 @@ class MilvusTable:
         grouping = self._client.knows_grouping()
         per_video = 1 if grouping else _SEGMENTS_PER_VIDEO
         limit = min((found[0].wanted * per_video + _SPARE) << found[0].rounds, _MOST_ROWS)
-        parameters = {name: max(v, limit) if name == "ef" else v for name, v in self._search.items()}
+        parameters = {
+            name: max(v, limit) if name == "ef" else v for name, v in self._search.items()
+        }
         answers = self._client.call(
             "search",
             self._name,
