@@ -1,9 +1,7 @@
-"""What is particular to Milvus, in Milvus Lite: interruptions, grouping, damage, wrong collections."""
+"""What is particular to Milvus, in Milvus Lite: interruptions, grouping, damage, errors."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +51,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, method: str, after: int) -> None:
     monkeypatch.setattr(Client, "call", call)
 
 
-@pytest.mark.parametrize("after", range(6))
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
 def test_an_interrupted_append_is_repeated(store, after, monkeypatch):
     """Each video is whole or not found, whichever request was the last; then nothing is twice."""
     monkeypatch.setattr(milvus_store, "_REQUEST_BYTES", 80)  # two or three rows in a request
@@ -167,7 +165,7 @@ def test_collections_that_are_no_index(store, uri):
     client = store._client
     client.call("create_collection", "other", dimension=4)
     with pytest.raises(
-        ValueError, match="the collection 'other' in .* is no index of muse-adapter"
+        ValueError, match=r"the collection 'other' in .* is no index of muse-adapter"
     ):
         open_store(uri, "other")
     with pytest.raises(FileExistsError, match="or another collection"):
@@ -210,22 +208,18 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_file_that_another_process_has(store, uri):
+    fcntl = pytest.importorskip("fcntl", reason="Milvus Lite locks a file by flock")
     append(store, videos(2))
-    code = f"""
-        from muse_adapter.search.store import open_store
-        try:
-            open_store({uri!r}, "videos")
-        except OSError as error:
-            print(error)
-        """
-    run = [sys.executable, "-c", "import textwrap, sys; exec(textwrap.dedent(sys.argv[1]))", code]
-    result = subprocess.run(run, capture_output=True, text=True, env={**os.environ}, timeout=120)
-    assert "another process may have it open" in result.stdout
-    assert result.stderr == ""
     store.close()
-    reopened = open_store(uri, "videos")
-    assert_same(reopened, videos(2))
-    reopened.close()
+    with (Path(uri) / "LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another process may have it open"):
+            open_store(uri, "videos")
+    again, more = open_store(uri, "videos"), open_store(uri, "videos")
+    again.close()
+    again.close()
+    assert_same(more, videos(2))
+    more.close()
 
 
 def test_a_server_that_is_not_there():

@@ -13,6 +13,7 @@ from typing import Any
 from muse_adapter.search.milvus.address import TOKEN_VARIABLE, Address
 
 _PAUSES_S = 0.1, 3.0  # between attempts: the first, and the longest
+_NOT_LOADED = "collection not loaded"
 # Parts of messages of a server that starts, or is not reached; it is asked again.
 _PASSING = (
     "fail connecting",
@@ -24,6 +25,7 @@ _PASSING = (
     "not healthy",
     "not available",
     "not fully loaded",
+    _NOT_LOADED,
     "no available",
     "not serviceable",
     "node not found",
@@ -63,7 +65,8 @@ class Client:
             raise ImportError(
                 f"an index in Milvus needs {error.name}: pip install 'muse-adapter[milvus]'"
             ) from error
-        if address.is_file:
+        self._uses_file = address.is_file
+        if self._uses_file:
             with _users_lock:
                 _users[address.uri] = _users.get(address.uri, 0) + 1
         try:
@@ -99,6 +102,10 @@ class Client:
                     raise failure from error
                 if time.monotonic() + pause >= deadline:
                     raise failure from error
+                if _NOT_LOADED in str(error):
+                    # Somebody released it, or the server was killed before it had noted the wish.
+                    with contextlib.suppress(MilvusException), _without_logs():
+                        self._client.load_collection(arguments[0], timeout=left)
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
@@ -114,14 +121,9 @@ class Client:
         if client is not None:
             with contextlib.suppress(Exception), _without_logs():
                 client.close()
-        if self.address.is_file:
-            with _users_lock:
-                _users[self.address.uri] -= 1
-                if not _users[self.address.uri]:
-                    from milvus_lite.server_manager import server_manager_instance
-
-                    del _users[self.address.uri]
-                    server_manager_instance.release_server(self.address.uri)
+        if self._uses_file:
+            self._uses_file = False
+            _release(self.address.uri)
 
     def _connect(self, timeout: float) -> Any:
         from pymilvus import MilvusClient
@@ -139,6 +141,17 @@ class Client:
             raise OSError(
                 f"Milvus Lite cannot open {address}" + in_use * Path(address.uri).exists()
             ) from error
+
+
+def _release(path: str) -> None:
+    """Count one user of a file less, and close it after the last."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    with _users_lock:
+        _users[path] -= 1
+        if not _users[path]:
+            del _users[path]
+            server_manager_instance.release_server(path)
 
 
 def _translated(error: Exception, address: Address) -> OSError:
