@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from muse_adapter.search import VideoIndex
 from muse_adapter.search.milvus import MilvusStore
 from muse_adapter.search.milvus import store as milvus_store
 from muse_adapter.search.milvus.client import Client
 from muse_adapter.search.segments import VideoSegments
 from muse_adapter.search.store import create_store, open_store
-from tests.support.search_models import DIM, segments_of, settings
+from tests.support.search_models import DIM, FrameModel, segments_of, settings, write_greys
 from tests.support.search_stores import append, assert_found, assert_same, videos
 
 pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
@@ -120,6 +121,29 @@ def test_grouping_by_the_server(version, store):
     store._client.version = version
     assert store._client.knows_grouping() == (not version.startswith("v2.3"))
     assert_same(store, content)
+
+
+def test_an_index_of_videos(tmp_path):
+    """Everything that an index does, in a file."""
+    pytest.importorskip("av", reason="the videos of an index are read with PyAV")
+    mixed, plain = write_greys(tmp_path, [20, 20, 20, 220], [170] * 4)
+    model, uri = FrameModel(), tmp_path / "clips.db"
+    with VideoIndex.create(uri, model) as index:
+        assert index.add([mixed], progress=False).added == (mixed,)
+        assert index.add([mixed, plain], workers=1, progress=False).skipped == (mixed,)
+        assert index.search("grey 220", rerank=False)[0].video == plain
+        hits = index.search("grey 220")
+        assert [(hit.video, hit.start, hit.end) for hit in hits] == [(mixed, 0, 1), (plain, 0, 1)]
+        assert index.verify() == []
+    with VideoIndex.open(uri, model=model) as index:
+        assert index.search("grey 220") == hits
+        index.remove([mixed])
+        index.compact()
+        assert len(index) == index.segments == 1
+    with torch.no_grad():
+        model.scale.bias.add_(1)
+    with pytest.raises(ValueError, match="the index is of another model"):
+        VideoIndex.open(uri, model=model)
 
 
 def test_a_removal_during_a_search(store):

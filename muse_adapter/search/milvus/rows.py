@@ -61,8 +61,8 @@ def make_rows(video: VideoSegments, frame_features: bool) -> list[dict[str, Any]
         ValueError: A value is not finite in half precision, or there are too many frames.
     """
     packed = pack_video(video)
-    content = hashlib.sha256(packed.segments + packed.vectors + packed.frames).hexdigest()[:16]
-    addition = f"{video_id(video.video)}-{content}"
+    content = b"".join([packed.segments, packed.vectors, packed.frames])
+    addition = f"{video_id(video.video)}-{hashlib.sha256(content).hexdigest()[:16]}"
     vectors = video.vectors.detach().half().float().tolist()
     now = int(time.time())
     rows: list[dict[str, Any]] = [

@@ -33,7 +33,7 @@ def make_schema(dim: int, frame_features: bool) -> Any:
     if frame_features:
         schema.add_field("num_frames", DataType.INT64)
         # Bytes of half precision in base64. In the row of the segment, since a collection beside it
-        # was no faster, and a vector for each frame took 5 times the space and 8 times the time.
+        # was no faster, and a vector for each frame was several times slower and larger.
         schema.add_field(
             "frames",
             DataType.ARRAY,
