@@ -1,4 +1,4 @@
-"""Searching an index in Milvus: building, single queries by consistency, recall against exact search.
+"""Searching an index in Milvus: building, single queries, recall against exact search.
 
     python -m benchmarks.milvus http://localhost:19530                   # a server that runs
     python -m benchmarks.milvus clips.db --sizes 10000 --json FILE       # a file, for a while
