@@ -38,7 +38,8 @@ def test_folders(uri):
 def test_parameters_and_defaults():
     address = parse_address("http://host?index=HNSW&M=32&ef=50&consistency=Strong&timeout=7")
     assert address.build_parameters() == {"M": 32, "efConstruction": 200}
-    assert address.search_parameters("HNSW") == {"ef": 50}
+    assert address.search_parameters("HNSW", {"M": 16}) == {"ef": 50}
+    assert address.search_parameters("IVF_FLAT", {"nlist": 8}) == {"nprobe": 8}
     assert (address.consistency, address.timeout) == ("Strong", 7.0)
     assert parse_address("http://host").index == "HNSW"
     assert parse_address("clips.db").index == "FLAT"

@@ -59,9 +59,11 @@ class Address:
         """Return the parameters of building an index of this kind."""
         return self._chosen(INDEXES[self.index][0])
 
-    def search_parameters(self, index: str) -> dict[str, int]:
-        """Return the parameters of searching an index of some kind."""
-        return self._chosen(INDEXES[index][1])
+    def search_parameters(self, index: str, build: Mapping[str, int]) -> dict[str, int]:
+        """Return the parameters of searching an index of some kind, that was built with others."""
+        chosen = self._chosen(INDEXES[index][1])
+        # No more lists can be probed than there are.
+        return {name: min(value, build.get("nlist", value)) for name, value in chosen.items()}
 
     def _chosen(self, defaults: Mapping[str, int]) -> dict[str, int]:
         return {name: int(self.options.get(name, value)) for name, value in defaults.items()}

@@ -33,7 +33,6 @@ _PASSING = (
     "channel",
     "context canceled",
     "rate limit",
-    "closed channel",
 )
 _DENIED = "auth check failure", "unauthenticated", "authenticat", "permission", "privilege"
 
@@ -175,13 +174,12 @@ def _translated(error: Exception, address: Address) -> OSError:
 def _status(error: BaseException) -> str:
     """Return the codes of an error and of those that led to it, gRPC's by name."""
     codes = []
-    seen: list[BaseException | None] = [None]
     cause: BaseException | None = error
-    while cause not in seen:  # pymilvus raises errors from themselves
+    while cause is not None:
         code = getattr(cause, "code", "")
         codes.append(str(code() if callable(code) else code))
-        seen.append(cause)
-        cause = cause.__cause__ if cause is not None else None
+        # pymilvus raises errors from themselves.
+        cause = cause.__cause__ if cause.__cause__ is not cause else None
     return " ".join(codes)
 
 

@@ -75,7 +75,7 @@ class MilvusStore:
             call("create_index", name, make_index(kind, build), sync=False)
         call("load_collection", name)
         self._table = MilvusTable(
-            self._client, name, self.settings, address.search_parameters(kind)
+            self._client, name, self.settings, address.search_parameters(kind, build)
         )
         # Strongly consistent: what was acknowledged before is seen from now on.
         self._table.rows([""], [], "Strong")
