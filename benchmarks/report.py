@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, moments, scale, scan, search, streaming
+from benchmarks import decoding, head, milvus, moments, scale, scan, search, streaming
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -337,6 +337,9 @@ SECTIONS = {
     ),
     "search.json": Section(
         "search.json", lambda figures, _: f"\n{search.markdown_table(figures)}\n"
+    ),
+    "milvus.json": Section(
+        "milvus.json", lambda figures, _: f"\n{milvus.markdown_table(figures)}\n"
     ),
     "search.json, scale": Section("search.json", lambda figures, _: scale.section(figures)),
     "heads.json": Section("heads.json", heads_section),

@@ -102,7 +102,7 @@ def measure(folder: Path, size: int, repeats: int) -> dict[str, Any]:
     ]
     together = [seconds(lambda: store.read().search(queries, 10))[0] for _ in range(3)]
     with store.write() as writer:
-        names, _ = seconds(lambda: "a video" in writer)
+        names, _ = seconds(lambda: writer.present(["a video"]))
     verifying, _ = seconds(store.verify)
     return {
         "segments": size,

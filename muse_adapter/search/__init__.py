@@ -4,6 +4,7 @@ The files, each importing only files above it:
 
     segments      what an index holds and answers
     local/        a store: exact search over memory-mapped files in a folder
+    milvus/       a store: a file of Milvus Lite, a server or a cluster
     store         what an index needs of a store, and which store an address means
     documents     videos, whole or in windows, as a model takes them
     models        what an index needs of a model, by duck typing

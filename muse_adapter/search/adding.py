@@ -52,11 +52,12 @@ def add_videos(
     new: dict[str, None] = {}
     skipped = []
     with turn() as writer:
-        for video in videos:
-            if video in new or video in writer:
-                skipped.append(video)
-            else:
-                new[video] = None
+        present = writer.present(videos)
+    for video in videos:
+        if video in new or video in present:
+            skipped.append(video)
+        else:
+            new[video] = None
     batches = _Batches(turn, model, settings, batch_size)
     documents = read_documents(
         list(new), frame_sampling_of(model), settings.window, settings.stride, workers
@@ -167,11 +168,12 @@ class _Batches:
         if not self._complete:
             return
         with self._turn() as writer:
-            new = [video for video in self._complete if video.video not in writer]
-            self.skipped += [video.video for video in self._complete if video.video in writer]
+            present = writer.present([video.video for video in self._complete])
+            new = [video for video in self._complete if video.video not in present]
             if new:
                 writer.append(new)
         self.added += [video.video for video in new]
+        self.skipped += present
         self._complete = []
 
     def _leave_out(self, video: str, reason: str) -> None:

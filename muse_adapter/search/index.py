@@ -51,8 +51,10 @@ class VideoIndex:
     of its segments, whose inner products with a unit query are the scores, and their spans (G, 2)
     as fractions of the video, from 0 to 1. They are stored as they are.
 
-    One process writes at a time, any number reads, and each call sees the current state. An index
-    is closed by `close`, or as a context manager.
+    In a folder, one process writes at a time, any number reads, and each call sees the current
+    state. On a Milvus server any number write, too, and see what others have added a moment later.
+    A file of Milvus Lite belongs to the process that has it open. An index is closed by `close`, or
+    as a context manager.
     """
 
     def __init__(self, store: Store, model: Any) -> None:
@@ -73,7 +75,13 @@ class VideoIndex:
         """Create an empty index.
 
         Args:
-            uri: A folder, which is searched exactly.
+            uri: A folder, which is searched exactly; a file of Milvus Lite, `clips.db`; or a Milvus
+                server or cluster, `http[s]://[user:password@|token@]host[:port][/database]`, with
+                credentials there or in the environment variable `MILVUS_TOKEN`. Milvus takes
+                options behind a question mark: `?index=HNSW&M=16&efConstruction=200`, `IVF_FLAT` or
+                `IVF_SQ8` with `nlist=1024`, or `FLAT`, which is exact; for searching, `ef=128`,
+                `nprobe=32` and `consistency=Session` (or `Strong`, `Bounded`, `Eventually`); and
+                `timeout=60` seconds for which a call is tried.
             model: Embeds queries and videos.
             name: Of the index, beside others at the same address.
             window: Seconds of a segment, for long videos; the last window ends with the video.
@@ -83,8 +91,8 @@ class VideoIndex:
 
         Raises:
             FileExistsError: There is an index.
-            ImportError: safetensors is not installed.
-            OSError: The folder cannot be written.
+            ImportError: safetensors is not installed, or pymilvus or milvus-lite is not.
+            OSError: The folder cannot be written, or Milvus is not reached or denies access.
             TypeError: `model` lacks one of its two methods.
             ValueError: An argument is out of range, or there is no store for this address.
         """
@@ -222,7 +230,7 @@ class VideoIndex:
         return [Hit(*segment, score) for segment, score in zip(segments, scores, strict=True)]
 
     def remove(self, videos: Iterable[str | os.PathLike[str]]) -> None:
-        """Remove videos: all of them, or none after an error.
+        """Remove videos: all of them, or none after an error, but for one of a Milvus server.
 
         Their space is used until `compact` is called.
 

@@ -15,11 +15,16 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from muse_adapter.search.local import LocalStore
+from muse_adapter.search.milvus import MilvusStore, is_milvus_address
 from muse_adapter.search.segments import Segment, Settings, VideoSegments
 
 
 class Table(Protocol):
-    """One state of the table, which does not change while others write."""
+    """The table, for reading.
+
+    In a folder it is one state, which does not change while others write. Milvus keeps no states:
+    there, each call sees the current one.
+    """
 
     @property
     def num_videos(self) -> int:
@@ -44,7 +49,7 @@ class Table(Protocol):
         ...
 
     def segments(self, ids: Sequence[Any], /) -> list[Segment]:
-        """Return segments by the ids that `search` found."""
+        """Return segments by the ids that `search` returned, which may be anything."""
         ...
 
     def frames(self, ids: Sequence[Any], /) -> list[Tensor]:
@@ -53,22 +58,25 @@ class Table(Protocol):
 
 
 class Writer(Protocol):
-    """The right to change the table, which one process has at a time."""
+    """The right to change the table."""
 
-    def __contains__(self, video: object) -> bool:
-        """Return whether a video is in the table."""
+    def present(self, videos: Sequence[str], /) -> set[str]:
+        """Return which of these videos are in the table."""
         ...
 
     def append(self, videos: Sequence[VideoSegments], /) -> None:
-        """Add videos that are not in the table: all of them, or none after a crash."""
+        """Add videos that are not in the table.
+
+        After a crash, each is there whole or not at all; in a folder, all or none.
+        """
         ...
 
     def remove(self, videos: Iterable[str], /) -> None:
-        """Remove videos that are in the table, all or none."""
+        """Remove videos that are in the table; none if one is not."""
         ...
 
     def compact(self) -> None:
-        """Free the space of removed videos."""
+        """Free the space of what is no longer in the table."""
         ...
 
 
@@ -90,7 +98,7 @@ class Store(Protocol):
         ...
 
     def write(self) -> AbstractContextManager[Writer]:
-        """Begin to write; a second writer is refused until the context ends."""
+        """Begin to write; in a folder, a second writer is refused until the context ends."""
         ...
 
     def verify(self) -> list[str]:
@@ -106,16 +114,20 @@ def create_store(uri: str | os.PathLike[str], name: str, settings: Settings, mod
     """Create an empty table.
 
     Args:
-        uri: A folder.
+        uri: A folder, or an address of Milvus, see `milvus.address.parse_address`.
         name: Of the table, beside others at the same address.
         settings: Fixed properties.
         model: What identifies the model.
 
     Raises:
         FileExistsError: There is one of this name.
-        ValueError: There is no store for this address, or the name is none.
+        ImportError: A library for this address is not installed.
+        ValueError: The address or the name is none.
     """
-    return LocalStore.create(_folder(uri, name), settings, model)
+    address = _checked(uri, name)
+    if is_milvus_address(address):
+        return MilvusStore.create(address, name, settings, model)
+    return LocalStore.create(Path(address) / name, settings, model)
 
 
 def open_store(uri: str | os.PathLike[str], name: str) -> Store:
@@ -123,25 +135,22 @@ def open_store(uri: str | os.PathLike[str], name: str) -> Store:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: There is no store for this address, the name is none, or the table is damaged.
+        ImportError: A library for this address is not installed.
+        ValueError: The address or the name is none, or the table is damaged.
     """
-    return LocalStore(_folder(uri, name))
+    address = _checked(uri, name)
+    if is_milvus_address(address):
+        return MilvusStore(address, name)
+    return LocalStore(Path(address) / name)
 
 
-def _folder(uri: str | os.PathLike[str], name: str) -> Path:
+def _checked(uri: str | os.PathLike[str], name: str) -> str:
     address = os.fspath(uri)
     if not isinstance(address, str) or not address:
-        raise ValueError(f"uri must be a path of a folder, got {uri!r}")
-    scheme, separator, _ = address.partition("://")
-    if separator or address.endswith(".db"):
-        kind = f"addresses with {scheme}://" if separator else "files of Milvus Lite (.db)"
-        raise ValueError(
-            f"this version of muse-adapter has no store for {kind}: give a folder, which is "
-            "searched exactly"
-        )
-    # A folder's name here, a collection's name in databases.
+        raise ValueError(f"uri must be a folder or an address of Milvus, got {uri!r}")
+    # A folder's name, or a collection's.
     if not isinstance(name, str) or not (name.isascii() and name.isidentifier()):
         raise ValueError(
             f"name must be made of ASCII letters, digits and underscores, got {name!r}"
         )
-    return Path(address) / name
+    return address

@@ -2,86 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from muse_adapter.search.segments import Segment, VideoSegments
+from muse_adapter.search.segments import Settings, VideoSegments
 from muse_adapter.search.store import Store, create_store, open_store
 from tests.support.search_models import DIM, segments_of, settings
+from tests.support.search_stores import append, assert_same, videos
 
 pytest.importorskip("safetensors", reason="an index has the identity of its model in one")
 
-# An address in a folder, for each kind of store.
-STORES: dict[str, Callable[[Path], str]] = {"folder": lambda folder: str(folder / "clips.index")}
+STORES = ["folder", "milvus-lite", pytest.param("milvus-server", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=STORES.values(), ids=STORES.keys())
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return request.param(tmp_path)
+@pytest.fixture(params=STORES)
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return an address of each kind of store, where there is no index yet."""
+    if request.param == "folder":
+        yield str(tmp_path / "clips.index")
+    elif request.param == "milvus-lite":
+        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+        yield str(tmp_path / "clips.db")
+    else:
+        with request.getfixturevalue("milvus_server").database() as address:
+            yield address
 
 
 @pytest.fixture
-def store(uri: str) -> Store:
-    return create_store(uri, "videos", settings(), b"a model")
+def open_(uri: str) -> Iterator[Callable[..., Store]]:
+    """Return a function that opens a store, which is closed after the test."""
+    with contextlib.ExitStack() as stores:
+
+        def open_(name: str = "videos", create: Settings | None = None) -> Store:
+            store = (
+                open_store(uri, name)
+                if create is None
+                else create_store(uri, name, create, b"a model")
+            )
+            stores.callback(store.close)
+            return store
+
+        yield open_
 
 
-def videos(count: int, seed: int = 0) -> dict[str, VideoSegments]:
-    return {f"v{i}.mp4": segments_of(f"v{i}.mp4", seed + i, count=1 + i % 4) for i in range(count)}
+@pytest.fixture
+def store(open_: Callable[..., Store]) -> Store:
+    return open_(create=settings())
 
 
-def append(store: Store, content: dict[str, VideoSegments]) -> None:
-    with store.write() as writer:
-        writer.append(list(content.values()))
-
-
-def expected_hits(content: dict[str, VideoSegments], query: Tensor) -> list[tuple[float, Segment]]:
-    """Rank all videos by their best segments, by the definition, from what is stored: halves."""
-    best = []
-    for video in content.values():
-        scores = video.vectors.half().double() @ query.double()
-        number = int(scores.argmax())
-        best.append((float(scores[number]), Segment(video.video, *video.spans[number])))
-    return sorted(best, reverse=True)
-
-
-def assert_same(store: Store, content: dict[str, VideoSegments], k: int = 5) -> None:
-    """Assert that a store has these videos and no others, and ranks them right."""
-    table = store.read()
-    assert table.num_videos == len(content)
-    assert table.num_segments == sum(len(video.spans) for video in content.values())
-    queries = F.normalize(torch.randn(3, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
-    for count in (k, len(content) + 3):
-        scores, ids = table.search(queries, count)
-        for query, found_scores, found_ids in zip(queries, scores, ids, strict=True):
-            expected = expected_hits(content, query)[:count]
-            found = table.segments(found_ids)
-            assert found == [segment for _, segment in expected]
-            assert found_scores == pytest.approx([score for score, _ in expected], abs=1e-6)
-            for segment, frames in zip(found, table.frames(found_ids), strict=True):
-                video = content[segment.video]
-                number = video.spans.index((segment.start, segment.end))
-                assert video.frames is not None
-                torch.testing.assert_close(frames, video.frames[number].half(), rtol=0, atol=0)
-
-
-def test_an_empty_table(store, uri):
+def test_an_empty_table(store, open_):
     assert_same(store, {})
-    assert_same(open_store(uri, "videos"), {})
-    assert store.settings == settings() and open_store(uri, "videos").settings == settings()
-    assert open_store(uri, "videos").model == b"a model"
+    assert_same(open_(), {})
+    assert store.settings == settings() and open_().settings == settings()
+    assert open_().model == b"a model"
 
 
-def test_what_is_appended_is_found(store, uri):
+def test_what_is_appended_is_found(store, open_):
     content = videos(40)
     for start in range(0, 40, 7):
         append(store, dict(list(content.items())[start : start + 7]))
         assert_same(store, dict(list(content.items())[: start + 7]))
-    assert_same(open_store(uri, "videos"), content)
+    assert_same(open_(), content)
 
 
 def test_a_video_with_many_good_segments_is_found_once(store):
@@ -97,13 +83,13 @@ def test_a_video_with_many_good_segments_is_found_once(store):
     assert_same(store, content, k=6)
 
 
-def test_removed_videos_are_not_found(store, uri):
+def test_removed_videos_are_not_found(store, open_):
     content = videos(30)
     append(store, content)
     for names in (["v3.mp4"], [f"v{i}.mp4" for i in range(10, 30)], []):
         with store.write() as writer:
             writer.remove(names)
-            assert not any(name in writer for name in names) and "v0.mp4" in writer
+            assert writer.present([*names, "v0.mp4"]) == {"v0.mp4"}
         content = {name: video for name, video in content.items() if name not in names}
         assert_same(store, content)
     again = segments_of("v3.mp4", 77, count=3)
@@ -111,11 +97,11 @@ def test_removed_videos_are_not_found(store, uri):
     append(store, {"v3.mp4": again})
     assert_same(store, content)
     with store.write() as writer:
-        assert "v3.mp4" in writer
+        assert writer.present(["v3.mp4", "v12.mp4"]) == {"v3.mp4"}
         writer.compact()
-        assert "v3.mp4" in writer and "v12.mp4" not in writer
+        assert writer.present(["v3.mp4", "v12.mp4"]) == {"v3.mp4"}
     assert_same(store, content)
-    assert_same(open_store(uri, "videos"), content)
+    assert_same(open_(), content)
 
 
 def test_everything_is_removed(store):
@@ -137,10 +123,11 @@ def test_an_unknown_video_is_not_removed(store):
     assert_same(store, videos(3))
 
 
-def test_a_table_stays_as_it_was_read(store, uri):
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)  # Milvus keeps no earlier states
+def test_a_table_stays_as_it_was_read(store, open_):
     """Others append, remove and compact; whoever reads a table goes on with it."""
     append(store, videos(10))
-    reader = open_store(uri, "videos")
+    reader = open_()
     table = reader.read()
     found = table.search(torch.eye(DIM), 4)
     with store.write() as writer:
@@ -155,20 +142,21 @@ def test_a_table_stays_as_it_was_read(store, uri):
     assert_same(reader, left)
 
 
-def test_tables_of_one_address(store, uri):
-    other = create_store(uri, "other", settings(frame_features=False), b"another model")
+def test_tables_of_one_address(store, open_):
+    other = open_("other", settings(frame_features=False))
     append(store, videos(3))
     assert_same(other, {})
     with pytest.raises(FileExistsError, match=r"there is an index in .*VideoIndex\.open"):
-        create_store(uri, "videos", settings(), b"")
+        open_(create=settings())
     with pytest.raises(FileNotFoundError, match="there is no index"):
-        open_store(uri, "missing")
-    assert_same(open_store(uri, "videos"), videos(3))
+        open_("missing")
+    assert_same(open_(), videos(3))
 
 
-def test_a_second_writer_is_refused(store, uri):
+@pytest.mark.parametrize("uri", ["folder"], indirect=True)
+def test_a_second_writer_is_refused(store, open_):
     with store.write() as writer:
-        second = open_store(uri, "videos")
+        second = open_()
         with (
             pytest.raises(BlockingIOError, match=r"written by process \d+ on host"),
             second.write(),
@@ -183,6 +171,15 @@ def test_a_second_writer_is_refused(store, uri):
     append(store, {"v8.mp4": segments_of("v8.mp4", 8)})
 
 
+@pytest.mark.parametrize("uri", STORES[1:], indirect=True)
+def test_several_writers(store, open_):
+    """In Milvus, also of the same videos."""
+    with store.write() as writer, open_().write() as second:
+        writer.append(list(videos(4).values()))
+        second.append(list(videos(9).values())[2:])
+    assert_same(store, videos(9))
+
+
 def test_values_that_have_no_half(store):
     append(store, videos(2))
     wrong = segments_of("wrong.mp4", 1)
@@ -193,24 +190,22 @@ def test_values_that_have_no_half(store):
     assert_same(store, videos(2))
 
 
-def test_names_of_any_kind(store, uri):
+def test_names_of_any_kind(store, open_):
     names = ["ä ö/\N{GRINNING FACE}.mp4", "new\nline", "\udcff.mp4", " ", "a" * 3000]
     content = {name: segments_of(name, i) for i, name in enumerate(names)}
     append(store, content)
-    assert_same(open_store(uri, "videos"), content)
+    assert_same(open_(), content)
 
 
 @pytest.mark.parametrize(
     ("uri", "name", "message"),
     [
-        ("http://localhost:19530", "videos", r"no store for addresses with http://: give a folder"),
-        ("clips.db", "videos", r"no store for files of Milvus Lite \(\.db\): give a folder"),
-        ("", "videos", "uri must be a path of a folder, got ''"),
+        ("", "videos", "uri must be a folder or an address of Milvus, got ''"),
         ("clips", "../other", r"ASCII letters, digits and underscores, got '\.\./other'"),
-        ("clips", "", "ASCII letters"),
+        ("clips.db", "", "ASCII letters"),
     ],
 )
-def test_addresses_without_a_store(uri, name, message, tmp_path, monkeypatch):
+def test_wrong_addresses(uri, name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for call in (
         lambda: create_store(uri, name, settings(), b""),

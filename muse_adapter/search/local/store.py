@@ -149,8 +149,9 @@ class LocalWriter:
         self._folder, self._store, self._numbers = folder, store, numbers
         self._table = store.read()  # the current state, since nobody else writes
 
-    def __contains__(self, video: object) -> bool:
-        return video in self._numbers.of(self._table)
+    def present(self, videos: Sequence[str]) -> set[str]:
+        """Return which of these videos are in the table."""
+        return self._numbers.of(self._table).keys() & set(videos)
 
     def append(self, videos: Sequence[VideoSegments]) -> None:
         """Add videos that are not in the table: all of them, or none after a crash.

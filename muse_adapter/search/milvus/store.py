@@ -1,0 +1,244 @@
+"""Creating, opening and writing a table in Milvus."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from muse_adapter.search.milvus.address import Address, parse_address
+from muse_adapter.search.milvus.client import Client
+from muse_adapter.search.milvus.rows import is_whole, make_rows, row_ids, video_id
+from muse_adapter.search.milvus.schema import make_index, make_schema
+from muse_adapter.search.milvus.table import MilvusTable, batches
+from muse_adapter.search.segments import Settings, VideoSegments
+from muse_adapter.strict_json import parse_json
+from muse_adapter.version import VERSION
+
+FORMAT = 1
+_INDEX, _MODEL = "muse_adapter.index", "muse_adapter.model"  # properties of the collection
+_REQUEST_BYTES = 4 << 20  # of rows that are written at once, about
+_VIDEOS_AT_ONCE = 64  # that `verify` reads
+# Seconds after which rows without a first one belong to no addition that is under way.
+ABANDONED_S = 3600
+
+
+class MilvusStore:
+    """A table of segments in Milvus, see the package's docstring.
+
+    Args:
+        uri: As `parse_address` takes it.
+        name: Of the collection.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ImportError: pymilvus or milvus-lite is not installed.
+        OSError: Milvus is not reached, denies access, or reports an error.
+        ValueError: The address is none, or the collection is no index, of another version of the
+            format, or of another kind than the address says.
+    """
+
+    def __init__(self, uri: str, name: str) -> None:
+        address = parse_address(uri)
+        if address.is_file and not Path(address.uri).exists():
+            raise FileNotFoundError(f"there is no index in {address}: no such file")
+        self._name = name
+        self._client = Client(address)
+        try:
+            self._open(address)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def _open(self, address: Address) -> None:
+        call, name = self._client.call, self._name
+        if not call("has_collection", name):
+            raise FileNotFoundError(f"there is no index {name!r} in {address}")
+        properties = call("describe_collection", name).get("properties") or {}
+        self.settings, kind, build = _unpack(properties.get(_INDEX), f"{name!r} in {address}")
+        self.model = zlib.decompress(base64.b64decode(properties[_MODEL]))
+        for option, value in address.options.items():
+            stored = kind if option == "index" else build.get(option)
+            if stored is not None and value != str(stored):
+                raise ValueError(
+                    f"the index {name!r} was created with {option}={stored}, the address says "
+                    f"{value}"
+                )
+        # Here, and not in `create`, which may be killed before it.
+        if not call("list_indexes", name):
+            call("create_index", name, make_index(kind, build), sync=False)
+        call("load_collection", name)
+        self._table = MilvusTable(
+            self._client, name, self.settings, address.search_parameters(kind, build)
+        )
+        # Strongly consistent: what was acknowledged before is seen from now on.
+        self._table.rows([""], [], "Strong")
+
+    @classmethod
+    def create(cls, uri: str, name: str, settings: Settings, model: bytes) -> MilvusStore:
+        """Create an empty table.
+
+        Raises:
+            FileExistsError: There is a collection of this name.
+        """
+        address = parse_address(uri)
+        if address.is_file:
+            Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
+        client = Client(address)
+        try:
+            if client.call("has_collection", name):
+                raise FileExistsError(
+                    f"there is an index in {address} named {name!r}, or another collection: open "
+                    "it with VideoIndex.open"
+                )
+            client.call(
+                "create_collection",
+                name,
+                schema=make_schema(settings.dim, settings.frame_features),
+                properties={
+                    _INDEX: _pack(settings, address),
+                    _MODEL: base64.b64encode(zlib.compress(model)).decode(),
+                },
+                consistency_level="Strong",
+            )
+            return cls(uri, name)
+        finally:
+            client.close()
+
+    def read(self) -> MilvusTable:
+        """Return the table."""
+        return self._table
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[MilvusWriter]:
+        """Begin to write; any number of processes may."""
+        yield MilvusWriter(self._client, self._name, self._table, self.settings)
+
+    def verify(self) -> list[str]:
+        """Compare all data with their hashes, and return the damaged videos."""
+        damaged = []
+        for block in self._table.scan("number == 0", ["addition", "count"]):
+            for heads in batches(block, _VIDEOS_AT_ONCE):
+                ids = [i for head in heads for i in row_ids(head["addition"], head["count"])]
+                by_addition: dict[str, list[Any]] = {}
+                for row in self._table.rows(ids, ["*"], "Strong"):
+                    by_addition.setdefault(row["addition"], []).append(row)
+                for head in heads:
+                    rows = by_addition.get(head["addition"])
+                    if rows and not is_whole(rows, self.settings.frame_features):
+                        damaged.append(self._table.segments(rows)[0].video)
+        return damaged
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class MilvusWriter:
+    """Changes a table.
+
+    Args:
+        client: Of the server.
+        name: Of the collection.
+        table: For reading it.
+        settings: Of the index.
+    """
+
+    def __init__(self, client: Client, name: str, table: MilvusTable, settings: Settings) -> None:
+        self._client, self._name, self._table, self._settings = client, name, table, settings
+
+    def present(self, videos: Sequence[str]) -> set[str]:
+        """Return which of these videos are in the table."""
+        names = {video_id(video): video for video in videos}
+        return {names[row["id"]] for row in self._table.rows(list(names), [], "Strong")}
+
+    def append(self, videos: Sequence[VideoSegments]) -> None:
+        """Add videos, each whole or not at all; all are in the table when this returns.
+
+        Raises:
+            OSError: Milvus reports an error.
+            ValueError: A value is not finite in half precision; nothing was added.
+        """
+        rows = [make_rows(video, self._settings.frame_features) for video in videos]
+        self._upsert([row for each in rows for row in each[1:]])
+        self._upsert([each[0] for each in rows])
+
+    def remove(self, videos: Iterable[str]) -> None:
+        """Remove videos that are in the table, each whole.
+
+        Raises:
+            KeyError: A video is not in the table; nothing was removed.
+            OSError: Milvus reports an error.
+        """
+        names = {video_id(video): video for video in videos}
+        rows = self._table.rows(list(names), ["addition", "count"], "Strong")
+        found = {row["id"] for row in rows}
+        if unknown := [video for identity, video in names.items() if identity not in found]:
+            others = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            raise KeyError(f"not in the index: {unknown[0]!r}{others}")
+        self._delete(list(names))
+        self._delete([i for row in rows for i in row_ids(row["addition"], row["count"])[1:]])
+
+    def compact(self) -> None:
+        """Delete rows of interrupted additions; Milvus frees space by itself.
+
+        Rows that are younger than an hour are left: another process may be about to complete them.
+        """
+        before = int(time.time()) - ABANDONED_S
+        for block in self._table.scan(f"number > 0 and written < {before}", ["addition"]):
+            current = self._table.current([row["addition"] for row in block], "Strong")
+            self._delete([row["id"] for row in block if row["addition"] not in current])
+
+    def _upsert(self, rows: list[dict[str, Any]]) -> None:
+        request: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            size += 4 * self._settings.dim + sum(map(len, row.get("frames", [])))
+            if request and size > _REQUEST_BYTES:
+                self._client.call("upsert", self._name, request)
+                request, size = [], 0
+            request.append(row)
+        if request:
+            self._client.call("upsert", self._name, request)
+
+    def _delete(self, ids: list[str]) -> None:
+        for some in batches(ids, 10_000):
+            self._client.call("delete", self._name, ids=list(some))
+
+
+def _pack(settings: Settings, address: Address) -> str:
+    """Write what is fixed as text."""
+    values = {
+        "format": FORMAT,
+        "muse_adapter_version": VERSION,
+        "settings": dataclasses.asdict(settings),
+        "index": address.index,
+        "build": address.build_parameters(),
+    }
+    return json.dumps(values)
+
+
+def _unpack(text: str | None, what: str) -> tuple[Settings, str, dict[str, int]]:
+    """Read settings, kind of index and its parameters.
+
+    Raises:
+        ValueError: There are none, they are damaged, or of another version of the format.
+    """
+    if text is None:
+        raise ValueError(f"the collection {what} is no index of muse-adapter")
+    try:
+        values = parse_json(text)
+        version = values["format"]
+        if version == FORMAT:
+            return Settings(**values["settings"]), values["index"], values["build"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the index {what} is damaged: {error}") from error
+    raise ValueError(
+        f"the index {what} has format {version!r}, this version of muse-adapter reads {FORMAT}"
+    )

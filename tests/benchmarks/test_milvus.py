@@ -1,0 +1,28 @@
+"""The benchmark of an index in Milvus, on a small one in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import milvus
+
+pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+
+
+def test_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, uri = tmp_path / "figures.json", tmp_path / "clips.db"
+    milvus.main(
+        [str(uri), "--sizes", "70", "--indexes", "FLAT", "--repeats", "2", "--json", str(target)]
+    )
+    (row,) = json.loads(target.read_text())["rows"]
+    assert (row["segments"], row["index"], row["recall"]) == (70, "FLAT", 1.0)
+    assert "| 70 | `FLAT` | " in capsys.readouterr().out
+
+
+def test_credentials_are_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        milvus.main(["http://me:hunter2@host"])
+    assert "give credentials in MILVUS_TOKEN" in capsys.readouterr().err

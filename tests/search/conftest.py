@@ -1,0 +1,25 @@
+"""Fixtures of the tests of the index.
+
+milvus_server   a Milvus server, started once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.milvus_server import MilvusServer, missing
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """Start a server, and kill it after all tests; a test may kill it and start it again."""
+    if reason := missing():
+        pytest.skip(reason)
+    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
