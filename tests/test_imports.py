@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
     "sentence_transformers": {"encoders", "data", "models"},
+    "onnx": {"encoders", "models", "files"},
 }
 SEE_ALL = {"__init__", "__main__"}
 
@@ -61,6 +62,9 @@ OPTIONAL = (
     "accelerate",
     "sentence_transformers",
     "tqdm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 
