@@ -23,12 +23,14 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("folder", help="of the head, as save_pretrained wrote it; or owner/name")
     parser.add_argument("--to", required=True, metavar="FILE", help="the file, as model.onnx")
     parser.add_argument(
-        *("--grid", type=int, nargs=2, default=(7, 7), metavar=("H", "W")),
+        "--grid",
+        type=int,
+        nargs=2,
+        default=(7, 7),
+        metavar=("H", "W"),
         help="patches of a frame (default: 7 7)",
     )
-    parser.add_argument(
-        "--features", action="store_true", help="give the fused frame features too"
-    )
+    parser.add_argument("--features", action="store_true", help="give the fused frame features too")
     parser.set_defaults(run=run)
 
 

@@ -65,19 +65,14 @@ def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
     """
     length = scans[0].x.shape[1]
     given = [discretise(scan) for scan in scans]
-    # (L / CHUNK, CHUNK, scans, batch, G, K or S), in the order of time.
-    x, dt, B, C = (
-        torch.stack([
-            _chunks(tensor, length, scan.reverse) for tensor, scan in zip(tensors, scans, strict=True)
-        ], dim=2)
-        for tensors in zip(*((x, dt, B, C) for x, dt, _, B, C in given), strict=True)
-    )  # fmt: skip
+    inputs, states = [], []
+    for scan, (x, dt, A, B, C) in zip(scans, given, strict=True):
+        inputs.append([_chunks(tensor, length, scan.reverse) for tensor in (x, dt, B, C)])
+        states.append(first_state(scan, A).transpose(2, 3))
     A = torch.stack([A.transpose(1, 2) for _, _, A, _, _ in given]).unsqueeze(1)
-    state = torch.stack([
-        first_state(scan, A).transpose(2, 3) for scan, (_, _, A, _, _) in zip(scans, given, strict=True)
-    ])  # fmt: skip
-
-    last, y = scan_operator(_turn, [state], [x, dt, B, C], [A])
+    # (L / CHUNK, CHUNK, scans, batch, G, K or S), in the order of time.
+    stacked = [torch.stack(tensors, dim=2) for tensors in zip(*inputs, strict=True)]
+    last, y = scan_operator(_turn, [torch.stack(states)], stacked, [A])
     y = y.flatten(0, 1)  # (L, scans, batch, G, K)
     outputs = []
     for scan, (x, *_), of_scan in zip(scans, given, y.unbind(1), strict=True):
@@ -95,8 +90,10 @@ def _turn(
     Args:
         state: (scans, batch, G, S, K), before it. Channels stand last: neighbouring numbers then
             meet the same operation with as many neighbours.
-        x, dt: (CHUNK, scans, batch, G, K).
-        B, C: (CHUNK, scans, batch or 1, G, S).
+        x: (CHUNK, scans, batch, G, K).
+        dt: As `x`.
+        B: (CHUNK, scans, batch or 1, G, S).
+        C: As `B`.
         A: (scans, 1, G, S, K).
 
     Returns:
