@@ -8,7 +8,7 @@ import sys
 import torch
 
 from muse_adapter.models import MultiScaleMamba
-from muse_adapter.onnx.export import export
+from muse_adapter.onnx.exporting import export
 
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,7 @@ from muse_adapter.ops.reference import add_skip, discretise, first_state
 from muse_adapter.ops.torch_private import scan_operator
 
 # Steps in a turn of the loop: with more, a turn's numbers leave the cache of a processor.
-CHUNK = 16
+CHUNK = 8
 
 
 class OnnxBackend(Backend):
@@ -99,14 +99,15 @@ def _turn(
     Returns:
         The state behind it, and the outputs (CHUNK, scans, batch, G, K).
     """
-    decays = (dt.unsqueeze(-2) * A).exp()
+    decays = (dt.unsqueeze(-2) * A).exp()  # (CHUNK, scans, batch, G, S, K)
     inputs = (dt * x).unsqueeze(-2) * B.unsqueeze(-1)
-    state, states = state.unsqueeze(0), []
-    for decay, new in zip(decays.split(1), inputs.split(1), strict=True):
-        state = decay * state + new
-        states.append(state)
-    y = (C.unsqueeze(-2) @ torch.cat(states)).squeeze(-2)
-    return state.squeeze(0).clone(), y.clone()
+    after, states = state.reshape(1, -1), []
+    for decay, new in zip(decays.flatten(1).split(1), inputs.flatten(1).split(1), strict=True):
+        after = decay * after + new
+        states.append(after)
+    y = C.unsqueeze(-2) @ torch.cat(states).reshape(decays.shape)
+    # Neither may be a view of something else in the body of the loop.
+    return after.reshape(state.shape).clone(), y.squeeze(-2).clone()
 
 
 def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import muse_adapter.onnx.export as onnx_export
+import muse_adapter.onnx.exporting as exporting
 from muse_adapter import VideoEncoder, ops
 from muse_adapter.config import AGGREGATIONS, MIXERS
 from muse_adapter.onnx import export
@@ -44,7 +44,7 @@ def test_scan_of_any_length():
     shapes = (free, free, None, {0: "batch", 3: "length"}, free, None, free, None, batch)
     with torch.no_grad():
         program = torch.onnx.export(
-            Scan(), scan_arguments(2, 5), dynamo=True, dynamic_shapes=shapes, verbose=False
+            Scan().eval(), scan_arguments(2, 5), dynamo=True, dynamic_shapes=shapes, verbose=False
         )
     file = program.model_proto.SerializeToString()
     for batch, length in ((1, 1), (3, 16), (2, 17), (2, 40)):
@@ -79,8 +79,8 @@ class Program:
 
 @pytest.mark.parametrize("difference", [1e-3, float("nan")])
 def test_a_wrong_file_gets_no_name(difference, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "_translate", lambda *arguments: Program())
-    monkeypatch.setattr(onnx_export, "_difference", lambda *arguments: difference)
+    monkeypatch.setattr(exporting, "_translate", lambda *arguments: Program())
+    monkeypatch.setattr(exporting, "_difference", lambda *arguments: difference)
     file = tmp_path / "model.onnx"
     file.write_bytes(b"old")
     head = small_head(depth=1).train()
@@ -88,7 +88,7 @@ def test_a_wrong_file_gets_no_name(difference, tmp_path, monkeypatch):
         export(head, file, torch.empty(1, 1, 5, 16))
     assert file.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
     assert all(module.training for module in head.modules())
-    monkeypatch.setattr(onnx_export, "_difference", lambda *arguments: 1e-7)
+    monkeypatch.setattr(exporting, "_difference", lambda *arguments: 1e-7)
     assert export(head, file, torch.empty(1, 1, 5, 16)) == 1e-7
     assert file.read_bytes() == b"new"
 
@@ -146,7 +146,7 @@ def test_video_encoder_and_weights_in_a_second_file(tmp_path, monkeypatch):
     )  # fmt: skip
     backbone = transformers.CLIPVisionModelWithProjection(config)
     encoder = VideoEncoder(backbone, small_head(depth=1), frames_per_slice=2).eval()
-    monkeypatch.setattr(onnx_export, "MAX_BYTES_INSIDE", 1000)
+    monkeypatch.setattr(exporting, "MAX_BYTES_INSIDE", 1000)
     file = tmp_path / "model.onnx"
     assert export(encoder, file, torch.empty(1, 1, 3, 16, 16)) < 1e-5
     assert encoder.frames_per_slice == 2

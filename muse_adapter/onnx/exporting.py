@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def export(
     path = Path(path)
     whole = _Whole(model, grid, features)
     shape = tuple(example.shape[2:])
-    with _evaluating(model), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with _evaluating(whole), tempfile.TemporaryDirectory() as folder, torch.no_grad():
         whole(*_random_inputs(model, (1, 1), shape))  # says what does not fit
         program = _translate(whole, _random_inputs(model, (2, 3), shape))
         file = Path(folder, path.name)
@@ -104,15 +105,19 @@ class _Whole(nn.Module):
 
 def _translate(whole: _Whole, inputs: tuple[Tensor, Tensor]) -> Any:
     free = {0: "batch", 1: "frames"}
-    program = torch.onnx.export(
-        whole,
-        inputs,
-        dynamo=True,
-        verbose=False,
-        input_names=whole.inputs,
-        output_names=whole.outputs,
-        dynamic_shapes=(free, free),
-    )
+    with warnings.catch_warnings():
+        # That both inputs have these axes, which is meant; and what torch tells itself.
+        warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            whole,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=whole.inputs,
+            output_names=whole.outputs,
+            dynamic_shapes=(free, free),
+        )
     assert program is not None
     return program
 
@@ -161,12 +166,12 @@ def _weight_bytes(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the `with` block the model is in evaluation mode, and frames are encoded at once."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    encoder = model if isinstance(model, VideoEncoder) else None
+def _evaluating(whole: _Whole) -> Iterator[None]:
+    """Inside the `with` block all is in evaluation mode, and frames are encoded at once."""
+    modes = [(module, module.training) for module in whole.modules()]
+    encoder = whole.model if isinstance(whole.model, VideoEncoder) else None
     size = encoder.frames_per_slice if encoder else None
+    whole.eval()
     if encoder:  # how many slices there are would be a constant of the graph
         encoder.frames_per_slice = None
     try:
