@@ -136,7 +136,9 @@ def _difference(whole: _Whole, file: Path, inputs: tuple[Tensor, Tensor]) -> flo
     return torch.stack(differences).max().item()
 
 
-def _random_inputs(model: Any, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _random_inputs(
+    model: Any, size: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """Make videos (B, T) of a size, and a mask with a hole in the first of them."""
     device = next(model.parameters()).device
     mask = torch.ones(size, dtype=torch.bool, device=device)
