@@ -101,13 +101,13 @@ def _turn(
     """
     decays = (dt.unsqueeze(-2) * A).exp()  # (CHUNK, scans, batch, G, S, K)
     inputs = (dt * x).unsqueeze(-2) * B.unsqueeze(-1)
-    after, states = state.reshape(1, -1), []
-    for decay, new in zip(decays.flatten(1).split(1), inputs.flatten(1).split(1), strict=True):
-        after = decay * after + new
-        states.append(after)
-    y = C.unsqueeze(-2) @ torch.cat(states).reshape(decays.shape)
+    state, states = state.unsqueeze(0), []
+    for decay, new in zip(decays.split(1), inputs.split(1), strict=True):
+        state = decay * state + new
+        states.append(state)
+    y = C.unsqueeze(-2) @ torch.cat(states)
     # Neither may be a view of something else in the body of the loop.
-    return after.reshape(state.shape).clone(), y.squeeze(-2).clone()
+    return state.squeeze(0).clone(), y.squeeze(-2).clone()
 
 
 def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:
