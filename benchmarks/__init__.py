@@ -8,6 +8,7 @@ Commands, each a module run with `python -m`:
     benchmarks.ablation     what each optimisation of the CPU kernels buys the head
     benchmarks.decoding     reading video files beside other libraries
     benchmarks.streaming    a head on videos in chunks, beside whole videos
+    benchmarks.onnx         a head in onnxruntime, beside the same head in torch
     benchmarks.retrieval    search from coarse to fine beside scorers of all videos
     benchmarks.gpu          the Triton kernels on a GPU, in parts (`benchmarks/gpu_day.sh`)
     benchmarks.peak_memory  peak of one training step

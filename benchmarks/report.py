@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, milvus, moments, scale, scan, search, streaming
+from benchmarks import decoding, head, milvus, moments, onnx, scale, scan, search, streaming
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -329,6 +329,7 @@ SECTIONS = {
     "streaming.json": Section(
         "streaming.json", lambda figures, _: f"\n{streaming.markdown_table(figures)}\n"
     ),
+    "onnx.json": Section("onnx.json", lambda figures, _: f"\n{onnx.markdown_table(figures)}\n"),
     "moments.json": Section(
         "moments.json", lambda figures, _: f"\n{moments.markdown_table(figures)}\n"
     ),

@@ -1,4 +1,6 @@
-"""The command line: `muse-adapter info`, `patch`, `index`, `search`; also `python -m muse_adapter`.
+"""The command line: `muse-adapter info`, `patch`, `index`, `search` and `export`.
+
+Also `python -m muse_adapter`.
 
 A command is a function that takes the parsed arguments and returns the exit status, and one that
 adds its parser and names the former there; `COMMANDS` lists the latter.
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from muse_adapter import ops
+from muse_adapter.onnx.command import add_export
 from muse_adapter.patching.command import add_patch
 from muse_adapter.search.commands import add_index, add_search
 from muse_adapter.version import VERSION
@@ -34,6 +37,9 @@ PACKAGES = {
     "safetensors": "hub",
     "huggingface-hub": "hub",
     "av": "video",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
     "matplotlib": "bench",
     "tqdm": "bench",
     "transformers": "test",
@@ -148,7 +154,7 @@ def add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(run=info)
 
 
-COMMANDS = (add_info, add_patch, add_index, add_search)
+COMMANDS = (add_info, add_patch, add_index, add_search, add_export)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"retrieval", "data", "files", "strict_json", "tensor_files"},
     "clip4clip": {"models", "config", "checkpoint", "training"},
     "sentence_transformers": {"encoders", "data", "models", "layers.interaction"},
+    "onnx": {"encoders", "models", "files"},
 }
 # File -> what one of its functions may import when it is called: an index takes models by duck
 # typing, and loads those that `VideoTransformer` is part of by the function that trusts no others.
@@ -64,6 +65,9 @@ OPTIONAL = (
     "accelerate",
     "sentence_transformers",
     "tqdm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 

@@ -186,7 +186,8 @@ class VideoEncoder(nn.Module):
         Returns:
             Tokens (n, N, C) in the dtype of the backbone's output.
         """
-        slices = frames.split(self.frames_per_slice or len(frames))
+        size = self.frames_per_slice  # None: one, also where their number is symbolic
+        slices = [frames] if size is None else frames.split(size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = [self._read(part) for part in slices]
         return torch.cat(tokens) if len(tokens) > 1 else tokens[0]

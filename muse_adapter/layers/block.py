@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from muse_adapter.layers.mixers import BiMamba, Mixer
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.onnx_export import exporting_to_onnx
 
 
 class ResidualLayer(nn.Module):
@@ -70,7 +71,12 @@ class ResidualLayer(nn.Module):
         # While a graph is traced, the batch size may be symbolic and must not be branched on.
         compiling = torch.compiler.is_compiling()
         tokens = hidden.shape[1] if compiling else hidden.shape[:-1].numel()
-        if torch.is_grad_enabled() or self.training or tokens <= hidden.shape[-1]:
+        # For ONNX always: runtimes merge weights once, as they load them.
+        if (
+            torch.is_grad_enabled()
+            or self.training
+            or (not exporting_to_onnx() and tokens <= hidden.shape[-1])
+        ):
             return residual + self.fc(self.dropout(self.mixer.out_proj(hidden)))
         return residual + F.linear(hidden, *self._merged_output())
 

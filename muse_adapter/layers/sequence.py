@@ -100,7 +100,10 @@ def valid_first(tokens: Tensor, valid: Tensor) -> Tensor:
     Returns:
         (B, L, D), the others behind them.
     """
-    order = valid.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    # Not by a stable sort, which ONNX does not have.
+    target = torch.where(valid, valid.cumsum(1), valid.sum(1, True) + (~valid).cumsum(1)) - 1
+    places = torch.arange(valid.shape[1], device=valid.device)
+    order = torch.empty_like(target).scatter(1, target, places.expand_as(target))
     return tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
 
 

@@ -15,6 +15,7 @@ from muse_adapter.ops import self_check
 from muse_adapter.ops.backend import Backend, by_name
 from muse_adapter.ops.mamba_ssm import MAMBA_SSM
 from muse_adapter.ops.numba_cpu import NUMBA
+from muse_adapter.ops.onnx_export import ONNX, exporting_to_onnx
 from muse_adapter.ops.recurrent import TORCH
 from muse_adapter.ops.reference import REFERENCE
 from muse_adapter.ops.torch_private import constant_when_compiled
@@ -95,6 +96,8 @@ def choose(device: torch.device, name: str | None = None) -> Backend:
         ValueError: The name is no backend's.
         RuntimeError: The backend cannot run on the device.
     """
+    if exporting_to_onnx():
+        return ONNX
     return BACKENDS[_resolve(device, name, getattr(_chosen, "name", None))]
 
 

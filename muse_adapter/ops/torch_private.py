@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
@@ -71,3 +72,29 @@ def constant_when_compiled(function: _Function) -> _Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def scan_operator(
+    step: Callable[..., Sequence[Tensor]],
+    state: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    constants: Sequence[Tensor],
+) -> list[Tensor]:
+    """Trace a loop over the first axis: the operator that torch exports as an ONNX Scan.
+
+    `torch.scan` around it compiles `step` first, which takes seconds and may fail.
+
+    Args:
+        step: From the state, a slice of each input and the constants to the next state and a slice
+            of each output, none of which is a view.
+        state: The state before the first step.
+        inputs: Tensors with the steps along their first axis.
+        constants: What each step reads.
+
+    Returns:
+        The state behind the last step, then the outputs, stacked.
+    """
+    # Loading it is what defines the operator.
+    from torch._higher_order_ops.scan import scan_op
+
+    return list(scan_op(step, list(state), list(inputs), tuple(constants)))

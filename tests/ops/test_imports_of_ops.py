@@ -17,6 +17,7 @@ FOUNDATION = [
 BACKENDS = {
     "reference": set(),
     "recurrent": {"reference"},
+    "onnx_export": {"reference"},
     "mamba_ssm": {"reference"},
     "numba_cpu": set(),
     "triton_gpu": set(),

@@ -1,0 +1,135 @@
+"""A head in onnxruntime, beside the same head in torch, on the CPU.
+
+    python -m benchmarks.onnx                  # a minute or two
+    python -m benchmarks.onnx --json FILE
+
+The file is timed only after its embeddings were those of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.correctness import require_agreement
+from benchmarks.machine import machine, where, write_json
+from benchmarks.measure import in_turn
+from muse_adapter import MultiScaleMamba
+from muse_adapter.onnx import export
+from muse_adapter.ops import use_backend
+
+FRAMES, TOKENS, DIM = 12, 50, 512  # a class token and 7x7 patches
+BACKENDS = "numba", "torch"
+RUNTIME = "onnxruntime"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its table.
+
+    Args:
+        arguments: Of the command line (None: the process's).
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of a video")
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 4), help="videos at once")
+    parser.add_argument("--dim", type=int, default=DIM, help="width")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args(arguments)
+
+    import onnxruntime
+
+    torch.manual_seed(0)
+    head = MultiScaleMamba(dim=options.dim, init="release").eval()
+    figures = {
+        "machine": machine() | {RUNTIME: onnxruntime.__version__},
+        "frames": options.frames,
+        "dim": options.dim,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "head.onnx")
+        export(head, file, torch.empty(1, 1, TOKENS, options.dim))
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, session_options)
+        figures["rows"] = [
+            measure(head, session, batch, options.frames, options.repeats)
+            for batch in options.batches
+        ]
+    print(markdown_table(figures))
+    if options.json:
+        write_json(options.json, figures)
+
+
+@torch.no_grad()
+def measure(
+    head: MultiScaleMamba, session: Any, batch: int, frames: int, repeats: int
+) -> dict[str, Any]:
+    """Time all ways of embedding the same videos.
+
+    Args:
+        head: The head.
+        session: Its file in onnxruntime.
+        batch: B.
+        frames: T.
+        repeats: Rounds.
+
+    Returns:
+        The size, and for each way its quartiles and whether the machine was busy.
+    """
+    tokens = torch.randn(batch, frames, TOKENS, head.config.dim)
+    mask = torch.ones(batch, frames, dtype=torch.bool)
+    feeds = {"tokens": tokens.numpy(), "frame_mask": mask.numpy()}
+
+    def in_torch(backend: str) -> Tensor:
+        with use_backend(backend):
+            video: Tensor = head(tokens)
+            return video
+
+    ways: dict[str, Callable[[], Any]] = {
+        backend: functools.partial(in_torch, backend) for backend in BACKENDS
+    }
+    expected = {"the embedding": in_torch("torch")}
+    for backend in BACKENDS:
+        require_agreement({"the embedding": in_torch(backend)}, expected, backend)
+    ways[RUNTIME] = functools.partial(session.run, None, feeds)
+    got = {"the embedding": torch.from_numpy(ways[RUNTIME]()[0])}
+    require_agreement(got, expected, RUNTIME, 1e-5)
+    timings = in_turn(ways, repeats)
+    return {"batch": batch} | {
+        way: {"seconds": [timing.low, timing.median, timing.high], "busy": timing.busy}
+        for way, timing in timings.items()
+    }
+
+
+def markdown_table(figures: dict[str, Any]) -> str:
+    """Write a line for each batch."""
+    ways = [*BACKENDS, RUNTIME]
+    runtime = figures["machine"][RUNTIME]
+    lines = [
+        f"{where(figures['machine'])}, onnxruntime {runtime}; width {figures['dim']}, depth 4, "
+        f"{figures['frames']} frames of 7x7 patches, the default scales, inference; medians of "
+        "alternatives in turn.",
+        "",
+        f"| videos | {' | '.join(f'{way}, ms' for way in ways)} | onnxruntime / numba |",
+        "|---" * (len(ways) + 2) + "|",
+    ]
+    for row in figures["rows"]:
+        medians = [row[way]["seconds"][1] for way in ways]
+        cells = [
+            f"{1e3 * seconds:,.0f}{', busy machine' if row[way]['busy'] else ''}"
+            for way, seconds in zip(ways, medians, strict=True)
+        ]
+        lines.append(f"| {row['batch']} | {' | '.join(cells)} | {medians[2] / medians[0]:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The scan as `torch.onnx.export` translates it: an ONNX Scan over chunks of time.
+
+While a graph is traced for ONNX, this takes the place of every backend, since runtimes have none of
+their kernels; everything around the scan is plain torch. The loop of an ONNX Scan costs some
+microseconds a turn, so that a turn takes several steps: what does not depend on the state is made
+for all of them at once, and both directions run in one loop.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muse_adapter.ops.backend import Backend
+from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.reference import add_skip, discretise, first_state
+from muse_adapter.ops.torch_private import scan_operator
+
+# Steps in a turn of the loop: with more, a turn's numbers leave the cache of a processor.
+CHUNK = 8
+
+
+class OnnxBackend(Backend):
+    """What is traced for ONNX; nothing runs on it, and nobody chooses it by name."""
+
+    name = "onnx"
+
+    def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+        """Scan in one direction, see `Backend.scan`."""
+        (y,), (state,) = _scans([inputs])
+        return y, state
+
+    def bidirectional_scan(
+        self,
+        forward: ScanInputs,
+        reverse: ScanInputs | None,
+        z: Tensor,
+        positions: Tensor | None,
+    ) -> Tensor:
+        """Scan both directions in one loop where they are of one length."""
+        if reverse is None or positions is not None:
+            return super().bidirectional_scan(forward, reverse, z, positions)
+        (first, second), _ = _scans([forward, reverse])
+        return self.gate(first + second, z, None)
+
+
+ONNX = OnnxBackend()
+
+
+def exporting_to_onnx() -> bool:
+    """Whether the present call is traced for ONNX."""
+    # Asking torch.onnx imports the exporter, which only an export has a use for.
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
+def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
+    """Run scans of one shape side by side.
+
+    Args:
+        scans: The inputs, alike in all but their values and `reverse`.
+
+    Returns:
+        Outputs (batch, L, E) and last states (batch, E, S) of each.
+    """
+    length = scans[0].x.shape[1]
+    given = [discretise(scan) for scan in scans]
+    inputs, states = [], []
+    for scan, (x, dt, A, B, C) in zip(scans, given, strict=True):
+        inputs.append([_chunks(tensor, length, scan.reverse) for tensor in (x, dt, B, C)])
+        states.append(first_state(scan, A).transpose(2, 3))
+    A = torch.stack([A.transpose(1, 2) for _, _, A, _, _ in given]).unsqueeze(1)
+    # (L / CHUNK, CHUNK, scans, batch, G, K or S), in the order of time.
+    stacked = [torch.stack(tensors, dim=2) for tensors in zip(*inputs, strict=True)]
+    last, y = scan_operator(_turn, [torch.stack(states)], stacked, [A])
+    y = y.flatten(0, 1)  # (L, scans, batch, G, K)
+    outputs = []
+    for scan, (x, *_), of_scan in zip(scans, given, y.unbind(1), strict=True):
+        of_scan = of_scan[:length].transpose(0, 1)
+        of_scan = of_scan.flip(1) if scan.reverse else of_scan
+        outputs.append(add_skip(of_scan, x, scan.D))
+    return outputs, [h.transpose(2, 3).flatten(1, 2) for h in last.unbind(0)]
+
+
+def _turn(
+    state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do the steps of a chunk.
+
+    Args:
+        state: (scans, batch, G, S, K), before it. Channels stand last: neighbouring numbers then
+            meet the same operation with as many neighbours.
+        x: (CHUNK, scans, batch, G, K).
+        dt: As `x`.
+        B: (CHUNK, scans, batch or 1, G, S).
+        C: As `B`.
+        A: (scans, 1, G, S, K).
+
+    Returns:
+        The state behind it, and the outputs (CHUNK, scans, batch, G, K).
+    """
+    decays = (dt.unsqueeze(-2) * A).exp()  # (CHUNK, scans, batch, G, S, K)
+    inputs = (dt * x).unsqueeze(-2) * B.unsqueeze(-1)
+    state, states = state.unsqueeze(0), []
+    for decay, new in zip(decays.split(1), inputs.split(1), strict=True):
+        state = decay * state + new
+        states.append(state)
+    y = C.unsqueeze(-2) @ torch.cat(states)
+    # Neither may be a view of something else in the body of the loop.
+    return state.squeeze(0).clone(), y.squeeze(-2).clone()
+
+
+def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:
+    """Split time into chunks: (batch or 1, L or 1, ...) -> (L / CHUNK, CHUNK, batch or 1, ...).
+
+    Steps of size zero fill the last one; they change no state.
+    """
+    tensor = tensor.expand(-1, length, -1, -1).transpose(0, 1)
+    tensor = tensor.flip(0) if reverse else tensor
+    padded = F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -length % CHUNK))
+    return padded.unflatten(0, (-1, CHUNK))

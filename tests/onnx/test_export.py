@@ -1,0 +1,159 @@
+"""`muse_adapter.onnx.export`, and `torch.onnx.export` of what this package computes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import muse_adapter.onnx.exporting as exporting
+from muse_adapter import VideoEncoder, ops
+from muse_adapter.config import AGGREGATIONS, MIXERS
+from muse_adapter.onnx import export
+from muse_adapter.ops import selective_scan, use_backend
+from tests.support.onnx_files import close, make_masks, run_file
+from tests.support.small_heads import small_head
+
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+class Scan(nn.Module):
+    """A scan with groups, a gate, an initial and a last state, against time."""
+
+    def forward(self, u, delta, A, B, C, D, z, bias, state):
+        return selective_scan(
+            u, delta, A, B, C, D, z, bias, True, True, initial_state=state, reverse=True
+        )
+
+
+def scan_arguments(batch, length):
+    return (
+        *torch.randn(2, batch, 6, length),
+        -torch.rand(6, 3),
+        *(torch.randn(batch, 2, 3, length), torch.randn(batch, 3, length)),
+        torch.randn(6),
+        *(torch.randn(batch, 6, length), torch.randn(6), torch.randn(batch, 6, 3)),
+    )
+
+
+def test_scan_of_any_length():
+    free, batch = {0: "batch", 2: "length"}, {0: "batch"}
+    shapes = (free, free, None, {0: "batch", 3: "length"}, free, None, free, None, batch)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            Scan().eval(), scan_arguments(2, 5), dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+    file = program.model_proto.SerializeToString()
+    for batch, length in ((1, 1), (3, 16), (2, 17), (2, 40)):
+        arguments = scan_arguments(batch, length)
+        with use_backend("reference"):
+            expected = Scan()(*arguments)
+        for got, value in zip(run_file(file, *arguments), expected, strict=True):
+            close(got, value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(16, 16), "must be a MultiScaleMamba or a VideoEncoder, got Linear"),
+        (small_head().double(), "must be in float32, got torch.float64"),
+    ],
+    ids=["another model", "double"],
+)
+def test_refused_models(model, message, tmp_path):
+    with pytest.raises(TypeError, match=message):
+        export(model, tmp_path / "model.onnx", torch.empty(1, 1, 5, 16))
+    assert not list(tmp_path.iterdir())
+
+
+class Program:
+    """What torch.onnx gives, for tests that do not look into it."""
+
+    def save(self, file, external_data):
+        assert not external_data
+        file.write_bytes(b"new")
+
+
+@pytest.mark.parametrize("difference", [1e-3, float("nan")])
+def test_a_wrong_file_gets_no_name(difference, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_translate", lambda *arguments: Program())
+    differences = iter([1e-8, difference])
+    monkeypatch.setattr(exporting, "_difference", lambda *arguments: next(differences))
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"old")
+    head = small_head(depth=1).train()
+    with pytest.raises(RuntimeError, match=r"nothing was written: .* differs .* by (1\.0e-03|nan)"):
+        export(head, file, torch.empty(1, 1, 5, 16))
+    assert file.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    assert all(module.training for module in head.modules())
+    monkeypatch.setattr(exporting, "_difference", lambda *arguments: 1e-7)
+    assert export(head, file, torch.empty(1, 1, 5, 16)) == pytest.approx(1e-7)
+    assert file.read_bytes() == b"new"
+
+
+def test_the_example_must_fit_the_model(tmp_path):
+    with pytest.raises(ValueError, match="input width C = 16, got 8"):
+        export(small_head(depth=1), tmp_path / "model.onnx", torch.empty(1, 1, 5, 8))
+
+
+def torch_export(head):
+    """Export as torch documents it, without a function of ours."""
+    free = {0: "batch", 1: "frames"}
+    inputs = torch.randn(2, 3, 5, 16), make_masks(2, 3)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            head, inputs, dynamo=True, dynamic_shapes=(free, free), verbose=False
+        )
+    return program.model_proto.SerializeToString()
+
+
+def check_embedding(head, file):
+    for batch, frames in ((1, 9), (3, 4)):
+        tokens, mask = torch.randn(batch, frames, 5, 16), make_masks(batch, frames)
+        with torch.no_grad():
+            close(run_file(file, tokens, mask)[0], head(tokens, mask))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_all_mixers_and_aggregations(mixer, aggregation):
+    head = small_head(mixer=mixer, aggregation=aggregation, depth=1).eval()
+    check_embedding(head, torch_export(head))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
+@pytest.mark.parametrize(
+    "backend", [name for name, b in ops.backends("cpu").items() if b.available]
+)
+def test_all_backends_give_one_file(backend):
+    head = small_head(depth=1).eval()
+    with use_backend(backend):
+        file = torch_export(head)
+    check_embedding(head, file)
+
+
+@pytest.mark.slow
+def test_video_encoder_and_weights_in_a_second_file(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    backbone = transformers.CLIPVisionModelWithProjection(config)
+    encoder = VideoEncoder(backbone, small_head(depth=1), frames_per_slice=2).eval()
+    monkeypatch.setattr(exporting, "MAX_BYTES_INSIDE", 1000)
+    file = tmp_path / "model.onnx"
+    assert export(encoder, file, torch.empty(1, 1, 3, 16, 16)) < 1e-5
+    assert encoder.frames_per_slice == 2
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    for batch, frames in itertools.product((1, 2), (1, 7)):
+        videos = torch.randn(batch, frames, 3, 16, 16)
+        mask = torch.ones(batch, frames, dtype=torch.bool)
+        with torch.no_grad():
+            close(run_file(file, videos, mask)[0], encoder(videos, mask))
