@@ -54,6 +54,25 @@ def as_ids(ids: Sequence[Hashable] | None, count: int) -> list[Hashable] | None:
     return listed
 
 
+class RowViews(tuple[Tensor, ...]):
+    """Views of rows of one tensor, which says where they lie without asking each of them.
+
+    Attributes:
+        array: (N, ...), the tensor.
+        positions: Of the rows, one for each view.
+    """
+
+    array: Tensor
+    positions: list[int]
+
+    @classmethod
+    def of(cls, array: Tensor, positions: list[int]) -> RowViews:
+        """Make the views."""
+        views = cls([array[i] for i in positions])
+        views.array, views.positions = array, positions
+        return views
+
+
 class FeatureRows:
     """Features of items, read in place: `rows[ids]` gives views, and nothing is copied.
 
@@ -90,13 +109,13 @@ class FeatureRows:
         return self._length
 
     def __getitem__(self, ids: Sequence[Any]) -> Any:
-        """Return a list of views, one for each id, or a mapping of names to such lists.
+        """Return a tuple of views, one for each id, or a mapping of names to such tuples.
 
         Raises:
             KeyError: An id is unknown.
         """
         positions = [self._position(key) for key in ids]
-        rows = {name: [array[i] for i in positions] for name, array in self._arrays.items()}
+        rows = {name: RowViews.of(array, positions) for name, array in self._arrays.items()}
         return rows if self._named else rows["features"]
 
     def _position(self, key: Any) -> int:
