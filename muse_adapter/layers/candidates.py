@@ -7,13 +7,14 @@ norms, and whether norms may be taken in one precision is asked of their values.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from muse_adapter.layers.pairs import unit_tokens
-from muse_adapter.layers.token_weights import masked_softmax, weighted_similarity
+from muse_adapter.layers.token_weights import masked, weighted_similarity
 from muse_adapter.ops import pooled_products, token_products
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import values_can_be_asked
@@ -58,16 +59,33 @@ def candidate_scores(
         at unit norm.
     """
     with without_autocast(text.device.type):
-        sims = token_cosines(keys, text, mask)[..., None]  # (K, N, 1)
-        weak = weighted_similarity(sims, mask, weak_temperature, mix)[:, 0]
+        sims = token_cosines(keys, text, mask)
+        weak = _weighted_similarity(sims, mask, weak_temperature, mix)
         if values is None:
             return weak, None, None
-        weights, queries = [masked_softmax(sims / gate_temperature, mask)[..., 0]], [text]
+        weights, queries = [_softmax(sims / gate_temperature, mask)], [text]
         if mean_query is not None:
-            weights.append(torch.full_like(weights[0], 1 / weights[0].shape[1]))
+            weights.append(torch.full_like(sims, 1 / sims.shape[1]))
             queries.append(mean_query)
         pooled = pooled_cosines(values, torch.stack(weights, 1), torch.stack(queries), mask)
     return weak, pooled[:, 0], None if mean_query is None else pooled[:, 1]
+
+
+def _weighted_similarity(
+    sims: Tensor, mask: Tensor | None, temperature: float, mix: Tensor | None
+) -> Tensor:
+    """Compute `weighted_similarity` of one text, from (K, N) to (K,)."""
+    if temperature in (0, math.inf):
+        return weighted_similarity(sims[..., None], mask, temperature, mix)[:, 0]
+    weights = _softmax(sims / temperature, mask)
+    if mix is not None:
+        weights = weights @ mix.to(sims.dtype)
+    return (sims * weights).sum(1)
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute `masked_softmax` (K, N), over the last axis, where torch has the faster kernel."""
+    return masked(logits[..., None], mask)[..., 0].softmax(1)
 
 
 def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ _GROUP_NUMBERS = 2**19
 def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
     """Return the tensor whose rows these are and their positions, where the rows say so.
 
-    They do by attributes `array` and `positions`, as those of `FeatureRows` do: then nothing has to
-    be asked of each.
+    They do by attributes `array` and `positions`, as those of a lazy `FeatureRows` do: then nothing
+    has to be asked of each.
     """
     array = getattr(rows, "array", None)
     return None if array is None else (array, rows.positions)  # type: ignore[union-attr]

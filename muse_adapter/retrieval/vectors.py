@@ -54,23 +54,25 @@ def as_ids(ids: Sequence[Hashable] | None, count: int) -> list[Hashable] | None:
     return listed
 
 
-class RowViews(tuple[Tensor, ...]):
-    """Views of rows of one tensor, which says where they lie without asking each of them.
+class LazyRows(Sequence[Tensor]):
+    """Rows of a tensor that become views when asked for, each of which takes microseconds to make.
 
-    Attributes:
+    Args:
         array: (N, ...), the tensor.
-        positions: Of the rows, one for each view.
+        positions: Of the rows.
     """
 
-    array: Tensor
-    positions: list[int]
+    def __init__(self, array: Tensor, positions: list[int]) -> None:
+        self.array, self.positions = array, positions
 
-    @classmethod
-    def of(cls, array: Tensor, positions: list[int]) -> RowViews:
-        """Make the views."""
-        views = cls([array[i] for i in positions])
-        views.array, views.positions = array, positions
-        return views
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the view of a row, or fewer rows for a slice."""
+        if isinstance(index, slice):
+            return LazyRows(self.array, self.positions[index])
+        return self.array[self.positions[index]]
 
 
 class FeatureRows:
@@ -82,6 +84,8 @@ class FeatureRows:
         features: (N, ...), a tensor or a numpy array, in memory or mapped, in any dtype; or a
             mapping of names to such.
         ids: N different hashable ids; None: positions from 0.
+        lazy: Whether `rows[ids]` is a sequence that makes a view when it is asked for one, and no
+            list of views. `EERCF.rerank_candidates` reads it by address and needs no view.
 
     Raises:
         TypeError: `features` is something else.
@@ -89,7 +93,9 @@ class FeatureRows:
             repeat.
     """
 
-    def __init__(self, features: Any, ids: Sequence[Hashable] | None = None) -> None:
+    def __init__(
+        self, features: Any, ids: Sequence[Hashable] | None = None, *, lazy: bool = False
+    ) -> None:
         named = features if isinstance(features, Mapping) else {"features": features}
         self._arrays = {name: in_place(array) for name, array in named.items()}
         for name, array in self._arrays.items():
@@ -100,6 +106,7 @@ class FeatureRows:
         lengths = {name: len(array) for name, array in self._arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"features must be of one number of items, got {lengths}")
+        self._lazy = lazy
         self._named = isinstance(features, Mapping)
         self._length = next(iter(lengths.values()))
         listed = as_ids(ids, self._length)
@@ -109,13 +116,17 @@ class FeatureRows:
         return self._length
 
     def __getitem__(self, ids: Sequence[Any]) -> Any:
-        """Return a tuple of views, one for each id, or a mapping of names to such tuples.
+        """Return a list of views, one for each id, or a mapping of names to such lists.
 
         Raises:
             KeyError: An id is unknown.
         """
         positions = [self._position(key) for key in ids]
-        rows = {name: RowViews.of(array, positions) for name, array in self._arrays.items()}
+        rows: dict[str, Sequence[Tensor]] = {
+            name: LazyRows(array, positions) for name, array in self._arrays.items()
+        }
+        if not self._lazy:
+            rows = {name: list(lazy) for name, lazy in rows.items()}
         return rows if self._named else rows["features"]
 
     def _position(self, key: Any) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from muse_adapter.files import sync_folder, write_errors, write_whole
 from muse_adapter.search.local.columns import Appender, pack_video
 from muse_adapter.search.local.lock import LOCK_NAME, writer_lock
@@ -171,6 +173,7 @@ class LocalWriter:
             manifest,
             appender,
             frame_width=max(widths, default=0),
+            max_norm=_max_norm(manifest.max_norm, videos),
             num_videos=manifest.num_videos + len(videos),
             num_segments=manifest.num_segments + sum(len(video.spans) for video in videos),
         )
@@ -248,6 +251,14 @@ class LocalWriter:
                 write_manifest(self._folder, changed)
         finally:  # an error may come after the manifest was renamed
             self._table = self._store.read()
+
+
+def _max_norm(known: float | None, videos: Sequence[VideoSegments]) -> float | None:
+    """Return a bound on norms that also holds for the vectors of `videos`, as they are stored."""
+    if known is None:
+        return None
+    norms = [torch.linalg.vector_norm(v.vectors.half().double(), dim=1) for v in videos]
+    return max([known, *itertools.chain.from_iterable(norm.tolist() for norm in norms)])
 
 
 class _Numbers:
