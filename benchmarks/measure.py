@@ -54,10 +54,13 @@ class Timing(NamedTuple):
     @property
     def busy(self) -> bool:
         """Whether the machine was too busy, or the rounds too few, to believe the median."""
+        return self.rounds < MIN_ROUNDS or self.spread > MAX_SPREAD * self.median or self.disturbed
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others used the machine meanwhile."""
         return (
-            self.rounds < MIN_ROUNDS
-            or self.spread > MAX_SPREAD * self.median
-            or self.other_load > MAX_OTHER_LOAD
+            self.other_load > MAX_OTHER_LOAD
             or self.own_processors < MIN_OWN_PROCESSORS
             or self.waiting > MAX_WAITING
         )
@@ -117,7 +120,7 @@ def in_turn(
         # A GPU's runs stay single: together they would hide what a launch costs.
         runs[name] = 1 if device == "cuda" else max(1, math.ceil(MIN_BLOCK_S / seconds))
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    start, load, own = time.perf_counter(), _OtherLoad(), time.process_time()
+    start, load = time.perf_counter(), _Load()
     done, spent, steady = 0, 0.0, False
     while done < rounds or spent < min_s or (spent < max_s and not steady):
         for name, run in alternatives.items():
@@ -125,12 +128,15 @@ def in_turn(
         done += 1
         spent = time.perf_counter() - start
         steady = all(_steady(values) for values in times.values())
-    found: dict[str, Any] = {
-        "other_load": load.beyond_idle(),
-        "own_processors": 1.0 if device == "cuda" else (time.process_time() - own) / spent,
-        "waiting": _waiting(),
-    }
+    found = load.found(device)
     return {name: quartiles(values)._replace(**found) for name, values in times.items()}
+
+
+def once(run: Callable[[], Any]) -> Timing:
+    """Time a single run on the CPU that is too long to be repeated."""
+    load = _Load()
+    seconds, _ = timed(run)
+    return quartiles([seconds])._replace(**load.found("cpu"))
 
 
 def _waiting() -> float:
@@ -153,21 +159,24 @@ def _steady(times: list[float]) -> bool:
     return found.rounds > MIN_ROUNDS and found.spread <= MAX_SPREAD / 2 * found.median
 
 
-class _OtherLoad:
-    """Processor time of other processes, from what the whole machine used and what this one did."""
+class _Load:
+    """What the machine and this process did meanwhile, of which a `Timing` tells."""
 
     def __init__(self) -> None:
         self.start = self._now()
 
-    def beyond_idle(self) -> float:
-        """Return the processors that others used beyond those that torch's threads leave idle."""
+    def found(self, device: str) -> dict[str, Any]:
+        """Return the load, as `Timing` names it."""
         wall, machine, own = (
             after - before for after, before in zip(self._now(), self.start, strict=True)
         )
-        if wall < MIN_LOAD_S:
-            return 0.0
-        idle = (os.cpu_count() or 1) - torch.get_num_threads()
-        return max(0.0, (machine - own) / wall - max(0, idle))
+        idle = (os.cpu_count() or 1) - torch.get_num_threads()  # torch's threads leave them so
+        others = max(0.0, (machine - own) / wall - max(0, idle)) if wall >= MIN_LOAD_S else 0.0
+        return {
+            "other_load": others,
+            "own_processors": 1.0 if device == "cuda" else own / wall,
+            "waiting": _waiting(),
+        }
 
     @staticmethod
     def _now() -> tuple[float, float, float]:

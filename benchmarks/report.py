@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, moments, scan, search, streaming
+from benchmarks import decoding, head, moments, scale, scan, search, streaming
 from benchmarks.heads.curves import Growth, Row, compare, curves, draw, fit
 from benchmarks.heads.workload import MODES
 from benchmarks.machine import ROOT, where
@@ -338,6 +338,7 @@ SECTIONS = {
     "search.json": Section(
         "search.json", lambda figures, _: f"\n{search.markdown_table(figures)}\n"
     ),
+    "search.json, scale": Section("search.json", lambda figures, _: scale.section(figures)),
     "heads.json": Section("heads.json", heads_section),
     "heads.json, evaluation": Section("heads.json", pairs_section),
     "heads.json, hardware": Section("heads.json", hardware_section),

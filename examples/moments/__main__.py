@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from examples.command_line import exit_status
 from examples.moments.compare import RATES, SEEDS, TRAINED, compare, markdown_table
 from examples.moments.demo import demo
 from examples.moments.material import load_material
@@ -80,6 +81,9 @@ def check_options(options: argparse.Namespace) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Do what the options ask for."""
     began = time.perf_counter()
+    check_options(options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     fields = {} if options.epochs is None else {"epochs": options.epochs}
     if options.data is not None:
         results = train_on_features(
@@ -118,27 +122,9 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        Exit status: 0, 2 after an error, 130 after an interrupt.
-    """
+    """Run the command line, and return its exit status."""
     options = build_parser().parse_args(arguments)
-    torch.set_flush_denormal(True)  # numbers below 1e-38 are computed a hundred times slower
-    try:
-        check_options(options)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        run_command(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        torch.set_flush_denormal(False)
-    return 0
+    return exit_status(lambda: run_command(options))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def load_material(
         )
         path = folder / f"features-{name}-{fingerprint([tower_name, *corpus.draw(name)])}.pt"
         if path.is_file():
-            features[name] = Features(**read_tensors(path))
+            features[name] = Features(**read_tensors(path, Features.__annotations__))
         else:
             features[name] = encode_split(tower, videos[name], frames.read(), progress=progress)
             write_tensors(path, vars(features[name]))
@@ -97,7 +97,7 @@ def with_tokens(material: Material, folder: Path, *, progress: bool = True) -> M
             frames = _Frames(material.videos[name], material.folder, material.size, progress)
             tokens = encode_tokens(material.tower, frames.read(), progress=progress)
             write_tensors(path, {"tokens": tokens})
-        features[name] = replace(split, **read_tensors(path))
+        features[name] = replace(split, **read_tensors(path, ["tokens"]))
     return replace(material, features=features)
 
 

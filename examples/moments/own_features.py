@@ -66,7 +66,7 @@ def train_on_features(
     key = {"config": config.to_dict(), "seed": seed, "epochs": epochs}
     curve: list[float] = []
     if path.is_file():
-        content = read_tensors(path)
+        content = read_tensors(path, ["key", "model", "optimizer", "random", "curve"])
         if content["key"] != key:
             raise ValueError(f"{path} is of other settings or features, delete it and start again")
         model.load_state_dict(content["model"])

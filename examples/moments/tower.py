@@ -142,8 +142,8 @@ def load_tower(tower: Tower, path: Path) -> Tower:
         ValueError: The file is damaged, or of another tower.
     """
     try:
-        tower.load_state_dict(read_tensors(path)["tower"])
-    except (KeyError, RuntimeError) as error:
+        tower.load_state_dict(read_tensors(path, ["tower", "losses"])["tower"])
+    except RuntimeError as error:
         raise ValueError(f"{path} is of another tower, delete it and start again") from error
     return tower.eval().requires_grad_(False)
 

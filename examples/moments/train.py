@@ -25,6 +25,8 @@ from muse_adapter import param_groups
 CHECKPOINT_EVERY = 50
 VALIDATE_EVERY = 110  # steps; five epochs of the default run
 
+_NAMES = "settings", "model", "optimizer", "random", "losses", "validation", "seconds"
+
 
 @dataclass
 class Trained:
@@ -163,7 +165,7 @@ def _save(
 
 
 def _load(path: Path, run: Trained, optimizer: torch.optim.Optimizer) -> None:
-    content = read_tensors(path)
+    content = read_tensors(path, _NAMES)
     try:
         run.model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from examples.command_line import exit_status
 from examples.quickstart.compare import ENTRIES, compare, markdown_tables
 from examples.quickstart.demo import demo
 from examples.quickstart.material import load_material
@@ -166,36 +167,22 @@ def run_training(options: argparse.Namespace) -> None:
     print(f"search:   {COMMAND} search {shlex.quote(query)}{where}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def run_command(options: argparse.Namespace) -> None:
+    """Do what the options ask for."""
+    check_options(options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.command == "search":
+        run_search(options)
+    else:
+        run_training(options)
 
-    Returns:
-        Exit status: 0, 2 after an error, 130 after an interrupt.
-    """
-    parser = build_parser()
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit status."""
     # intermixed, so that options may stand between `search` and its words
-    options = parser.parse_intermixed_args(arguments)
-    # Probabilities of a peaked attention fall below 1e-38, where a CPU computes a hundred times
-    # slower: a run with attention as its mixer would take several times as long. Set before torch
-    # starts its threads, which then do the same.
-    torch.set_flush_denormal(True)
-    try:
-        check_options(options)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        if options.command == "search":
-            run_search(options)
-        else:
-            run_training(options)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        torch.set_flush_denormal(False)
-    return 0
+    options = build_parser().parse_intermixed_args(arguments)
+    return exit_status(lambda: run_command(options))
 
 
 if __name__ == "__main__":

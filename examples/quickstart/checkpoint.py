@@ -12,6 +12,10 @@ from examples.quickstart.files import read_tensors, write_tensors
 from examples.quickstart.model import QuickstartModel, Tokenizer
 from examples.quickstart.settings import Settings
 
+_NAMES = (
+    "settings", "tokenizer", "model", "optimizer", "random", "losses", "validation", "seconds",
+)  # fmt: skip
+
 
 @dataclass
 class Trained:
@@ -61,7 +65,7 @@ def load_checkpoint(
     Raises:
         ValueError: The file is damaged, or of another model.
     """
-    content = read_tensors(path)
+    content = read_tensors(path, _NAMES)
     try:
         run.model.load_own_state(content["model"])
     except ValueError as error:

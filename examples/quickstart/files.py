@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,29 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Any]:
     """Read what `write_tensors` wrote, onto the CPU.
 
+    Args:
+        path: The file.
+        names: Of what it must hold, and nothing else.
+
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged, or holds other things.
         OSError: It cannot be read.
     """
     content = path.read_bytes()
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except DAMAGE as error:  # torch's own words speak of reading it without restrictions
         raise ValueError(f"{path} is damaged, delete it and start again") from error
+    names = set(names)
+    if not isinstance(read, dict) or read.keys() != names:
+        raise ValueError(
+            f"{path} is a file of something else, delete it and start again: it must hold "
+            f"{', '.join(sorted(names))}"
+        )
+    return read
 
 
 def read_json(path: Path) -> Any:

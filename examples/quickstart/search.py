@@ -67,7 +67,7 @@ def search(folder: Path, query: str, *, count: int = 5) -> tuple[list[Hit], list
         raise FileNotFoundError(
             f"nothing was trained in {folder} yet: run the quickstart there first (no {path})"
         )
-    content = read_tensors(path)
+    content = read_tensors(path, ["settings", "tokenizer", "model", "videos", "captions", "paths"])
     settings = Settings(**content["settings"])
     tokenizer = load_tokenizer(settings, content["tokenizer"])
     warnings = tokenizer.warnings(query)

@@ -84,7 +84,7 @@ def load_split(
     else:
         file = Path(cache) / f"frames-{_fingerprint(paths, num_frames, size)}.pt"
         if file.exists():
-            decoded = _Decoded(**read_tensors(file))
+            decoded = _Decoded(**read_tensors(file, _Decoded.__annotations__))
         else:
             ensure_folder(file.parent)
             decoded = _decode(paths, num_frames, size, progress)

@@ -19,7 +19,8 @@ def check_features(**named: tuple[Tensor | None, str]) -> dict[str, int]:
         The size of each letter.
 
     Raises:
-        TypeError: One is not a floating-point tensor.
+        TypeError: One is not a floating-point tensor, or one is float64 and another is not: all are
+            computed in float64, or all in float32.
         ValueError: One has another number of axes, a size 0, or another size than those before it.
     """
     sizes: dict[str, int] = {}
@@ -40,6 +41,10 @@ def check_features(**named: tuple[Tensor | None, str]) -> dict[str, int]:
             raise ValueError(
                 f"{name} must have shape ({', '.join(letters)}){wanted}, no size 0, got {shape}"
             )
+    types = {name: tensor.dtype for name, (tensor, _) in named.items() if tensor is not None}
+    if len({kind == torch.float64 for kind in types.values()}) > 1:
+        listed = ", ".join(f"{name} {kind}" for name, kind in types.items())
+        raise TypeError(f"features must all be float64, or none of them, got {listed}")
     return sizes
 
 

@@ -190,7 +190,7 @@ class MixerInputs(NamedTuple):
         """
         count, length = self.num_previous, self.tokens.shape[1]
         if self.lengths is None:
-            return x[:, length:]
+            return x[:, length:].clone()  # a view would keep all of x
         places = torch.arange(count, device=x.device)
         return select(x, self.lengths.clamp(0, length).unsqueeze(1) + places)
 

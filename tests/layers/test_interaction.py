@@ -233,6 +233,11 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "text must be a floating-point tensor, got torch.int64",
     ),
+    "types": (
+        lambda: token_similarity(torch.zeros(2, 3), torch.zeros(2, 4, 3).double()),
+        TypeError,
+        "all be float64, or none of them, got text torch.float32, tokens torch.float64",
+    ),
     "values": (
         lambda: TextGatedInteraction()(
             torch.zeros(2, 3), torch.zeros(2, 4, 3), torch.zeros(2, 5, 3)

@@ -147,6 +147,13 @@ def test_nothing_valid_moves_nothing(backend):
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
+def test_the_state_keeps_no_more_than_itself(backend):
+    of = make_mixer()
+    tokens = torch.randn(BATCH, LENGTH, DIM, dtype=torch.float64)
+    _, state = in_chunks(of, tokens, None, [LENGTH], backend)
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in state)
+
+
 # id: (state of zeros -> the one given, message)
 WRONG = {
     "batch": (lambda s: MixerState(s.conv[:1], s.scan), r"state.conv must have shape \(3, 3, 16\)"),

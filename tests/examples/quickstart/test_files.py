@@ -9,6 +9,7 @@ import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_files_of_another_model_are_refused(
     write_index(tmp_path, settings, trained, [material.splits["test"]])
     checkpoint = runs.run_folder(tmp_path, settings, material) / "checkpoint.pt"
     for path in (checkpoint, tmp_path / "search.pt"):
-        content = read_tensors(path)
+        content = torch.load(path, weights_only=True)
         content["model"]["logit_scale"] = content["model"].pop("_logit_scale")
         write_tensors(path, content)
     message = (
@@ -79,15 +80,24 @@ def test_a_full_disk_is_named_with_the_file(
     with pytest.raises(OSError, match=rf"cannot write {re.escape(str(path))}: No space left"):
         write_tensors(path, {"steps": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["kept.pt"]
-    assert read_tensors(path) == {"steps": 1}
+    assert read_tensors(path, ["steps"]) == {"steps": 1}
+
+
+@pytest.mark.parametrize("content", [{"steps": 1, "model": {}}, {"model": {}}, [1, 2]], ids=str)
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "kept.pt"
+    write_tensors(path, content)
+    with pytest.raises(ValueError, match=r"kept\.pt is a file of something else.*hold steps$"):
+        read_tensors(path, ["steps"])
 
 
 # Torch says so of a pickle whose first bytes were changed, before it refuses it.
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 def test_any_damage_of_a_kept_file_is_named(tmp_path: Path) -> None:
-    """Changed, cut, or another kind of archive or pickle: it is read, or it is called damaged."""
+    """Changed, cut, or another kind of archive or pickle: it is read, or it is refused."""
     path = tmp_path / "kept.pt"
     content = {"numbers": torch.arange(5.0), "names": ["a", "b"], "settings": {"steps": 3}}
+    names = list(content)
     write_tensors(path, content)
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -117,13 +127,13 @@ def test_any_damage_of_a_kept_file_is_named(tmp_path: Path) -> None:
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"is damaged, delete it and start again$"):
-            read_tensors(path)
+            read_tensors(path, names)
     refused = 0
     for _ in range(400):
         path.write_bytes(archive_of(changed(parts[pickled])))
         try:
-            read_tensors(path)  # where a number or a name was changed, nothing shows it
+            read_tensors(path, names)  # where a number or a word was changed, nothing shows it
         except ValueError as error:
-            assert "is damaged, delete it and start again" in str(error)
+            assert "delete it and start again" in str(error)
             refused += 1
     assert refused > 200
