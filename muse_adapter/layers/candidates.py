@@ -110,9 +110,7 @@ def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
     return cosines
 
 
-def pooled_cosines(
-    rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | None
-) -> Tensor:
+def pooled_cosines(rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
     """Compare weighted sums of tokens at unit norm with a query for each sum.
 
     Args:

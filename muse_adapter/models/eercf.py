@@ -220,9 +220,7 @@ class EERCF(nn.Module):
             TypeError: As for `scores`.
             ValueError: As for `scores`, or the numbers of candidates differ.
         """
-        return rerank_candidates(
-            self, text, frames, fused, patches, frame_mask, recall_text
-        )
+        return rerank_candidates(self, text, frames, fused, patches, frame_mask, recall_text)
 
     def loss(
         self,

@@ -180,9 +180,7 @@ def multiply_tokens(rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
     return products, norms
 
 
-def multiply_sums(
-    rows: Rows, weights: Tensor, queries: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def multiply_sums(rows: Rows, weights: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Multiply weighted sums of tokens; see `muse_adapter.ops.pooled_products`.
 
     Args:

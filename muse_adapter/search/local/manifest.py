@@ -53,8 +53,10 @@ class Manifest:
         if not isinstance(self.sizes, dict) or set(self.sizes) != set(COLUMNS):
             raise ValueError(f"sizes must be of the files {COLUMNS}, got {self.sizes!r}")
         numbers = {f.name: getattr(self, f.name) for f in fields(self)} | self.sizes
+        for name in ("settings", "sizes", "max_norm"):
+            del numbers[name]
         for name, value in numbers.items():
-            if name not in ("settings", "sizes", "max_norm") and (type(value) is not int or value < 0):
+            if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be an int of at least 0, got {value!r}")
         norm = self.max_norm
         if norm is not None and not (isinstance(norm, float) and 0 <= norm < math.inf):

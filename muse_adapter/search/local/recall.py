@@ -17,14 +17,14 @@ class GrowingRecall:
 
     Args:
         vectors: (N, D), finite, N at least 1.
-        max_norm: A bound on their norms; None: unknown.
         earlier: The recall of a matrix that `vectors` begins with.
+        max_norm: A bound on the norms of all vectors; None: unknown.
     """
 
     _parts: list[ExactRecall]
 
     def __init__(
-        self, vectors: Tensor, max_norm: float | None = None, earlier: GrowingRecall | None = None
+        self, vectors: Tensor, earlier: GrowingRecall | None = None, max_norm: float | None = None
     ) -> None:
         parts = [] if earlier is None else list(earlier._parts)
         start = sum(map(len, parts))

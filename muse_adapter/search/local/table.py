@@ -196,7 +196,7 @@ class LocalTable:
 
     @functools.cached_property
     def _recall(self) -> GrowingRecall:
-        return GrowingRecall(self.vectors, self.manifest.max_norm, self._earlier)
+        return GrowingRecall(self.vectors, self._earlier, self.manifest.max_norm)
 
     @functools.cached_property
     def _segment_ends(self) -> Tensor:
