@@ -114,9 +114,9 @@ def pooled_products(memory: Any) -> None:
 
     Arguments in the memory:
         sizes: rows, tokens of a row N, D, sums of a row W.
-        places: addresses of the rows' addresses (K,), of the weights (K, W, N), which become those
-            of the tokens as they are, of the queries (W, D), and of the norms (K, N), the products
-            (K, W) and the squares (K, W).
+        places: addresses of the rows' addresses (K,), of the weights (K, W, N), which are divided
+            by the norms, of the queries (W, D), and of the norms (K, N), the products (K, W) and
+            the squares (K, W).
     """
     unit, counters, threads, sizes, places = _unpack_pooled(memory)
     if next_number(counters + 8) >= threads:
