@@ -85,7 +85,9 @@ def _weighted_similarity(
 
 def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Compute `masked_softmax` (K, N), over the last axis, where torch has the faster kernel."""
-    return masked(logits[..., None], mask)[..., 0].softmax(1)
+    if mask is not None:
+        logits = masked(logits[..., None], mask)[..., 0]
+    return logits.softmax(1)
 
 
 def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
