@@ -255,10 +255,10 @@ class LocalWriter:
 
 def _max_norm(known: float | None, videos: Sequence[VideoSegments]) -> float | None:
     """Return a bound on norms that also holds for the vectors of `videos`, as they are stored."""
-    if known is None:
-        return None
-    norms = [torch.linalg.vector_norm(v.vectors.half().double(), dim=1) for v in videos]
-    return max([known, *itertools.chain.from_iterable(norm.tolist() for norm in norms)])
+    if known is None or not videos:
+        return known
+    stored = torch.cat([video.vectors.detach().cpu() for video in videos]).half().double()
+    return max([known, *torch.linalg.vector_norm(stored, dim=1).tolist()])
 
 
 class _Numbers:
