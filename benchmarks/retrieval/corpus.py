@@ -109,10 +109,10 @@ class Reused:
     """
 
     def __init__(self, **features: Tensor) -> None:
-        self._rows = {name: FeatureRows(array) for name, array in features.items()}
+        self._rows = {name: FeatureRows(array, lazy=True) for name, array in features.items()}
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Return the views of each video, by name."""
+        """Return the rows of the videos, by name."""
         return {name: rows[[i % len(rows) for i in ids]] for name, rows in self._rows.items()}
 
 

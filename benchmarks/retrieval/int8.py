@@ -32,13 +32,19 @@ def quantized(patches: Tensor) -> tuple[Tensor, Tensor]:
     return numbers, factors
 
 
-def rerank(scorer: EERCF, text: Tensor, features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+def rerank(
+    scorer: EERCF,
+    text: Tensor,
+    features: Mapping[str, Sequence[Tensor]],
+    recall_text: Tensor | None = None,
+) -> Tensor:
     """Compute `EERCF.rerank_candidates` with patches in bytes.
 
     Args:
         scorer: Without a weight for the gated patches.
         text: (D,).
         features: `frames`, `fused`, and `numbers` and `factors` of `quantized`, K of each.
+        recall_text: (D,), as for `EERCF.rerank_candidates`.
 
     Returns:
         (K,).
@@ -52,7 +58,9 @@ def rerank(scorer: EERCF, text: Tensor, features: Mapping[str, Sequence[Tensor]]
         product(text.numpy(), numbers.numpy(), factors.numpy(), out.numpy())
     weights = (similarities / scorer.weak_temperature).softmax(1)
     patch_weak = (similarities * weights).sum(1)
-    frames = scorer.rerank_candidates(text, features["frames"], features["fused"])
+    frames = scorer.rerank_candidates(
+        text, features["frames"], features["fused"], recall_text=recall_text
+    )
     return frames + scorer.rerank_weights[2] * patch_weak
 
 

@@ -79,13 +79,14 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
 
         def search(queries: Tensor) -> Tensor:
             hits = min(HITS, size)
-            text = corpus.text[queries]
-            return torch.as_tensor(retriever.search(text, hits, recall_queries=folded[queries])[0])
+            texts = {"text": corpus.text[queries], "recall_text": folded[queries]}
+            ids, _ = retriever.search(texts, hits, recall_queries=texts["recall_text"])
+            return torch.as_tensor(ids)
 
         return search
 
-    def by_rows(text: Tensor, features: dict[str, Any]) -> Tensor:
-        return scorer.rerank_candidates(text, **features)
+    def by_rows(query: dict[str, Tensor], features: dict[str, Any]) -> Tensor:
+        return scorer.rerank_candidates(**query, **features)
 
     frames = {"frames": corpus.frames, "fused": corpus.fused}
     stored = {"half": corpus.patches, "float32": corpus.patches.float()}
@@ -97,9 +98,9 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
             "patches",
         )
 
-    def without_numba(text: Tensor, features: dict[str, Any]) -> Tensor:
+    def without_numba(query: dict[str, Tensor], features: dict[str, Any]) -> Tensor:
         with use_backend("torch"):
-            return by_rows(text, features)
+            return by_rows(query, features)
 
     found[f"{PATCHES}, without numba"] = Subject(
         two_stages(Reused(**frames, patches=corpus.patches), without_numba),
@@ -107,10 +108,11 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         "patches",
     )
     numbers, factors = int8.quantized(corpus.patches)
-    search = two_stages(
-        Reused(**frames, numbers=numbers, factors=factors),
-        functools.partial(int8.rerank, scorer),
-    )
+
+    def by_bytes(query: dict[str, Tensor], features: dict[str, Any]) -> Tensor:
+        return int8.rerank(scorer, query["text"], features, query["recall_text"])
+
+    search = two_stages(Reused(**frames, numbers=numbers, factors=factors), by_bytes)
     try:
         search(torch.zeros(1, dtype=torch.long))  # compiles
         found["two stages, patches in int8"] = Subject(search, costs["two, patches"], "patches")

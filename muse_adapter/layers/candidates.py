@@ -7,24 +7,26 @@ norms, and whether norms may be taken in one precision is asked of their values.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from muse_adapter.layers.pairs import unit_tokens
-from muse_adapter.layers.token_weights import masked_softmax, weighted_similarity
-from muse_adapter.ops import token_products
+from muse_adapter.layers.token_weights import masked, weighted_similarity
+from muse_adapter.ops import pooled_products, token_products
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import gradient_wanted
-from muse_adapter.ops.rows import Rows, groups
+from muse_adapter.ops.rows import Rows, source
 
 
 def can_read_in_place(parameters: Iterable[Tensor], *features: Rows | None) -> bool:
     """Whether the functions here serve: on a CPU, in eager mode, where no gradient is wanted."""
     given = [rows for rows in features if rows is not None]
-    leaves = itertools.chain(parameters, *given)
+    tensors = (rows if (found := source(rows)) is None else found[:1] for rows in given)
+    leaves = itertools.chain(parameters, *tensors)
     return values_can_be_asked(given[0][0]) and not gradient_wanted(leaves)
 
 
@@ -57,16 +59,35 @@ def candidate_scores(
         at unit norm.
     """
     with without_autocast(text.device.type):
-        sims = token_cosines(keys, text, mask)[..., None]  # (K, N, 1)
-        weak = weighted_similarity(sims, mask, weak_temperature, mix)[:, 0]
+        sims = token_cosines(keys, text, mask)
+        weak = _weighted_similarity(sims, mask, weak_temperature, mix)
         if values is None:
             return weak, None, None
-        weights, queries = [masked_softmax(sims / gate_temperature, mask)[..., 0]], [text]
+        weights, queries = [_softmax(sims / gate_temperature, mask)], [text]
         if mean_query is not None:
-            weights.append(torch.full_like(weights[0], 1 / weights[0].shape[1]))
+            weights.append(torch.full_like(sims, 1 / sims.shape[1]))
             queries.append(mean_query)
         pooled = pooled_cosines(values, torch.stack(weights, 1), torch.stack(queries), mask)
     return weak, pooled[:, 0], None if mean_query is None else pooled[:, 1]
+
+
+def _weighted_similarity(
+    sims: Tensor, mask: Tensor | None, temperature: float, mix: Tensor | None
+) -> Tensor:
+    """Compute `weighted_similarity` of one text, from (K, N) to (K,)."""
+    if temperature in (0, math.inf):
+        return weighted_similarity(sims[..., None], mask, temperature, mix)[:, 0]
+    weights = _softmax(sims / temperature, mask)
+    if mix is not None:
+        weights = weights @ mix.to(sims.dtype)
+    return (sims * weights).sum(1)
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute `masked_softmax` (K, N), over the last axis, where torch has the faster kernel."""
+    if mask is not None:
+        logits = masked(logits[..., None], mask)[..., 0]
+    return logits.softmax(1)
 
 
 def token_cosines(rows: Rows, text: Tensor, mask: Tensor | None) -> Tensor:
@@ -104,26 +125,17 @@ def pooled_cosines(rows: Rows, weights: Tensor, queries: Tensor, mask: Tensor | 
         (K, W), inner products of query w and sum w at unit norm, in float32 at least; 0 where a sum
         vanishes.
     """
-    parts = [
-        _unit_sums(group.flatten(1, -2), weights[part], None if mask is None else mask[part])
-        for part, group in groups(rows)
-    ]
-    sums = parts[0] if len(parts) == 1 else torch.cat(parts)
-    square = sums.square().sum(2)
-    # Unit vectors that cancel leave no direction, and a video without a token has none.
-    smallest = torch.finfo(square.dtype).eps ** 2
-    return (sums * queries).sum(2) * square.clamp(min=smallest).rsqrt()
-
-
-def _unit_sums(tokens: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum tokens (k, N, D) at unit norm by weights (k, W, N), to (k, W, D)."""
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    norms = torch.linalg.vector_norm(wide, dim=2)
-    if _unsafe_rows(norms, mask):
-        return weights @ unit_tokens(wide, mask)
     if mask is not None:
-        norms = norms.masked_fill(~mask, torch.inf)
-    return (weights / norms[:, None]) @ wide
+        weights = weights.masked_fill(~mask[:, None], 0)
+    norms, products, squares = pooled_products(rows, weights, queries)
+    for k in _unsafe_rows(norms, mask):
+        part = None if mask is None else mask[k, None]
+        tokens = unit_tokens(rows[k][None].flatten(1, -2), part)[0]
+        sums = weights[k].to(tokens.dtype) @ tokens
+        products[k], squares[k] = (sums * queries).sum(1), sums.square().sum(1)
+    # Unit vectors that cancel leave no direction, and a video without a token has none.
+    smallest = torch.finfo(squares.dtype).eps ** 2
+    return products * squares.clamp(min=smallest).rsqrt()
 
 
 def _unsafe_rows(norms: Tensor, mask: Tensor | None) -> list[int]:

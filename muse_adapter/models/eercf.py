@@ -197,6 +197,8 @@ class EERCF(nn.Module):
         fused: Rows,
         patches: Rows | None = None,
         frame_mask: Rows | None = None,
+        *,
+        recall_text: Tensor | None = None,
     ) -> Tensor:
         """Compute `rerank` for one text and K candidates, whose features may lie anywhere.
 
@@ -208,6 +210,8 @@ class EERCF(nn.Module):
             fused: (K, T, D), or K tensors (T, D).
             patches: (K, T, P, D), or K tensors (T, P, D), or None.
             frame_mask: (K, T), or K tensors (T,), or None.
+            recall_text: (D,), what `recall_text` made of the text for the first stage; None: it is
+                computed again, as it is where features are not read in place.
 
         Returns:
             (K,).
@@ -216,7 +220,7 @@ class EERCF(nn.Module):
             TypeError: As for `scores`.
             ValueError: As for `scores`, or the numbers of candidates differ.
         """
-        return rerank_candidates(self, text, frames, fused, patches, frame_mask)
+        return rerank_candidates(self, text, frames, fused, patches, frame_mask, recall_text)
 
     def loss(
         self,

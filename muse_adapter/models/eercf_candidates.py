@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.layers.candidates import can_read_in_place, candidate_scores
-from muse_adapter.layers.feature_checks import check_mask
+from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.pairs import inner_products, unit
 from muse_adapter.models.eercf_levels import check_levels
 from muse_adapter.models.eercf_objective import EercfScores
@@ -27,19 +27,24 @@ def rerank_candidates(
     fused: Rows,
     patches: Rows | None,
     frame_mask: Rows | None,
+    recall_text: Tensor | None,
 ) -> Tensor:
     """Compute the scores (K,) of `EERCF.rerank_candidates`, whose arguments these are."""
     mask = _check(scorer, text, frames, fused, patches, frame_mask)
+    if recall_text is not None:
+        check_features(text=(text, "D"), recall_text=(recall_text, "D"))
     text = text[None]
-    if not can_read_in_place(scorer.parameters(), text, frames, fused, patches):
+    folded = None if recall_text is None else recall_text[None]
+    if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, folded):
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else torch.stack(list(patches))
         return scorer.rerank(text, frames, fused, patches, mask)[0]
     weights = EercfScores._fields, scorer.rerank_weights
     has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
     text = unit(text)
-    (folded,) = inner_products(text, scorer.global_mat_weight.T)  # as `recall_text` does
-    (text,) = text
+    if folded is None:
+        folded = inner_products(text, scorer.global_mat_weight.T)  # as `EERCF.recall_text` does
+    text = text[0]
     frame_weak, frame, video = candidate_scores(
         text,
         frames,
@@ -48,7 +53,7 @@ def rerank_candidates(
         weak_temperature=scorer.weak_temperature,
         gate_temperature=scorer.frame_temperature,
         mix=scorer.frame_logit_weight,
-        mean_query=folded,
+        mean_query=folded[0].to(text.dtype),
     )
     patch_weak = patch = None
     if patches is not None and (has_weight["patch_weak"] or has_weight["patch"]):

@@ -5,7 +5,7 @@ from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
 from muse_adapter.ops.inputs import Direction
 from muse_adapter.ops.mixer import mamba_mixer, mamba_mixer_chunk
 from muse_adapter.ops.mixer_inputs import MambaDirection, MixerState
-from muse_adapter.ops.products import token_products
+from muse_adapter.ops.products import pooled_products, token_products
 from muse_adapter.ops.scan import bidirectional_scan, selective_scan
 from muse_adapter.ops.short_convolution import short_convolution
 
@@ -21,6 +21,7 @@ __all__ = [
     "conv3x3",
     "mamba_mixer",
     "mamba_mixer_chunk",
+    "pooled_products",
     "selective_scan",
     "short_convolution",
     "token_products",

@@ -127,6 +127,20 @@ class Backend:
         products, norms = (torch.cat(results) for results in zip(*parts, strict=True))
         return products, norms
 
+    def pooled_products(
+        self, rows: Rows, weights: Tensor, queries: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Multiply weighted sums of tokens with queries, see `muse_adapter.ops`."""
+        parts = []
+        for part, group in groups(rows):
+            tokens = group.flatten(1, -2).to(queries.dtype)
+            norms, factors = torch.linalg.vector_norm(tokens, dim=2), weights[part]
+            factors = torch.where(factors == 0, 0, factors / norms[:, None])
+            sums = factors @ tokens
+            parts.append((norms, (sums * queries).sum(2), sums.square().sum(2)))
+        norms, products, squares = (torch.cat(results) for results in zip(*parts, strict=True))
+        return norms, products, squares
+
     def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a Mamba mixer up to its gated output, see `muse_adapter.ops`.
 

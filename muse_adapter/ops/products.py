@@ -1,4 +1,4 @@
-"""Products of stored tokens with a vector, and norms of the tokens, in one pass over them."""
+"""Products of stored tokens, and of their weighted sums, with vectors, in one pass over them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
-from muse_adapter.ops.rows import Rows
+from muse_adapter.ops.rows import Rows, source
 
 
 def token_products(
@@ -39,6 +39,40 @@ def token_products(
         return choose(first.device, backend).token_products(rows, vector)
 
 
+def pooled_products(
+    rows: Rows, weights: Tensor, queries: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum tokens at unit norm by weights, and multiply each sum with its query and with itself.
+
+    Tokens are read as in `token_products`. A sum is finite if the norms of its tokens are: neither
+    0, unless the token's weight is 0, nor infinite or NaN.
+
+    Args:
+        rows: As in `token_products`.
+        weights: (K, W, N), for W sums of the N tokens in each row.
+        queries: (W, D), a vector for each sum.
+        backend: Name of a backend; None chooses.
+
+    Returns:
+        Norms of the tokens (K, N), products of the sums with their queries (K, W), and squared
+        norms of the sums (K, W).
+
+    Raises:
+        ValueError: As for `token_products`.
+        TypeError: As for `token_products`.
+        RuntimeError: As for `token_products`.
+    """
+    first = _check_rows(rows)
+    like = "rows[0]", first
+    sums, tokens = weights.shape[1] if weights.dim() == 3 else 1, first[..., 0].numel()
+    check_tensor("weights", weights, (len(rows), sums, tokens), like)
+    check_tensor("queries", queries, (sums, first.shape[-1]), like)
+    dtype = state_dtype(first)
+    with without_autocast(first.device.type):
+        chosen = choose(first.device, backend)
+        return chosen.pooled_products(rows, weights.to(dtype), queries.to(dtype))
+
+
 def _check_rows(rows: Rows) -> Tensor:
     """Refuse rows that are not alike, since kernels read by address; return the first."""
     if not len(rows):
@@ -47,7 +81,7 @@ def _check_rows(rows: Rows) -> Tensor:
     check_tensor("rows[0]", first, None, ("rows[0]", first))
     if first.dim() < 2 or not first.shape[-1]:
         raise ValueError(f"rows must be tensors (..., D), D > 0, got shape {tuple(first.shape)}")
-    if not isinstance(rows, Tensor):
+    if not isinstance(rows, Tensor) and source(rows) is None:
         shape, dtype, device = first.shape, first.dtype, first.device
         for index, row in enumerate(rows):
             if row.shape != shape or row.dtype != dtype or row.device != device:

@@ -12,6 +12,27 @@ Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors of one shape
 _GROUP_NUMBERS = 2**19
 
 
+def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
+    """Return the tensor whose rows these are and their positions, where the rows say so.
+
+    They do by attributes `array` and `positions`, as those of a lazy `FeatureRows` do: then nothing
+    has to be asked of each.
+    """
+    array = getattr(rows, "array", None)
+    return None if array is None else (array, rows.positions)  # type: ignore[union-attr]
+
+
+def row_addresses(rows: Rows) -> Tensor:
+    """Return where rows of one shape and type begin in memory, (K,) int64."""
+    if isinstance(rows, Tensor):
+        array, positions = rows, torch.arange(len(rows))
+    elif (found := source(rows)) is not None:
+        array, positions = found[0], torch.tensor(found[1])
+    else:
+        return torch.tensor([row.data_ptr() for row in rows])
+    return array.data_ptr() + positions * (array.stride(0) * array.element_size())
+
+
 def joined(rows: Rows) -> Tensor:
     """Return one tensor (K, ...), without a copy where that is possible."""
     if isinstance(rows, Tensor):

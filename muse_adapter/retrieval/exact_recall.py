@@ -26,6 +26,13 @@ _NARROWED = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 _SPARE = 32
 
 
+class NotFiniteError(ValueError):
+    """Stored vectors hold NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("vectors must be finite, with finite norms, got NaN or infinity")
+
+
 class ExactRecall:
     """Search vectors by inner product, exactly.
 
@@ -42,6 +49,8 @@ class ExactRecall:
             on a CPU use: 2 D bytes a vector on top, for half of the time or less. None: a copy of
             vectors in other types, while those in float16 are read as they are, which takes longer
             than a copy. Results are the same.
+        max_norm: A bound on the norms of the vectors, where one is known. None: all vectors are
+            read once to find it. With it, NaN and infinity are refused by the first search.
 
     Raises:
         TypeError: `vectors` is not floating point.
@@ -55,16 +64,16 @@ class ExactRecall:
         ids: Sequence[Hashable] | None = None,
         *,
         half_copy: bool | None = None,
+        max_norm: float | None = None,
     ) -> None:
         self.vectors = as_vectors("vectors", vectors)
         if not len(self.vectors):
             raise ValueError("vectors must have at least one row, got none")
         self.ids = as_ids(ids, len(self.vectors))
-        norms = [torch.linalg.vector_norm(_wide(part), dim=1).amax() for part in self._parts()]
-        # It bounds all rounding errors.
-        self._largest = float(torch.stack(norms).amax())
+        self._dtype = torch.promote_types(self.vectors.dtype, torch.float32)
+        self._largest = self._max_norm() if max_norm is None else float(max_norm)
         if not math.isfinite(self._largest):
-            raise ValueError("vectors must be finite, with finite norms, got NaN or infinity")
+            raise NotFiniteError
         self._half: HalfVectors | PackedVectors | None = None
         self._half_scale = 1.0
         if self.vectors.device.type == "cpu" and self._largest > 0:
@@ -108,7 +117,7 @@ class ExactRecall:
         largest = float(queries.abs().amax()) if len(queries) else 0.0
         if not math.isfinite(largest):
             raise ValueError("queries must be finite, got NaN or infinity")
-        queries = queries.to(self.vectors.device, _wide(self.vectors[:1]).dtype)
+        queries = queries.to(self.vectors.device, self._dtype)
         highest = torch.finfo(queries.dtype).max
         if largest * math.sqrt(queries.shape[1]) * self._largest > highest:  # else norms are less
             largest = float(torch.linalg.vector_norm(queries.double(), dim=1).amax())
@@ -145,20 +154,18 @@ class ExactRecall:
         found = []
         for start, scores in chunks:
             best, index = _in_doubt(scores, k, error)
-            found.append((best, index + start))
+            found.append((best, index + start if start else index))
         best, positions = found[0]
         if len(found) > 1:
             best, positions = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
             positions = positions.gather(1, _in_doubt(best, k, error)[1])
         # By position, so that the stable sort leaves equal scores in this order.
         candidates = positions.sort(1).values
-        scores = torch.stack(
-            [
-                # Not a matrix product, whose rounding depends on the number of rows.
-                (self.vectors[row].double() * query).sum(1).to(queries.dtype)
-                for row, query in zip(candidates, wide, strict=True)
-            ]
-        )
+        scores = queries.new_empty(candidates.shape)
+        for i in range(len(candidates)):
+            # Not a matrix product, whose rounding depends on the number of rows.
+            products = self.vectors[candidates[i]].double().mul_(wide[i])
+            scores[i] = products.sum(1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores[:, :k], candidates.gather(1, order[:, :k])
 
@@ -186,6 +193,10 @@ class ExactRecall:
         error = rounding * self._largest + queries.shape[1] * torch.finfo(queries.dtype).tiny
         return chunks(), 1.01 * error
 
+    def _max_norm(self) -> float:
+        norms = [torch.linalg.vector_norm(_wide(part), dim=1).amax() for part in self._parts()]
+        return float(torch.stack(norms).amax())
+
     def _parts(self) -> tuple[Tensor, ...]:
         return self.vectors.split(_PART)
 
@@ -203,6 +214,8 @@ def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
     """
     size = scores.shape[1]
     best, index = scores.topk(min(k + _SPARE, size), dim=1)
+    if not math.isfinite(float(best[:, 0].amax())):  # NaN comes first, too
+        raise NotFiniteError
     lowest = best[:, min(k, size) - 1, None] - 2 * error
     count = int((best >= lowest).sum(1).amax())
     if count == best.shape[1] < size:  # there may be more

@@ -54,6 +54,27 @@ def as_ids(ids: Sequence[Hashable] | None, count: int) -> list[Hashable] | None:
     return listed
 
 
+class LazyRows(Sequence[Tensor]):
+    """Rows of a tensor that become views when asked for, each of which takes microseconds to make.
+
+    Args:
+        array: (N, ...), the tensor.
+        positions: Of the rows.
+    """
+
+    def __init__(self, array: Tensor, positions: list[int]) -> None:
+        self.array, self.positions = array, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the view of a row, or fewer rows for a slice."""
+        if isinstance(index, slice):
+            return LazyRows(self.array, self.positions[index])
+        return self.array[self.positions[index]]
+
+
 class FeatureRows:
     """Features of items, read in place: `rows[ids]` gives views, and nothing is copied.
 
@@ -63,6 +84,8 @@ class FeatureRows:
         features: (N, ...), a tensor or a numpy array, in memory or mapped, in any dtype; or a
             mapping of names to such.
         ids: N different hashable ids; None: positions from 0.
+        lazy: Whether `rows[ids]` is a sequence that makes a view when it is asked for one, and no
+            list of views. `EERCF.rerank_candidates` reads it by address and needs no view.
 
     Raises:
         TypeError: `features` is something else.
@@ -70,7 +93,9 @@ class FeatureRows:
             repeat.
     """
 
-    def __init__(self, features: Any, ids: Sequence[Hashable] | None = None) -> None:
+    def __init__(
+        self, features: Any, ids: Sequence[Hashable] | None = None, *, lazy: bool = False
+    ) -> None:
         named = features if isinstance(features, Mapping) else {"features": features}
         self._arrays = {name: in_place(array) for name, array in named.items()}
         for name, array in self._arrays.items():
@@ -81,6 +106,7 @@ class FeatureRows:
         lengths = {name: len(array) for name, array in self._arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"features must be of one number of items, got {lengths}")
+        self._lazy = lazy
         self._named = isinstance(features, Mapping)
         self._length = next(iter(lengths.values()))
         listed = as_ids(ids, self._length)
@@ -96,7 +122,11 @@ class FeatureRows:
             KeyError: An id is unknown.
         """
         positions = [self._position(key) for key in ids]
-        rows = {name: [array[i] for i in positions] for name, array in self._arrays.items()}
+        rows: dict[str, Sequence[Tensor]] = {
+            name: LazyRows(array, positions) for name, array in self._arrays.items()
+        }
+        if not self._lazy:
+            rows = {name: list(lazy) for name, lazy in rows.items()}
         return rows if self._named else rows["features"]
 
     def _position(self, key: Any) -> int:

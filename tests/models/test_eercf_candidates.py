@@ -12,6 +12,7 @@ from torch import Tensor
 from muse_adapter import EERCF
 from muse_adapter.layers.pairs import unit
 from muse_adapter.ops import rows, use_backend
+from muse_adapter.retrieval import FeatureRows
 from tests.support.tolerances import assert_close
 
 K, T, P, D = 5, 4, 3, 16
@@ -119,6 +120,36 @@ def test_tokens_that_nearly_cancel(eps: float) -> None:
     torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-6 / (eps or 1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_rows_read_by_address(dtype: torch.dtype, backend: str) -> None:
+    """Rows of a lazy `FeatureRows`, of an array whose rows do not follow each other."""
+    if backend == "numba":
+        pytest.importorskip("numba", reason="needs muse-adapter[cpu]")
+    scorer = shaken(dtype, rerank_weights=GATED_PATCHES)
+    text, *given = features(dtype)
+    named = dict(zip(("frames", "fused", "patches"), given, strict=True))
+    positions = [4, 0, 0, 3]
+    with torch.no_grad(), use_backend(backend):
+        for step in (1, 2):
+            apart = {name: torch.stack([x] * step, 1)[:, 0] for name, x in named.items()}
+            got = scorer.rerank_candidates(text, **FeatureRows(apart, lazy=True)[positions])
+            lists = {name: [x[i] for i in positions] for name, x in named.items()}
+            assert torch.equal(got, scorer.rerank_candidates(text, **lists))
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+def test_a_folded_text_is_not_folded_again(mask: Tensor | None) -> None:
+    scorer, inputs = shaken(torch.float32), features(torch.float32)
+    (folded,) = scorer.recall_text(inputs[0][None]).detach()
+    with torch.no_grad():
+        expected = scorer.rerank_candidates(*inputs, mask)
+        assert_close(scorer.rerank_candidates(*inputs, mask, recall_text=folded), expected)
+        other = scorer.rerank_candidates(*inputs, mask, recall_text=-folded)
+        video = scorer.scores(inputs[0][None], *inputs[1:], mask).video[0]
+    assert_close(other, expected - 2 * scorer.rerank_weights[0] * video)
+
+
 def test_gradients_are_those_of_rerank() -> None:
     scorer, inputs = shaken(torch.float64), features(torch.float64)
     leaves = [tensor.requires_grad_() for tensor in inputs] + list(scorer.parameters())
@@ -143,6 +174,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "none": (call(frames=[], fused=[], patches=None), "at least one, got"),
     "width": (call(text=torch.zeros(D + 1)), "D = 17"),
     "frames": (call(frames=torch.zeros(K, 2, D)), "T = 2"),
+    "folded text": (call(recall_text=torch.zeros(D + 1)), r"recall_text.*D = 16"),
     "shapes": (
         call(patches=[torch.zeros(T, 1 + i, D) for i in range(K)]),
         r"rows must be of one shape.*rows\[1\]",

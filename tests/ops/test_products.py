@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muse_adapter.ops import backends, token_products, use_backend
+from muse_adapter.ops import backends, pooled_products, token_products, use_backend
 from muse_adapter.ops import rows as rows_module
 
 BACKENDS = [
@@ -41,6 +41,34 @@ def test_products(backend: str, dtype: torch.dtype, width: int, shape: tuple[int
     check(rows, vector, backend, bound)
     check([rows[4], rows[0], rows[8]], vector, backend, bound)
     check(rows.transpose(0, 1) if len(shape) > 1 else rows[::2], vector, backend, bound)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [16, 48, 20])
+@pytest.mark.parametrize(("shape", "sums"), [((1,), 1), ((7,), 2), ((3, 5), 3)], ids=str)
+def test_pooled_products(
+    backend: str, dtype: torch.dtype, width: int, shape: tuple[int, ...], sums: int
+) -> None:
+    rows = torch.randn(9, *shape, width, dtype=torch.float64).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    queries = torch.randn(sums, width, dtype=wide)
+    tokens = rows.double().flatten(1, -2)
+    weights = torch.rand(9, sums, tokens.shape[1], dtype=wide)
+    if tokens.shape[1] > 1:
+        weights[2, :, 0] = 0  # then its norm may be 0
+        rows[2].view(-1, width)[0] = tokens[2, 0] = 0
+    before = weights.clone()
+    norms = tokens.norm(dim=2)
+    pooled = weights.double() @ torch.where(norms[..., None] == 0, 0, tokens / norms[..., None])
+    expected = norms, (pooled * queries.double()).sum(2), pooled.square().sum(2)
+    bound = 1e-13 if dtype == torch.float64 else 2e-6
+    for given in (rows, list(rows), rows.transpose(0, -2).contiguous().transpose(0, -2)):
+        got = pooled_products(given, weights, queries, backend=backend)
+        for ours, exact in zip(got, expected, strict=True):
+            assert ours.dtype == wide
+            torch.testing.assert_close(ours.double(), exact, rtol=bound, atol=bound * 20)
+    assert torch.equal(weights, before)
 
 
 @EACH
@@ -93,6 +121,16 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "one axis": (lambda: token_products(HALF[0], torch.zeros(16)), ValueError, r"\(\.\.\., D\)"),
     "no width": (lambda: token_products(HALF[..., :0], torch.zeros(0)), ValueError, "D > 0"),
     "width": (lambda: token_products(HALF, torch.zeros(8)), ValueError, r"shape \(16,\), got \(8,"),
+    "weights": (
+        lambda: pooled_products(HALF, torch.zeros(2, 1, 4), torch.zeros(1, 16)),
+        ValueError,
+        r"weights must have shape \(2, 1, 3\), got \(2, 1, 4\)",
+    ),
+    "queries": (
+        lambda: pooled_products(HALF, torch.zeros(2, 1, 3), torch.zeros(2, 16)),
+        ValueError,
+        r"queries must have shape \(1, 16\), got \(2, 16\)",
+    ),
     "shapes": (
         lambda: token_products([HALF[0], HALF[1, :2]], torch.zeros(16)),
         ValueError,

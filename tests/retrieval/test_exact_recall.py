@@ -105,6 +105,31 @@ def test_half_copy_changes_no_result(
         assert torch.equal(got[0], scores) and torch.equal(got[1], expected)
 
 
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("factor", [1.0, 20.0])
+def test_a_known_norm_changes_no_result(dtype: torch.dtype, factor: float) -> None:
+    vectors, queries = torch.randn(300, 32).to(dtype), torch.randn(5, 32)
+    max_norm = factor * float(vectors.double().norm(dim=1).amax())
+    for half_copy in (True, False, None):
+        known = ExactRecall(vectors, half_copy=half_copy, max_norm=max_norm)
+        recall = ExactRecall(vectors, half_copy=half_copy)
+        for some in (queries, queries[:1]):
+            for got, expected in zip(known.search(some, 20), recall.search(some, 20), strict=True):
+                assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_search_refuses_what_is_not_finite(value: float, count: int) -> None:
+    """With a bound on the norms, no vector is read before."""
+    vectors = torch.eye(40)
+    vectors[7, 3] = value
+    recall = ExactRecall(vectors, half_copy=False, max_norm=1.0)
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        recall.search(torch.ones(count, 40), 2)
+
+
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "not packed"])
 @pytest.mark.parametrize("dim", [1, 3, 100, 2000])
 def test_errors_of_half_vectors_are_bounded(packed: bool, dim: int) -> None:

@@ -101,6 +101,22 @@ def test_rows_are_views_of_the_file(tmp_path: Path) -> None:
     assert torch.equal(alone[0], torch.tensor(array[2])) and len(alone) == 2
 
 
+def test_lazy_rows_are_the_same_views(tmp_path: Path) -> None:
+    scorer, mapped = small_corpus(tmp_path)
+    names = list("abcdefghijklmnopqrst")
+    views = FeatureRows(mapped, names)["t", "b", "c"]
+    lazy = FeatureRows(mapped, names, lazy=True)["t", "b", "c"]
+    for name, rows in lazy.items():
+        assert len(rows) == 3
+        expected = [*views[name], views[name][2], *views[name][1:]]
+        for row, view in zip([*rows, rows[-1], *rows[1:]], expected, strict=True):
+            assert row.data_ptr() == view.data_ptr() and torch.equal(row, view)
+    text = torch.randn(8)
+    with torch.no_grad():
+        got, expected = (scorer.rerank_candidates(text, **rows) for rows in (lazy, views))
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("size", [1, 30, 2**20], ids=str)
 def test_candidates_in_groups(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, mapped = small_corpus(tmp_path)

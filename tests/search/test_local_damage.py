@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,12 +137,66 @@ def test_a_damaged_folder_is_refused(folder, damage, message):
         LocalStore(folder)
 
 
+@pytest.mark.parametrize("max_norm", ["known", "unknown"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+def test_a_vector_that_is_not_finite(folder, max_norm, value):
+    """Whether all vectors are read before the first search, or not."""
+    if max_norm == "unknown":
+        forget_max_norm(folder)
+    path = folder / "vectors-1.bin"
+    content = bytearray(path.read_bytes())
+    content[-2:] = struct.pack("<e", value)
+    path.write_bytes(content)
+    table = LocalStore(folder).read()
+    query = torch.zeros(1, DIM)
+    query[0, -1] = -1 if value == -torch.inf else 1  # of minus infinity as a score nothing is seen
+    with pytest.raises(ValueError, match="is damaged: vectors must be finite"):
+        table.search(query, 1)
+
+
+def forget_max_norm(folder: Path) -> None:
+    """Make the manifest one of an earlier version, which has no `max_norm`."""
+    from muse_adapter.search.local import manifest
+
+    values = json.loads((folder / "index.json").read_text())
+    kept = {k: v for k, v in values.items() if k not in ("max_norm", "crc32")}
+    named = {k: v for k, v in kept.items() if k not in ("format", "muse_adapter_version")}
+    kept["crc32"] = manifest._checksum(named)
+    (folder / "index.json").write_text(json.dumps(kept))
+
+
+def test_an_index_of_an_earlier_version(folder):
+    """It has no bound on its norms, and gets none when it grows."""
+    vector = segments_of("v2.mp4", 2).vectors[:1]
+    expected = LocalStore(folder).read().search(vector, 3)
+    forget_max_norm(folder)
+    store = LocalStore(folder)
+    assert store.read().manifest.max_norm is None
+    assert store.read().search(vector, 3) == expected
+    with store.write() as writer:
+        writer.append([segments_of("v5.mp4", 5)])
+    assert store.read().manifest.max_norm is None and store.read().num_videos == 5
+
+
+def test_the_largest_norm_is_known(folder):
+    """As it is stored, also after a batch of shorter vectors."""
+    store = LocalStore(folder)
+    video = segments_of("v5.mp4", 5)
+    with store.write() as writer:
+        writer.append([dataclasses.replace(video, vectors=3 * video.vectors)])
+        writer.append([segments_of("v6.mp4", 6)])
+    table = LocalStore(folder).read()
+    exact = table.vectors.double().norm(dim=1).amax().item()
+    assert table.manifest.max_norm == pytest.approx(exact, rel=1e-12)
+
+
 def test_a_manifest_with_wrong_values(folder):
     """Whoever edits it and its checksum is told, too."""
     from muse_adapter.search.local import manifest
 
     values = json.loads((folder / "index.json").read_text())
-    for name, value in {"dim": 0, "sizes": {}, "commit": -1, "window": "1"}.items():
+    damage = {"dim": 0, "sizes": {}, "commit": -1, "max_norm": -1.0, "window": "1"}
+    for name, value in damage.items():
         wrong = {**values, name: value}
         crc = manifest._checksum(
             {k: v for k, v in wrong.items() if k not in ("format", "muse_adapter_version", "crc32")}

@@ -116,9 +116,9 @@ def test_only_new_rows_are_prepared(tmp_path, monkeypatch):
     prepared = []
 
     class Counted(ExactRecall):
-        def __init__(self, vectors: torch.Tensor) -> None:
+        def __init__(self, vectors: torch.Tensor, *, max_norm: float | None) -> None:
             prepared.append(len(vectors))
-            super().__init__(vectors)
+            super().__init__(vectors, max_norm=max_norm)
 
     monkeypatch.setattr(recall, "ExactRecall", Counted)
     store = LocalStore.create(tmp_path, settings(), b"a model")

@@ -20,7 +20,7 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
-from muse_adapter.ops.rows import Rows
+from muse_adapter.ops.rows import Rows, source
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
 # A shorter chunk of a stream is one slice, whose schedule costs more than it saves.
@@ -98,20 +98,21 @@ class NumbaBackend(OperatorBackend):
 
     def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Read half precision once, without gradients, see `Backend.token_products`."""
-        first, given = rows[0], [rows] if isinstance(rows, Tensor) else rows
-        if (
-            first.dtype != torch.float16
-            or first.shape[-1] % LANES
-            or not values_can_be_asked(first)
-            or gradient_wanted([vector, *given])
-            or not all(tensor.is_contiguous() for tensor in given)
-        ):
+        if not _reads_half(rows, vector):
             return super().token_products(rows, vector)
-        from muse_adapter.ops.numba_cpu.products import has_half_precision, multiply_tokens
+        from muse_adapter.ops.numba_cpu.products import multiply_tokens
 
-        if not has_half_precision():
-            return super().token_products(rows, vector)
         return multiply_tokens(rows, vector)
+
+    def pooled_products(
+        self, rows: Rows, weights: Tensor, queries: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Read half precision once, without gradients, see `Backend.pooled_products`."""
+        if not _reads_half(rows, weights, queries):
+            return super().pooled_products(rows, weights, queries)
+        from muse_adapter.ops.numba_cpu.products import multiply_sums
+
+        return multiply_sums(rows, weights, queries)
 
     def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
@@ -127,6 +128,23 @@ class NumbaBackend(OperatorBackend):
         ):
             return super().mamba_mixer(inputs)
         return mixer_operator.mamba_inference(inputs)
+
+
+def _reads_half(rows: Rows, *tensors: Tensor) -> bool:
+    """Whether the kernels for stored tokens serve: half precision, without gradients."""
+    first, found = rows[0], source(rows)
+    alike = [first] if found is not None else [rows] if isinstance(rows, Tensor) else rows
+    if (
+        first.dtype != torch.float16
+        or first.shape[-1] % LANES
+        or not values_can_be_asked(first)
+        or gradient_wanted([*tensors, *alike, None if found is None else found[0]])
+        or not all(tensor.is_contiguous() for tensor in alike)
+    ):
+        return False
+    from muse_adapter.ops.numba_cpu.products import has_half_precision
+
+    return has_half_precision()
 
 
 NUMBA = NumbaBackend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import zlib
 from dataclasses import asdict, dataclass, field, fields
@@ -31,6 +32,8 @@ class Manifest:
         num_segments: Segments of these videos.
         frame_width: F, width of the frame features; 0: none so far.
         sizes: Valid bytes of each file.
+        max_norm: A bound on the norms of all vectors, so that no search has to read them for it;
+            None: unknown, in a table of an earlier version.
         removed_crc: Checksum of the list of removed videos.
         table: Random number of the table, which tells it from another in the same folder.
     """
@@ -42,6 +45,7 @@ class Manifest:
     num_segments: int = 0
     frame_width: int = 0
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
+    max_norm: float | None = 0.0
     removed_crc: int = 0
     table: int = field(default_factory=lambda: secrets.randbits(53))
 
@@ -49,9 +53,14 @@ class Manifest:
         if not isinstance(self.sizes, dict) or set(self.sizes) != set(COLUMNS):
             raise ValueError(f"sizes must be of the files {COLUMNS}, got {self.sizes!r}")
         numbers = {f.name: getattr(self, f.name) for f in fields(self)} | self.sizes
+        for name in ("settings", "sizes", "max_norm"):
+            del numbers[name]
         for name, value in numbers.items():
-            if name not in ("settings", "sizes") and (type(value) is not int or value < 0):
+            if type(value) is not int or value < 0:
                 raise ValueError(f"{name} must be an int of at least 0, got {value!r}")
+        norm = self.max_norm
+        if norm is not None and not (isinstance(norm, float) and 0 <= norm < math.inf):
+            raise ValueError(f"max_norm must be a finite float of at least 0, got {norm!r}")
 
 
 def column_path(folder: Path, name: str, generation: int) -> Path:
@@ -109,7 +118,7 @@ def _from_values(values: dict[str, Any]) -> Manifest:
             f"its content has the checksum {_checksum(values)}, but was written with {crc!r}"
         )
     settings = Settings(**{f.name: values.pop(f.name) for f in fields(Settings)})
-    return Manifest(settings, **values)
+    return Manifest(settings, **({"max_norm": None} | values))
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -11,24 +11,27 @@ from muse_adapter.retrieval import ExactRecall
 class GrowingRecall:
     """Search the rows of a matrix that was extended again and again.
 
-    `ExactRecall` reads all vectors once when it is made. So there is one for each range of rows,
-    and ranges are joined when one is no longer than half of the one before: their number grows with
-    the logarithm of the rows.
+    `ExactRecall` reads all vectors once when it is made, unless it is given a bound on their norms.
+    So there is one for each range of rows, and ranges are joined when one is no longer than half of
+    the one before: their number grows with the logarithm of the rows.
 
     Args:
         vectors: (N, D), finite, N at least 1.
         earlier: The recall of a matrix that `vectors` begins with.
+        max_norm: A bound on the norms of all vectors; None: unknown.
     """
 
     _parts: list[ExactRecall]
 
-    def __init__(self, vectors: Tensor, earlier: GrowingRecall | None = None) -> None:
+    def __init__(
+        self, vectors: Tensor, earlier: GrowingRecall | None = None, max_norm: float | None = None
+    ) -> None:
         parts = [] if earlier is None else list(earlier._parts)
         start = sum(map(len, parts))
         if start < len(vectors):
             while parts and 2 * (len(vectors) - start) >= len(parts[-1]):
                 start -= len(parts.pop())
-            parts.append(ExactRecall(vectors[start:]))
+            parts.append(ExactRecall(vectors[start:], max_norm=max_norm))
         self._parts = parts
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from muse_adapter.files import sync_folder, write_errors, write_whole
 from muse_adapter.search.local.columns import Appender, pack_video
 from muse_adapter.search.local.lock import LOCK_NAME, writer_lock
@@ -172,6 +174,7 @@ class LocalWriter:
             manifest,
             appender,
             frame_width=max(widths, default=0),
+            max_norm=_max_norm(manifest.max_norm, videos),
             num_videos=manifest.num_videos + len(videos),
             num_segments=manifest.num_segments + sum(len(video.spans) for video in videos),
         )
@@ -249,6 +252,14 @@ class LocalWriter:
                 write_manifest(self._folder, changed)
         finally:  # an error may come after the manifest was renamed
             self._table = self._store.read()
+
+
+def _max_norm(known: float | None, videos: Sequence[VideoSegments]) -> float | None:
+    """Return a bound on norms that also holds for the vectors of `videos`, as they are stored."""
+    if known is None or not videos:
+        return known
+    stored = torch.cat([video.vectors.detach().cpu() for video in videos]).half().double()
+    return max([known, *torch.linalg.vector_norm(stored, dim=1).tolist()])
 
 
 class _Numbers:

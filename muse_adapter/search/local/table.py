@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from muse_adapter.retrieval.exact_recall import NotFiniteError
 from muse_adapter.search.local.columns import (
     HALF,
     REMOVED_ROW,
@@ -88,6 +89,9 @@ class LocalTable:
 
         Returns:
             For each query: scores, best first, and rows of segments.
+
+        Raises:
+            ValueError: A vector is damaged: it is not finite.
         """
         scores: list[list[float]] = [[] for _ in range(len(vectors))]
         rows: list[list[int]] = [[] for _ in range(len(vectors))]
@@ -97,7 +101,10 @@ class LocalTable:
         width = wanted * per_video + _SPARE
         while pending:
             width = min(width, count)
-            found, positions = self._recall.search(vectors[pending], width)
+            try:
+                found, positions = self._recall.search(vectors[pending], width)
+            except NotFiniteError as error:  # a damaged number may be infinite
+                raise self._damage(str(error)) from error
             videos = self._videos_of(positions)
             for i, query in enumerate(pending):
                 best = self._best(videos[i].tolist(), wanted)
@@ -189,10 +196,7 @@ class LocalTable:
 
     @functools.cached_property
     def _recall(self) -> GrowingRecall:
-        try:
-            return GrowingRecall(self.vectors, self._earlier)
-        except ValueError as error:  # a damaged number may be infinite
-            raise self._damage(str(error)) from error
+        return GrowingRecall(self.vectors, self._earlier, self.manifest.max_norm)
 
     @functools.cached_property
     def _segment_ends(self) -> Tensor:
