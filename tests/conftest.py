@@ -112,6 +112,19 @@ def fast_interpreter() -> None:
         patch_language_once()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Share the compilation of the CPU kernels among the workers of pytest-xdist."""
+    from muse_adapter.ops.numba_cpu import NUMBA
+
+    if "PYTEST_XDIST_WORKER" in os.environ and NUMBA.unavailable() is None:
+        from tests.support.shared_kernels import compile_with_other_workers
+
+        claims = tmp_path_factory.getbasetemp().parent / "kernels"  # of this run
+        claims.mkdir(exist_ok=True)
+        compile_with_other_workers(claims)
+
+
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
     """Read a golden file by name: golden("head_scale_wise")."""

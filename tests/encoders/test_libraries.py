@@ -18,10 +18,10 @@ from tests.support.tiny_clips import shake
 pytestmark = pytest.mark.usefixtures("torch_scan")
 
 
-def small_encoder(backbone: nn.Module, *, mixer: str = "bimamba", **options: Any) -> VideoEncoder:
+def small_encoder(backbone: nn.Module, *, freeze: bool = False, **fields: Any) -> VideoEncoder:
     found = find_patch_tokens(backbone)
-    head = small_head(found.width, num_prefix_tokens=found.num_prefix_tokens, mixer=mixer)
-    return VideoEncoder(backbone, head, **options)
+    head = small_head(found.width, num_prefix_tokens=found.num_prefix_tokens, **fields)
+    return VideoEncoder(backbone, head, freeze=freeze)
 
 
 def build(name: str, **options: Any) -> tuple[VideoEncoder, Tensor]:
@@ -153,7 +153,7 @@ def test_compiles(name: str, mask: Tensor | None, freeze: bool) -> None:
     make, side = FAMILIES[name]
     backbone, frames = shake(make(), 0.1).eval(), torch.randn(B, T, 3, side, side)
     del blocks(backbone)[1:]
-    encoder = small_encoder(backbone, mixer="conv", freeze=freeze)
+    encoder = small_encoder(backbone, mixer="conv", freeze=freeze, scales=(1.0,))
     backend = "aot_eager" if name in BACKWARD_TOO and not freeze else "eager"
     compiled = torch.compile(encoder, backend=backend, fullgraph=ONE_GRAPH[name])
     results = []

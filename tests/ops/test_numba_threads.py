@@ -152,28 +152,34 @@ def test_no_openmp_in_a_child_where_it_would_wait(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("imported", ["in the child", "before the fork"])
-def test_after_a_fork_before_the_first_call(run_python, imported):
-    """Torch's threads were there, nothing watched the fork: the child would wait for them."""
-    code = """
-import os, signal, sys, torch
-if sys.argv[1] == "before the fork":
-    import muse_adapter.ops.numba_cpu.kernel
-torch.set_num_threads(3)
-torch.randn(1 << 20).exp()
-child = os.fork()
-if child == 0:
-    signal.alarm(60)
-    import ctypes
-    from muse_adapter.ops.numba_cpu.parallel import run_parallel
-    calls = []
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(calls.append)
-    run_parallel(ctypes.cast(function, ctypes.c_void_p).value, 0, 3)
-    os._exit(0 if calls else 1)
-status = os.waitpid(child, 0)[1]
-assert status == 0, status
-"""
-    done = run_python(code, imported)
+def test_after_a_fork_before_the_first_call(run_python):
+    """Torch's threads were there, nothing watched the fork: the child would wait for them.
+
+    The package is imported in the child, then before the fork.
+    """
+    done = run_python(
+        """
+        import os, signal, torch
+
+        def run_in_child():
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                import ctypes
+                from muse_adapter.ops.numba_cpu.parallel import run_parallel
+                calls = []
+                function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(calls.append)
+                run_parallel(ctypes.cast(function, ctypes.c_void_p).value, 0, 3)
+                os._exit(0 if calls else 1)
+            return os.waitpid(child, 0)[1]
+
+        torch.set_num_threads(3)
+        torch.randn(1 << 20).exp()
+        imported_in_child = run_in_child()
+        import muse_adapter.ops.numba_cpu.kernel
+        assert (imported_in_child, run_in_child()) == (0, 0)
+        """
+    )
     assert done.returncode == 0, done.stderr
 
 

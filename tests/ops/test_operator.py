@@ -91,22 +91,6 @@ def test_second_derivatives_through_the_head_are_refused_by_name(backend):
         gradient.square().sum().backward()
 
 
-def test_eager_calls_do_not_import_the_compiler(run_python):
-    """It takes a second, and whoever never compiles never needs it."""
-    done = run_python(
-        """
-        import sys, torch
-        from muse_adapter.ops import selective_scan
-        u = torch.randn(1, 4, 9, requires_grad=True)
-        B = torch.randn(1, 2, 9)
-        selective_scan(u, u, -torch.ones(4, 2), B, B, backend="torch").sum().backward()
-        print("torch._dynamo" in sys.modules)
-        """
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "False"
-
-
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_no_value_is_asked_for(mixer):
     """Meta tensors have none: whatever would wait for a GPU raises here."""

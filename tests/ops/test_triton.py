@@ -43,7 +43,7 @@ def small_parts(monkeypatch):
         (2, torch.float64),
         (15, torch.float64),
         (40, torch.float32),
-        pytest.param(257, torch.float32, marks=pytest.mark.slow),
+        pytest.param(137, torch.float32, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -24,15 +24,23 @@ FORMS = [
         for mixer, aggregation in zip(MIXERS[1:], itertools.cycle(AGGREGATIONS[1:]))
     ),
 ]
-every_form = pytest.mark.parametrize(
-    ("mixer", "aggregation", "mask", "depth"),
-    [
-        pytest.param(*form, id=f"{form[0]}-{form[1]}-{'whole' if form[2] is None else 'masked'}")
-        for form in FORMS
-    ],
-)
 # The same operations in another grouping; in bfloat16 each rounds at 4e-3.
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def every_form(*, fast):
+    """Run a test with every form; the fast suite takes the first `fast` of them."""
+    return pytest.mark.parametrize(
+        ("mixer", "aggregation", "mask", "depth"),
+        [
+            pytest.param(
+                *form,
+                id=f"{form[0]}-{form[1]}-{'whole' if form[2] is None else 'masked'}",
+                marks=[] if number < fast else pytest.mark.slow,
+            )
+            for number, form in enumerate(FORMS)
+        ],
+    )
 
 
 def small_head(**fields):

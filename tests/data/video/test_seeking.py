@@ -58,12 +58,13 @@ def all_frames(path: Path) -> tuple[list[torch.Tensor], list[float]]:
         return frames, [float((f.pts - start) * tick) for f in decoded]
 
 
-@pytest.fixture(params=STREAMS.values(), ids=STREAMS.keys())
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(params=STREAMS.values(), ids=STREAMS.keys(), scope="module")
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encode a stream, once for all tests."""
     codec, suffix, options = request.param
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     return write_video(
-        tmp_path / f"v.{suffix}",
+        tmp_path_factory.mktemp("stream") / f"v.{suffix}",
         moving_frames(COUNT),
         codec,
         options=options,
