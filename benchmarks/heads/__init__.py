@@ -11,4 +11,5 @@ Each file imports only files above it:
     pair_loop    the evaluation: once per pair against once per video
     rows         every head on every case, kept in a file as they come
     curves       cost over length: fitted exponents, crossing lengths, plots
+    tables       what the documents show of them
 """

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.__main__ import main
+from benchmarks.heads import tables
 from tests.support.small_benchmarks import RUN, FakeMeasure
 
 
@@ -29,7 +30,7 @@ def test_every_section_stands_somewhere() -> None:
 def test_the_kept_table_is_of_the_kept_figures() -> None:
     figures = json.loads((report.RESULTS / "heads.json").read_text(encoding="utf-8"))
     table = (report.RESULTS / "heads.md").read_text(encoding="utf-8")
-    assert report.markdown(figures) == table, "run python -m benchmarks.report"
+    assert tables.markdown(figures) == table, "run python -m benchmarks.report"
 
 
 def test_the_kept_figures_keep_what_is_promised() -> None:
@@ -101,8 +102,8 @@ def test_readme_shows_heads_of_the_kept_figures() -> None:
     figures = json.loads((report.RESULTS / "heads.json").read_text(encoding="utf-8"))
     section = report.hardware_section(figures, "results")
     assert section in (report.ROOT / "README.md").read_text(encoding="utf-8")
-    short, long = (section.count(f"| {frames} |") for frames in report.HARDWARE_FRAMES)
-    assert short == len(report.HARDWARE_HEADS) and 0 < long <= short
+    short, long = (section.count(f"| {frames} |") for frames in tables.HARDWARE_FRAMES)
+    assert short == len(tables.HARDWARE_HEADS) and 0 < long <= short
 
 
 def test_figures_that_no_document_shows(results: Path) -> None:

@@ -31,7 +31,12 @@ def add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="FOLDER",
         help="folder that is searched for video files, or a video",
     )
-    parser.add_argument("--to", required=True, metavar="URI", help="folder of the index")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="URI",
+        help="folder, .db file or http://host:port of the index",
+    )
     parser.add_argument(
         "--model",
         metavar="MODEL",

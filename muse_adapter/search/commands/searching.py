@@ -22,7 +22,12 @@ def add_search(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Find the videos of an index that fit a text best, and where in them.",
     )
     parser.add_argument("words", help="what to search for, in quotes")
-    parser.add_argument("--index", required=True, metavar="URI", help="folder of the index")
+    parser.add_argument(
+        "--index",
+        required=True,
+        metavar="URI",
+        help="folder, .db file or http://host:port of the index",
+    )
     parser.add_argument("--name", default="videos", help="of the index at its URI (%(default)s)")
     parser.add_argument(
         "--model", metavar="MODEL", help="copy of the model (default: from where it was saved)"
