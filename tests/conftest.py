@@ -13,6 +13,7 @@ Fixtures
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -30,6 +31,10 @@ from tests.support.backbone_libraries import make_importable
 from tests.support.golden import Golden, golden_names
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What imports make lives as long as the process. To search it for garbage took a fifth of the time
+# in which all tests are collected, and would slow down every later search.
+gc.disable()
 
 # One thread for the small tensors of the tests: workers of pytest-xdist share the cores. The
 # variables reach numba, which is imported later, and the processes that tests start.
@@ -57,6 +62,12 @@ if importlib.util.find_spec("hypothesis"):
         "ci", settings.get_profile("default"), derandomize=True, database=None, print_blob=True
     )
     settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage from now on, in what the tests make alone."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:

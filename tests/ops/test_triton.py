@@ -87,7 +87,7 @@ def test_ends_of_segments_and_chunks(small_parts, length, reverse):
     ],
 )
 def test_matrices_and_optional_arguments(small_parts, B, C, without, softplus):
-    arguments = one_direction(9, B=B, C=C, without=without)
+    arguments = one_direction(9, channels=4, B=B, C=C, without=without)
     if not softplus:  # negative steps grow without bound
         with torch.no_grad():
             for name in ("delta", "delta_bias"):
