@@ -10,16 +10,12 @@ from typing import Any, Literal
 from sentence_transformers.base.modality import infer_modality, is_message_dict
 from torch import Tensor
 
+from muse_adapter.data.annotations.videos import VIDEO_SUFFIXES
 from muse_adapter.data.video.sampling import Sampling
 from muse_adapter.sentence_transformers.frames import image_frame, video_frames
 
 Kind = Literal["text", "image", "video"]
 KINDS: tuple[Kind, ...] = ("text", "image", "video")
-# That library knows the first six; the files of ActivityNet and VATEX have others too.
-VIDEO_SUFFIXES = (
-    *(".mp4", ".avi", ".mov", ".wmv", ".flv", ".mkv"),
-    *(".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"),
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
 
 
