@@ -84,7 +84,7 @@ def test_own_csv(tmp_path: Path) -> None:
         "test": [VideoCaption("b.mp4", "a cat")],
     }
     path.write_text("\n".join([*lines, "b.mp4,a cat,dev"]))
-    with pytest.raises(ValueError, match="line 4 must have the split .* got 'dev'"):
+    with pytest.raises(ValueError, match=r"line 4 must have the split .* got 'dev'"):
         read_annotations("csv", path)
     path.write_text("\n".join([*lines, "a.mp4,a cat,test"]))
     with pytest.raises(ValueError, match=r"a\.mp4 is in both train and test"):
@@ -126,7 +126,7 @@ def test_pickle_runs_nothing(protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     path = tmp_path / "raw-captions.pkl"
     path.write_bytes(pickle.dumps({"a": Call(Path.touch, mark)}, protocol=protocol))
-    with pytest.raises(ValueError, match="raw-captions.pkl is no pickle of plain values"):
+    with pytest.raises(ValueError, match=r"raw-captions\.pkl is no pickle of plain values"):
         read_annotations("msvd", tmp_path)
     assert not mark.exists()
     path.write_bytes(pickle.dumps({name: [["ä"]] for name in TEXTS}, protocol=protocol))

@@ -43,9 +43,9 @@ def test_dots_in_names_are_no_suffixes(tmp_path: Path) -> None:
 def test_missing_videos_are_named(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4")
     names = ["a", *(f"m{i}" for i in range(7)), "m0"]
-    with pytest.raises(FileNotFoundError, match="7 of 8 videos .*: m0, m1, m2, m3, m4 and 2 more"):
+    with pytest.raises(FileNotFoundError, match=r"7 of 8 videos .*: m0, m1, m2, m3, m4 and 2 more"):
         find_videos(tmp_path, names)
-    with pytest.warns(UserWarning, match="7 of 8 videos .* left out"):
+    with pytest.warns(UserWarning, match=r"7 of 8 videos .* left out"):
         assert find_videos(tmp_path, names, skip_missing=True) == {"a": tmp_path / "a.mp4"}
     with pytest.raises(FileNotFoundError, match="no such folder of videos"):
         find_videos(tmp_path / "gone", names)
