@@ -1,9 +1,8 @@
-"""What the tests of the training share: a small corpus, and one uninterrupted run on it."""
+"""What the tests of the training share: a small corpus."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,15 +17,3 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     write_corpus(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(corpus: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder and the result of a run on one process."""
-    from examples.train.run import run
-    from examples.train.settings import Execution
-    from tests.support.training_corpus import settings_of
-
-    folder = corpus / "uninterrupted"
-    execution = Execution(output=folder, save_steps=2, progress=False, eval_batch_size=4)
-    return folder, run(settings_of(corpus), execution)

@@ -46,6 +46,18 @@ def start(*runs: tuple[Any, ...]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a run on one process."""
+    from examples.train.settings import Execution
+    from tests.support.training_corpus import settings_of
+
+    folder = corpus / "uninterrupted"
+    execution = Execution(output=folder, save_steps=2, progress=False, eval_batch_size=4)
+    assert start((settings_of(corpus), execution, {})) == [0]
+    return folder, json.loads((folder / "results.json").read_text())
+
+
 def test_one_process(uninterrupted: tuple[Path, dict[str, Any]], corpus: Path) -> None:
     from examples.train.run import run
     from examples.train.settings import Execution
@@ -65,7 +77,7 @@ def test_one_process(uninterrupted: tuple[Path, dict[str, Any]], corpus: Path) -
     model = load(folder / "best", device="cpu")
     assert model.encode_query(["a red dog"]).shape == (1, 12)
     execution = Execution(output=folder, progress=False)
-    assert run(settings_of(corpus), execution) == json.loads(json.dumps(result))
+    assert run(settings_of(corpus), execution) == result
     with pytest.raises(ValueError, match=r"holds a run with lr 0\.001 and not 0\.1: use another"):
         run(settings_of(corpus, lr=0.1), execution)
 
@@ -86,7 +98,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     resumed, whole = weights(killed / "last"), weights(folder / "last")
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, **EXACT, msg=name)
-    assert json.loads((killed / "results.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((killed / "results.json").read_text()) == result
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "eercf"])
@@ -94,7 +106,9 @@ def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
     from examples.train.settings import Execution
     from tests.support.training_corpus import settings_of
 
-    settings = settings_of(corpus, dropout=0.0, epochs=1, objective=objective)
+    # The paper's rate: AdamW moves weights by it even where the exact gradient is 0, as that of
+    # the biases of keys, and rounding decides.
+    settings = settings_of(corpus, dropout=0.0, epochs=1, lr=1e-4, objective=objective)
     one = Execution(output=corpus / f"one-{objective}", progress=False)
     two = replace(one, output=corpus / f"two-{objective}", processes=2)
     with socket.socket() as free:
@@ -109,7 +123,7 @@ def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
         torch.testing.assert_close(together[name], tensor, **CLOSE, msg=lambda m, n=name: n + m)
     start_weights = weights_of_clip(corpus / "clip")
     moved = [(alone[name] - value).abs().max() for name, value in start_weights.items()]
-    assert max(moved) > 1e-3
+    assert max(moved) > 1e-4
     assert json.loads((one.output / "results.json").read_text())["test"] == pytest.approx(
         json.loads((two.output / "results.json").read_text())["test"]
     )
