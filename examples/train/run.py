@@ -23,6 +23,7 @@ from examples.train.objective import Objective
 from examples.train.settings import Execution, RunSettings, check_same_run
 from examples.train.trainer import RetrievalTrainer, SaveEvery, freeze_unused
 from muse_adapter import MultiScaleMamba
+from muse_adapter.files import write_whole
 from muse_adapter.sentence_transformers import VideoTransformer
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         "processes": execution.processes,
     }
     if trainer.is_world_process_zero():
-        results.write_text(json.dumps(result, indent=2) + "\n")
+        write_whole({results: (json.dumps(result, indent=2) + "\n").encode()})
     return result
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from muse_adapter import PAPER_SETTINGS, TrainingSettings
+from muse_adapter.files import write_whole
 
 OBJECTIVES = ("contrastive", "sigmoid", "eercf", "video-colbert")
 
@@ -19,7 +20,7 @@ CLIP4CLIP_BATCH_SIZE, CLIP4CLIP_EPOCHS = 128, 5
 def preset(data_set: str) -> TrainingSettings:
     """Return the paper's settings of a data set, or CLIP4Clip's."""
     name = "msrvtt" if data_set == "msrvtt-7k" else data_set
-    return PAPER_SETTINGS[name] if name in tuple(PAPER_SETTINGS) else CLIP4CLIP
+    return PAPER_SETTINGS.get(name, CLIP4CLIP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,8 @@ def check_same_run(settings: RunSettings, execution: Execution) -> None:
     wanted = {**asdict(settings), "processes": execution.processes}
     if not path.is_file():
         execution.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        # Of several processes each writes, and reads only what is whole.
+        write_whole({path: (json.dumps(wanted, indent=2) + "\n").encode()})
         return
     kept = json.loads(path.read_text())
     names = [name for name in {**kept, **wanted} if kept.get(name) != wanted.get(name)]
