@@ -36,11 +36,11 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         What `results.json` holds: the metrics of the test, those of the validation after each
         epoch, the numbers of captions and videos, and the settings.
     """
+    parts = load_parts(settings)  # first: a wrong path is none of a run's settings
     check_same_run(settings, execution)
     results = execution.output / "results.json"
     if results.is_file():
         return json.loads(results.read_text())
-    parts = load_parts(settings)
     if not execution.progress:
         disable_progress_bar()
     arguments = training_arguments(settings, execution)

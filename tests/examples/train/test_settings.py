@@ -57,3 +57,4 @@ def test_command_names_missing_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["msvd", *places, "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "missing are" in error and "raw-captions.pkl" in error
+    assert not (tmp_path / "run").exists()
