@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from muse_adapter.data.annotations.caption_table import check_filled, read_caption_table
+from muse_adapter.data.annotations.files import some_of
+
 SPLITS = ("train", "validation", "test")
-LISTED = 5  # how many of the faulty files or lines a message names
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,12 @@ def read_captions(csv_path: Path, folder: Path) -> list[Clip]:
         ValueError: The folder is empty, or the CSV is not as described; the message says where.
     """
     csv_path, folder = Path(csv_path), Path(folder)
-    rows = _read_rows(csv_path)
+    rows = read_caption_table(csv_path)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder of videos: {folder}")
     if not any(folder.iterdir()):
         raise ValueError(f"the folder of videos is empty: {folder}")
-    for column in ("video", "caption", *(["id"] if "id" in rows[0][1] else [])):
-        lines = [f"line {line}" for line, row in rows if not row[column]]
-        if lines:
-            raise ValueError(f"{csv_path}: empty {column} in {some_of(lines)}")
+    check_filled(csv_path, rows, "video", "caption", *(["id"] if "id" in rows[0][1] else []))
 
     clips, seen = [], Counter[str]()
     for _, row in rows:
@@ -119,53 +115,6 @@ def split_clips(
     return {name: [clip for clip in clips if split_of[clip.path] == name] for name in SPLITS}
 
 
-def _read_rows(csv_path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read the lines of a CSV: their numbers and stripped fields."""
-    try:
-        text = csv_path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file of captions: {csv_path}") from None
-    except OSError as error:
-        raise OSError(f"cannot read the captions {csv_path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{csv_path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
-        ) from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    rows: list[tuple[int, dict[str, str]]] = []
-    columns: list[str] = []
-    try:
-        for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
-            if not columns:
-                columns = [field.strip() for field in fields]
-                if len(columns) == 1 and len(other := re.split("[;\t|]", columns[0])) > 1:
-                    separator = columns[0][len(other[0])]
-                    raise ValueError(
-                        f"{csv_path}: the first line is separated by {separator!r}, expected "
-                        "commas: save it as CSV with commas"
-                    )
-                if not {"video", "caption"} <= set(columns) or len(set(columns)) < len(columns):
-                    raise ValueError(
-                        f"{csv_path}: the first line must name the columns video and caption, "
-                        f"separated by commas and each once, got {','.join(columns)!r}"
-                    )
-            elif len(fields) != len(columns):
-                raise ValueError(
-                    f"{csv_path}: line {reader.line_num} has {len(fields)} fields, expected "
-                    f"{len(columns)}; a caption that holds a comma must stand in double quotes"
-                )
-            else:
-                stripped = (field.strip() for field in fields)
-                rows.append((reader.line_num, dict(zip(columns, stripped, strict=True))))
-    except csv.Error as error:
-        raise ValueError(f"{csv_path}: line {reader.line_num}: {error}") from error
-    if not rows:
-        raise ValueError(f"{csv_path}: there are no captions")
-    return rows
-
-
 def _linked_videos(clips: Sequence[Clip]) -> list[list[Path]]:
     """Group videos so that no caption occurs in two groups."""
     videos_of: dict[str, list[Path]] = defaultdict(list)
@@ -190,9 +139,3 @@ def _linked_videos(clips: Sequence[Clip]) -> list[list[Path]]:
                         waiting.append(other)
         groups.append(group)
     return groups
-
-
-def some_of(values: Sequence[str]) -> str:
-    """List the first values and say how many more there are."""
-    more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
-    return ", ".join(values[:LISTED]) + more

@@ -16,6 +16,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 python=${PYTHON:-python3}
 venv=${VENV:-$root/.venv}
+extras=${EXTRAS:-cpu,hub,video,bench}  # EXTRAS, EXAMPLE, LAUNCH: for the run.sh of other examples
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "Python 3.10 or newer is needed, $python is $("$python" -V 2>&1). Name another with PYTHON=" >&2
@@ -30,7 +31,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
 fi
 
 # An installation is good for the requirements it was made from, and for this folder.
-stamp=$venv/quickstart-installed
+stamp=$venv/installed-${extras//,/-}
 wanted=$(cd "$root"; pwd; cat setup.cfg pyproject.toml constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Setting up $venv: PyTorch, numba, PyAV, transformers and matplotlib, from pip, once."
@@ -50,7 +51,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         if [ -n "${TORCH_INDEX:-}" ]; then
             "$venv/bin/python" -m pip install --index-url "$TORCH_INDEX" torch
         fi
-        "$venv/bin/python" -m pip install --editable '.[cpu,hub,video,bench]' transformers
+        "$venv/bin/python" -m pip install --editable ".[$extras]" transformers
     )
     printf '%s\n' "$wanted" >"$stamp"
 fi
@@ -60,4 +61,5 @@ export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_T
 
 export QUICKSTART_COMMAND=${BASH_SOURCE[0]}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$venv/bin/python" -m "${EXAMPLE:-examples.quickstart}" "$@"  # EXAMPLE: see examples/moments/run.sh
+# shellcheck disable=SC2086
+exec "$venv/bin/python" -m ${LAUNCH:-} "${EXAMPLE:-examples.quickstart}" "$@"

@@ -1,5 +1,6 @@
-"""Inputs of models: frames of video files, cached tokens, and data sets of features."""
+"""Inputs of models: frames of video files, cached tokens, data sets of videos and of features."""
 
+from muse_adapter.data.annotations import VideoCaption, find_videos, hold_out, read_annotations
 from muse_adapter.data.prvr import (
     BinaryFeatures,
     CachedFrames,
@@ -25,11 +26,15 @@ __all__ = [
     "PrvrBatch",
     "PrvrDataset",
     "PrvrVideo",
+    "VideoCaption",
     "cache_tokens",
     "collate_prvr",
     "collate_tokens",
     "evaluate_prvr",
+    "find_videos",
+    "hold_out",
     "open_prvr",
+    "read_annotations",
     "read_captions",
     "read_frames",
 ]

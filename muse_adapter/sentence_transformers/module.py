@@ -55,6 +55,7 @@ class VideoTransformer(InputModule):
     """
 
     config_file_name = "video_transformer_config.json"
+    forward_kwargs: ClassVar[set[str]] = {"output_levels"}
     config_keys: ClassVar[list[str]] = [
         "num_frames",
         "fps",
@@ -204,11 +205,16 @@ class VideoTransformer(InputModule):
         frames, mask = self.frame_inputs.pad(videos)
         return {"pixel_values_videos": frames, "attention_mask": mask, "modality": "video"}
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def forward(
+        self, features: dict[str, Any], *, output_levels: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Embed what `preprocess` gives.
 
         Args:
             features: Of texts, or of videos and images.
+            output_levels: Whether videos get `cls_embeddings` (B, T, D), `frame_embeddings`
+                (B, T, D) and `patch_embeddings` (B, T, P, D) too, which scorers such as `EERCF`
+                compare; see `VideoEncoder.forward_levels`.
             **kwargs: Of other modules; not used.
 
         Returns:
@@ -217,9 +223,18 @@ class VideoTransformer(InputModule):
         """
         mask = features["attention_mask"]
         if "pixel_values_videos" in features:
-            embedding, tokens = self.encoder(
-                features["pixel_values_videos"], mask, output_frames=True
-            )
+            frames = features["pixel_values_videos"]
+            if output_levels:
+                cls_tokens, tokens, patches = self.encoder.forward_levels(frames, mask)
+                embedding = self.head.forward_head(tokens, mask)
+                features = {
+                    **features,
+                    "cls_embeddings": cls_tokens,
+                    "frame_embeddings": tokens,
+                    "patch_embeddings": patches,
+                }
+            else:
+                embedding, tokens = self.encoder(frames, mask, output_frames=True)
         else:
             text = {key: features[key] for key in TOKENIZER_KEYS if key in features}
             if self.text_inputs.full_length is not None:

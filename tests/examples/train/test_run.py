@@ -1,0 +1,149 @@
+"""Whole runs on a small corpus: one process, two, and one that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("corpus")]
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+CLOSE = {"rtol": 0.0, "atol": 1e-6}  # sums of gradients in another order
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    parts = {"clip": folder, "head": folder / "muse_head"}
+    return {
+        f"{part}.{name}": tensor
+        for part, place in parts.items()
+        for name, tensor in load_file(place / "model.safetensors").items()
+    }
+
+
+def start(*runs: tuple[Any, ...]) -> list[int | None]:
+    """Run processes at the same time and return their exit codes; they import once, together."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["examples.train.run"])
+    from tests.support.training_corpus import run_in_process
+
+    processes = [context.Process(target=run_in_process, args=run) for run in runs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        assert process.exitcode is not None, "a process hangs"
+    return [process.exitcode for process in processes]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a run on one process."""
+    from examples.train.settings import Execution
+    from tests.support.training_corpus import settings_of
+
+    folder = corpus / "uninterrupted"
+    execution = Execution(output=folder, save_steps=2, progress=False, eval_batch_size=4)
+    assert start((settings_of(corpus), execution, {})) == [0]
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def test_one_process(uninterrupted: tuple[Path, dict[str, Any]], corpus: Path) -> None:
+    from examples.train.run import run
+    from examples.train.settings import Execution
+    from muse_adapter.sentence_transformers import load
+    from tests.support.training_corpus import settings_of
+
+    folder, result = uninterrupted
+    assert result["steps"] == 8 and len(result["validation"]) == 2
+    assert result["sizes"]["train"] == {"captions": 16, "videos": 8}
+    best = max(result["validation"], key=lambda epoch: epoch["t2v_R@1"])
+    step = {1.0: 4, 2.0: 8}[best["epoch"]]
+    checkpoints = folder / "checkpoints"
+    other = f"checkpoint-{6 if step == 8 else step}"
+    assert {p.name for p in checkpoints.glob("checkpoint-*")} == {other, "checkpoint-8"}
+    saved, kept = weights(folder / "best"), weights(checkpoints / f"checkpoint-{step}")
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+    model = load(folder / "best", device="cpu")
+    assert model.encode_query(["a red dog"]).shape == (1, 12)
+    execution = Execution(output=folder, progress=False)
+    assert run(settings_of(corpus), execution) == result
+    with pytest.raises(ValueError, match=r"holds a run with lr 0\.001 and not 0\.1: use another"):
+        run(settings_of(corpus, lr=0.1), execution)
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    uninterrupted: tuple[Path, dict[str, Any]], corpus: Path
+) -> None:
+    from examples.train.settings import Execution
+    from tests.support.training_corpus import settings_of
+
+    folder, result = uninterrupted
+    killed = corpus / "killed"
+    execution = Execution(output=killed, save_steps=2, progress=False, eval_batch_size=4)
+    settings = settings_of(corpus)
+    assert start((settings, execution, {}, 7)) == [-signal.SIGKILL]  # behind checkpoint-6
+    assert not (killed / "results.json").exists()
+    assert start((settings, execution, {})) == [0]
+    resumed, whole = weights(killed / "last"), weights(folder / "last")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, **EXACT, msg=name)
+    assert json.loads((killed / "results.json").read_text()) == result
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "eercf"])
+def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
+    from examples.train.settings import Execution
+    from tests.support.training_corpus import settings_of
+
+    # The paper's rate: AdamW moves weights by it even where the exact gradient is 0, as that of
+    # the biases of keys, and rounding decides.
+    settings = settings_of(corpus, dropout=0.0, epochs=1, lr=1e-4, objective=objective)
+    one = Execution(output=corpus / f"one-{objective}", progress=False)
+    two = replace(one, output=corpus / f"two-{objective}", processes=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [{**launch, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
+    assert start((settings, one, {})) == [0]
+    assert start(*((settings, two, rank) for rank in ranks)) == [0, 0]
+    alone, together = weights(one.output / "last"), weights(two.output / "last")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, **CLOSE, msg=lambda m, n=name: n + m)
+    start_weights = weights_of_clip(corpus / "clip")
+    moved = [(alone[name] - value).abs().max() for name, value in start_weights.items()]
+    assert max(moved) > 1e-4
+    assert json.loads((one.output / "results.json").read_text())["test"] == pytest.approx(
+        json.loads((two.output / "results.json").read_text())["test"]
+    )
+
+
+def weights_of_clip(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {f"clip.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("objective", ["sigmoid", "video-colbert"])
+def test_other_objectives(objective: str, corpus: Path) -> None:
+    from examples.train.run import run
+    from examples.train.settings import Execution
+    from tests.support.training_corpus import settings_of
+
+    execution = Execution(output=corpus / objective, progress=False, grad_checkpointing=True)
+    settings = settings_of(corpus, objective=objective, epochs=1, validate=False, freeze=True)
+    result = run(settings, execution)
+    assert result["tested"] == "last" and result["validation"] == []
+    assert result["sizes"]["train"]["videos"] == 10
+    assert set(result["test"]) >= {"t2v_R@1", "v2t_MdR"}

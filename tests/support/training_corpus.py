@@ -1,0 +1,85 @@
+"""A corpus of small videos, its CSV and a tiny CLIP in files, to train on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.video_files import write_video
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40)}
+THINGS = {"dog": 4, "cat": 8, "ball": 12}
+PARTS = {"train": 8, "validation": 2, "test": 2}
+
+
+def write_corpus(folder: Path) -> None:
+    """Write 12 videos, two captions of each, and a CLIP of random weights."""
+    rows = ["video,caption,split"]
+    parts = [part for part, count in PARTS.items() for _ in range(count)]
+    kinds = [(c, t, m) for c in COLOURS for t in THINGS for m in (1, -1)]
+    (folder / "videos").mkdir()
+    for i, ((colour, thing, motion), part) in enumerate(zip(kinds, parts, strict=True)):
+        picture = np.full((32, 32, 3), 90, np.uint8)
+        picture[8 : 8 + THINGS[thing], 8 : 8 + THINGS[thing]] = COLOURS[colour]
+        # Some are shorter than the frames that are sampled, so that batches are padded.
+        frames = [np.roll(picture, 3 * motion * t, axis=1) for t in range(3 + i % 3)]
+        write_video(folder / "videos" / f"v{i}.mp4", frames)
+        side = "right" if motion == 1 else "left"
+        rows.append(f"v{i},a {colour} {thing} moves {side},{part}")
+        rows.append(f"v{i},the {thing} moves {side},{part}")
+    (folder / "captions.csv").write_text("\n".join(rows))
+    write_clip(folder / "clip")
+
+
+def write_clip(folder: Path) -> None:
+    """Save a tiny CLIP with its processor."""
+    import torch
+
+    from tests.support.tiny_towers import tiny_clip
+
+    torch.manual_seed(0)
+    model, processor = tiny_clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def settings_of(folder: Path, **fields: Any) -> Any:
+    """Make the settings of a run on the corpus: 4 steps an epoch, 2 epochs."""
+    from examples.train.settings import RunSettings
+
+    defaults: dict[str, Any] = {
+        "annotations": str(folder / "captions.csv"),
+        "videos": str(folder / "videos"),
+        "model": str(folder / "clip"),
+        **{"frames": 4, "fps": 8.0, "batch_size": 4, "epochs": 2},
+        **{"lr": 1e-3, "backbone_lr_scale": 1.0},
+    }
+    return RunSettings.of("csv", **defaults | fields)
+
+
+def run_in_process(
+    settings: Any, execution: Any, environment: dict[str, str], kill_at: int | None = None
+) -> None:
+    """Run in a process of its own, which ends itself with SIGKILL at the end of a step."""
+    os.environ.update(environment)
+    import torch
+
+    from examples.train import run, trainer
+
+    torch.set_num_threads(1)
+    if kill_at is not None:
+        limit = trainer.LimitLogitScale.on_step_end
+
+        def kill(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            limit(self, args, state, control, **kwargs)
+            if state.global_step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.LimitLogitScale.on_step_end = kill  # type: ignore[method-assign]
+    run.run(settings, execution)
