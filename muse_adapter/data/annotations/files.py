@@ -69,7 +69,7 @@ def read_json(path: Path, kind: type) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, kind):
-        names = {dict: "an object", list: "a list"}
+        names: dict[type, str] = {dict: "an object", list: "a list"}
         raise ValueError(f"{path}: expected {names[kind]}, got {type(value).__name__}")
     return value
 
