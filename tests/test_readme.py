@@ -156,7 +156,13 @@ pages = pytest.mark.parametrize("page", PAGES, ids=page_id)
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=page_id
+    "page",
+    [
+        # An export to ONNX traces the head several times.
+        pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] * (page.stem == "onnx"))
+        for page in PAGES
+        if "```python" in page.read_text(encoding="utf-8")
+    ],
 )
 def test_page_runs_and_prints_what_it_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
