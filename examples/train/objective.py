@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         encoder = model[0].encoder
-        scorers = {"eercf": lambda: EERCF(encoder.head.config.dim), "video-colbert": MeanMaxSim}
+        scorers: dict[str, Callable[[], EERCF | MeanMaxSim]] = {
+            "eercf": lambda: EERCF(encoder.head.config.dim),
+            "video-colbert": MeanMaxSim,
+        }
         # Video-ColBERT is trained with SigLIP's loss.
         sigmoid = objective in ("sigmoid", "video-colbert")
         self.video_text = VideoTextModel(

@@ -35,6 +35,9 @@ class RetrievalTrainer(SentenceTransformerTrainer):
         **kwargs: Of `SentenceTransformerTrainer`.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self, settings: RunSettings, targets: Sequence[int], *args: Any, **kwargs: Any
     ) -> None:

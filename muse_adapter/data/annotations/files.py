@@ -69,8 +69,8 @@ def read_json(path: Path, kind: type) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, kind):
-        names = {dict: "an object", list: "a list"}
-        raise ValueError(f"{path}: expected {names[kind]}, got {type(value).__name__}")
+        expected = "an object" if kind is dict else "a list"
+        raise ValueError(f"{path}: expected {expected}, got {type(value).__name__}")
     return value
 
 
