@@ -124,7 +124,7 @@ def test_names_that_terminals_would_obey(model, folder, tmp_path, capsys):
         ("search dog --index {made} -k 0", "k must be an int of at least 1, got 0"),
         ("search dog --index {made} --model {folder}", "is no saved model: it has no modules.json"),
         ("search dog --index {made} --html {new}/page.html", "No such file or directory"),
-        ("search dog --index http://host:1", "no store for addresses with http://"),
+        ("search dog --index http://127.0.0.1:1?timeout=1", "does not answer|not installed"),
         ("index {folder} --to {new}", "no such index yet: a new one needs --model"),
         ("index {folder} --to {made} --window 2", "was created with --window None, got 2.0"),
         ("index {folder} --to {new} --model {model} --stride 2", "stride=2.0 needs window="),
