@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ pytest.importorskip("fcntl", reason="writing a table needs POSIX locks")
 
 from muse_adapter.__main__ import main
 from muse_adapter.search import VideoIndex
+from muse_adapter.search.commands import indexing
+from muse_adapter.search.commands.processes import Processes
 from tests.support.saved_models import save_tiny_model
 from tests.support.video_files import grey_video
 
@@ -163,3 +166,23 @@ def test_the_commands_of_the_page(model, folder, tmp_path, monkeypatch, capsys):
         assert main(arguments) == 0
     assert (tmp_path / "found.html").read_text().count("<video ") == 1
     assert capsys.readouterr().out.count("c.mp4") == 3
+
+
+class TwoProcesses(Processes):
+    """The first of two; the second one has an error, too."""
+
+    def __init__(self):
+        super().__init__(0, 2)
+
+    def broadcast(self, value):
+        return value
+
+    def gather(self, value):
+        return [value, "process 1: its disk is full"]
+
+
+def test_errors_of_all_processes_are_reported(made, folder, capsys, monkeypatch):
+    monkeypatch.setattr(indexing, "started_processes", lambda: nullcontext(TwoProcesses()))
+    assert main(["index", str(folder), "--to", str(made), "--batch-size", "0"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search("process 0: batch_size must .*; process 1: its disk is full$", line)
