@@ -37,6 +37,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Export; return the exit status."""
     height, width = arguments.grid
+    print("exporting, which takes torch a minute or more", file=sys.stderr)
     try:
         head = MultiScaleMamba.from_pretrained(arguments.folder).float()
         config = head.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import tempfile
 import warnings
@@ -19,6 +20,8 @@ from muse_adapter.files import write_whole
 from muse_adapter.models import MultiScaleMamba
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
+# Loggers that warn of what no model of ours has: torchvision's operators, parts not folded.
+CHATTY = "torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding"
 # A protobuf, which an ONNX file is, ends at 2 GiB; some are left for the graph.
 MAX_BYTES_INSIDE = 2**31 - 2**26
 # Batch and frames of the comparison: one video, and several of another length.
@@ -40,7 +43,7 @@ def export(
     Its inputs are `tokens` (B, T, N, C), or `frames` (B, T, 3, height, width) of a video encoder,
     and `frame_mask` (B, T), bool, all True for videos without padding. Its output is
     `video_embedding` (B, D). B and T are free. What is written has been run by onnxruntime and
-    compared with torch, on random videos of two sizes.
+    compared with torch, on random videos of two sizes. Torch takes a minute or more to trace it.
 
     Args:
         model: The model, in float32. It is exported as in evaluation mode.
@@ -102,9 +105,23 @@ class _Whole(nn.Module):
         return (video, frames) if self.features else (video,)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the `with` block loggers of the exporter report errors only."""
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _translate(whole: _Whole, inputs: tuple[Tensor, Tensor]) -> Any:
     free = {0: "batch", 1: "frames"}
-    with warnings.catch_warnings():
+    with _quiet(), warnings.catch_warnings():
         # That both inputs have these axes, which is meant; and what torch tells itself.
         warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
         warnings.simplefilter("ignore", FutureWarning)
