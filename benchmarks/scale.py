@@ -28,6 +28,7 @@ USABLE = 0.75  # of a machine's memory, for vectors; the rest is the system's an
 
 # HNSW as published: the vector in float32 and, with M neighbours a layer, 2 M links in the lowest
 # layer and M in each of the 1 / (M - 1) layers above it, of four bytes each.
+# Frame features are kept beside them in base64, four bytes for three.
 HNSW_M = 16
 HNSW_BYTES = 4 * DIM + 4 * (2 * HNSW_M + HNSW_M / (HNSW_M - 1))
 
@@ -114,6 +115,9 @@ def needs(parts: Parts, segments: int) -> dict[str, str]:
         "a folder: writing, hours of its one writer": _hours(segments * parts.write),
         f"Milvus, HNSW with M = {HNSW_M}: memory, by formula": _bytes(graph),
         f"Milvus, HNSW: machines of {NODE_GIB} GiB": f"{math.ceil(graph / usable):,}",
+        f"Milvus, HNSW with {FRAMES} frame features a segment: machines": (
+            f"{math.ceil((graph + 4 / 3 * frames) / usable):,}"
+        ),
     }
 
 

@@ -19,6 +19,7 @@ from examples.quickstart.material import load_material
 from examples.quickstart.scenes import QUERY
 from examples.quickstart.search import search
 from examples.quickstart.settings import Settings
+from muse_adapter.search.listing import printable
 from muse_adapter.search.page import write_page
 
 # What the reader has typed: the script that makes the environment, or Python itself.
@@ -130,7 +131,7 @@ def run_search(options: argparse.Namespace) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for rank, (hit, caption) in enumerate(found, start=1):
-        print(f"{rank}. {hit.score:6.3f}  {caption}\n           {hit.video}")
+        print(f"{rank}. {hit.score:6.3f}  {caption}\n           {printable(hit.video)}")
     if options.html is not None:
         write_page(options.html, options.words, [hit for hit, _ in found])
 

@@ -72,7 +72,9 @@ class SearchModel:
 def write_index(folder: Path, settings: Settings, run: Trained, splits: list[Split]) -> None:
     """Keep the model, and an index of all videos of some splits, for `search`."""
     captions = {str(clip.path.resolve()): clip.caption for split in splits for clip in split.videos}
-    if (folder / INDEX).exists():  # of the model before
+    # Of the model before. Without the file nothing is searched, until the index is whole.
+    (folder / MODEL).unlink(missing_ok=True)
+    if (folder / INDEX).exists():
         shutil.rmtree(folder / INDEX)
     content = {
         "settings": asdict(settings),
@@ -80,9 +82,9 @@ def write_index(folder: Path, settings: Settings, run: Trained, splits: list[Spl
         "model": run.model.own_state(),
         "captions": captions,
     }
-    write_tensors(folder / MODEL, content)
     with VideoIndex.create(folder / INDEX, SearchModel(run.model, run.tokenizer, splits)) as index:
         report = index.add(captions, batch_size=32, progress=False)
+    write_tensors(folder / MODEL, content)
     for reason in report.unreadable.values():
         warnings.warn(f"not in the search index: {reason}", stacklevel=2)
 

@@ -43,17 +43,24 @@ def load_parts(settings: RunSettings) -> dict[str, Part]:
 
     Raises:
         FileNotFoundError: Annotations or videos are missing.
-        ValueError: Annotations are damaged, or a part has no video.
+        ValueError: Annotations are damaged, a video has two names, or a part has no video.
     """
     parts = read_annotations(settings.data_set, settings.annotations)
     if not settings.validate:
-        parts["train"] = parts["train"] + parts.pop("validation", [])
+        official = parts.pop("validation", [])
+        if settings.data_set.startswith("msrvtt"):  # whose training list they were taken from
+            parts["train"] = parts["train"] + official
     elif "validation" not in parts:
         parts["train"], parts["validation"] = hold_out(
             parts["train"], settings.held_out, settings.seed
         )
     names = (caption.video for captions in parts.values() for caption in captions)
     files = find_videos(settings.videos, names, skip_missing=settings.skip_missing)
+    names_of: dict[Path, list[str]] = {}
+    for name, file in files.items():
+        names_of.setdefault(file.resolve(), []).append(name)
+    if twice := [names for names in names_of.values() if len(names) > 1]:
+        raise ValueError(f"{len(twice)} videos have two names, the first {' and '.join(twice[0])}")
     found = {name: Part.of(captions, files) for name, captions in parts.items()}
     empty = [name for name, part in found.items() if not part.videos]
     if empty:

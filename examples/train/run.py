@@ -37,13 +37,13 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         epoch, the numbers of captions and videos, and the settings.
     """
     parts = load_parts(settings)  # first: a wrong path is none of a run's settings
+    arguments = training_arguments(settings, execution)
     check_same_run(settings, execution)
     results = execution.output / "results.json"
     if results.is_file():
         return json.loads(results.read_text())
     if not execution.progress:
         disable_progress_bar()
-    arguments = training_arguments(settings, execution)
     torch.manual_seed(settings.seed)
     model = build_model(settings).to(arguments.device)
     if execution.grad_checkpointing:

@@ -128,7 +128,8 @@ class SaveEvery(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint."""
-        if state.global_step % self.steps == 0:
+        # At the end of an epoch there is one anyway, behind the evaluation that belongs to it.
+        if state.global_step % self.steps == 0 and not float(state.epoch).is_integer():
             control.should_save = True
 
 

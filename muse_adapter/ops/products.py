@@ -8,7 +8,7 @@ from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
-from muse_adapter.ops.rows import Rows, source
+from muse_adapter.ops.rows import Rows, held, source
 
 
 def token_products(
@@ -32,6 +32,7 @@ def token_products(
         TypeError: Tensors that are not of floating type.
         RuntimeError: The backend asked for cannot run.
     """
+    rows = held(rows)
     first = _check_rows(rows)
     check_tensor("vector", vector, (first.shape[-1],), ("rows[0]", first))
     vector = vector.to(state_dtype(first))
@@ -62,6 +63,7 @@ def pooled_products(
         TypeError: As for `token_products`.
         RuntimeError: As for `token_products`.
     """
+    rows = held(rows)
     first = _check_rows(rows)
     like = "rows[0]", first
     sums, tokens = weights.shape[1] if weights.dim() == 3 else 1, first[..., 0].numel()
@@ -81,7 +83,11 @@ def _check_rows(rows: Rows) -> Tensor:
     check_tensor("rows[0]", first, None, ("rows[0]", first))
     if first.dim() < 2 or not first.shape[-1]:
         raise ValueError(f"rows must be tensors (..., D), D > 0, got shape {tuple(first.shape)}")
-    if not isinstance(rows, Tensor) and source(rows) is None:
+    if (found := source(rows)) is not None:
+        array, positions = found
+        if not 0 <= min(positions) <= max(positions) < len(array):
+            raise ValueError(f"positions of rows must lie between 0 and {len(array) - 1}")
+    elif not isinstance(rows, Tensor):
         shape, dtype, device = first.shape, first.dtype, first.device
         for index, row in enumerate(rows):
             if row.shape != shape or row.dtype != dtype or row.device != device:

@@ -33,6 +33,14 @@ def row_addresses(rows: Rows) -> Tensor:
     return array.data_ptr() + positions * (array.stride(0) * array.element_size())
 
 
+def held(rows: Rows) -> Rows:
+    """Return rows that stay where they are as long as the result is kept.
+
+    A sequence may make each tensor when it is asked for it, and its address outlives it.
+    """
+    return rows if isinstance(rows, Tensor) or source(rows) is not None else list(rows)
+
+
 def joined(rows: Rows) -> Tensor:
     """Return one tensor (K, ...), without a copy where that is possible."""
     if isinstance(rows, Tensor):

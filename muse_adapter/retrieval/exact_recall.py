@@ -50,12 +50,13 @@ class ExactRecall:
             vectors in other types, while those in float16 are read as they are, which takes longer
             than a copy. Results are the same.
         max_norm: A bound on the norms of the vectors, where one is known. None: all vectors are
-            read once to find it. With it, NaN and infinity are refused by the first search.
+            read once to find it. With it, NaN and infinity are refused by the search that meets
+            them, if at all; and if it is too small, vectors may be missed.
 
     Raises:
         TypeError: `vectors` is not floating point.
         ValueError: It has another shape, is empty, or holds NaN or infinity; `ids` are of another
-            number, or repeat.
+            number, or repeat; `max_norm` is negative or not finite.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class ExactRecall:
             raise ValueError("vectors must have at least one row, got none")
         self.ids = as_ids(ids, len(self.vectors))
         self._dtype = torch.promote_types(self.vectors.dtype, torch.float32)
+        if max_norm is not None and not 0 <= max_norm < math.inf:
+            raise ValueError(f"max_norm must be finite and not negative, got {max_norm}")
         self._largest = self._max_norm() if max_norm is None else float(max_norm)
         if not math.isfinite(self._largest):
             raise NotFiniteError

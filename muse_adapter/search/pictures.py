@@ -12,7 +12,7 @@ from torch import Tensor
 from muse_adapter.data.video.container import import_av
 from muse_adapter.data.video.reading import read_frames
 
-HEIGHT = 90  # of a frame in the picture, in pixels
+HEIGHT, MAX_WIDTH = 90, 640  # of a frame in the picture, in pixels
 _GAP = 2  # pixels of white around it
 
 
@@ -37,7 +37,7 @@ def strip_of(
     """
     frames, mask = read_frames(video, num_frames, start=start, end=end)
     height, width = frames.shape[2:]
-    size = HEIGHT, max(1, round(HEIGHT * width / height))
+    size = HEIGHT, min(MAX_WIDTH, max(1, round(HEIGHT * width / height)))
     shown = [
         F.pad(
             F.interpolate(frame[None], size=size, mode="bilinear", antialias=True)[0],

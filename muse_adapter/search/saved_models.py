@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from muse_adapter.search.identity import check_same, model_class, saved_in
 
 
@@ -23,7 +25,13 @@ def load_model(name: str, *, revision: str | None = None) -> Any:
     # An index takes any model: only what was saved by that library needs it.
     from muse_adapter.sentence_transformers import load
 
-    return load(name, revision=revision)
+    return load(name, revision=revision, device=_device())
+
+
+def _device() -> str | None:
+    """Return the GPU of this process under torchrun, shared if there are fewer; else None."""
+    rank, count = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+    return None if rank is None or not count else f"cuda:{int(rank) % count}"
 
 
 def load_model_of(identity: bytes, purpose: str) -> Any:

@@ -218,8 +218,9 @@ class VideoTransformer(InputModule):
             **kwargs: Of other modules; not used.
 
         Returns:
-            The features with `sentence_embedding` (B, D), `token_embeddings` (B, L, D) and their
-            `attention_mask` (B, L). A video without frames has a zero embedding.
+            The features but for the frames, with `sentence_embedding` (B, D), `token_embeddings`
+            (B, L, D) and their `attention_mask` (B, L). A video without frames has a zero
+            embedding.
         """
         mask = features["attention_mask"]
         if "pixel_values_videos" in features:
@@ -241,8 +242,10 @@ class VideoTransformer(InputModule):
                 del text["attention_mask"]
             embedding, tokens = text_features(self.encoder.backbone, text)
             mask = features.get("word_mask", mask)
+        # Frames are large, and an evaluation would keep them for all videos.
+        kept = {name: value for name, value in features.items() if name != "pixel_values_videos"}
         return {
-            **features,
+            **kept,
             "sentence_embedding": _unit(embedding),
             "token_embeddings": _unit(tokens),
             "attention_mask": mask,

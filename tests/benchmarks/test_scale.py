@@ -52,6 +52,7 @@ def test_needs(parts: scale.Parts) -> None:
         "a folder: writing, hours of its one writer": "1.0",
         "Milvus, HNSW with M = 16: memory, by formula": "20 GiB",
         "Milvus, HNSW: machines of 64 GiB": "1",
+        "Milvus, HNSW with 12 frame features a segment: machines": "4",
     }
     assert scale.needs(parts, 10**9)["Milvus, HNSW: machines of 64 GiB"] == "43"
 

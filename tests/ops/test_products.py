@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 
-def check(rows: list[Tensor] | Tensor, vector: Tensor, backend: str, bound: float) -> None:
+def check(rows: Sequence[Tensor] | Tensor, vector: Tensor, backend: str, bound: float) -> None:
     tokens = torch.stack(list(rows)).flatten(1, -2).double()
     expected = tokens @ vector.double(), tokens.norm(dim=2)
     for got, exact in zip(token_products(rows, vector, backend=backend), expected, strict=True):
@@ -148,3 +148,30 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class MadeWhenAsked(Sequence[Tensor]):
+    """Tensors that nobody else holds."""
+
+    def __init__(self, array: Tensor) -> None:
+        self.of = array
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self.of[index].clone()
+
+
+@EACH
+def test_rows_that_are_made_when_they_are_asked_for(backend: str) -> None:
+    rows = torch.randn(50, 7, 16).half()
+    check(MadeWhenAsked(rows), torch.randn(16), backend, 1e-6)
+
+
+@pytest.mark.parametrize("positions", [[0, 10**9], [-1, 2], [3]], ids=str)
+def test_positions_outside_of_their_array(positions: list[int]) -> None:
+    rows = MadeWhenAsked(torch.zeros(2, 7, 16))
+    rows.array, rows.positions = torch.zeros(3, 7, 16), positions  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="positions of rows must lie between 0 and 2"):
+        token_products(rows, torch.zeros(16))

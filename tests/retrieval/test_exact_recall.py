@@ -182,6 +182,8 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "NaN": (lambda: ExactRecall(EYE / 0), ValueError, "vectors must be finite"),
     "few ids": (lambda: ExactRecall(EYE, [1, 2]), ValueError, "one id for each of 3 rows, got 2"),
     "equal ids": (lambda: ExactRecall(EYE, [1, 2, 1]), ValueError, "ids must differ"),
+    "norm": (lambda: ExactRecall(EYE, max_norm=-1.0), ValueError, "max_norm must be .*, got -1.0"),
+    "NaN norm": (lambda: ExactRecall(EYE, max_norm=torch.nan), ValueError, "max_norm .* got nan"),
     "width": (
         lambda: ExactRecall(EYE).search(torch.eye(2), 1),
         ValueError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from muse_adapter import ExactRecall
 from muse_adapter.search.local import LocalStore, recall
 from muse_adapter.search.local.recall import GrowingRecall
+from muse_adapter.search.local.store import _Numbers
 from tests.support.search_models import DIM, segments_of, settings
 
 pytest.importorskip("fcntl", reason="writing a table needs POSIX locks")
@@ -143,3 +145,21 @@ def test_another_table_in_the_same_folder_is_noticed(tmp_path):
         stores[0].read()
     with pytest.raises(ValueError, match="another index was created"):
         stores[0].write().__enter__()
+
+
+def test_names_that_an_interrupt_left_unread_are_read_by_the_next_call():
+    asked = []
+
+    def name(number):
+        asked.append(number)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return f"{number}.mp4"
+
+    manifest = SimpleNamespace(commit=3, generation=0)
+    table = SimpleNamespace(manifest=manifest, count=4, removed=set(), name=name)
+    numbers = _Numbers()
+    with pytest.raises(KeyboardInterrupt):
+        numbers.of(table)
+    assert numbers.of(table) == {f"{number}.mp4": number for number in range(4)}
+    assert asked == [0, 1, 1, 2, 3]

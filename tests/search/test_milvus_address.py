@@ -65,6 +65,10 @@ SECRET = "hunter2"
         ("http://me:hunter2@host:port", "has no valid host and port"),
         ("http://me:hunter2@/db", r"http\(s\)://host:port of Milvus; got scheme 'http'"),
         ("ftp://me:hunter2@host", "got scheme 'ftp'"),
+        ("http://me:x?hunter2@host:19530", "write / as %2F, . as %3F and # as %23"),
+        ("http://me:x/hunter2@host:19530", "write / as %2F"),
+        ("https://x/hunter2@host", "write / as %2F"),
+        ("http://me:x#hunter2@host", "has no valid host and port"),
         ("http://me:hunter2@host/a/b", "only the name of a database may follow"),
     ],
 )

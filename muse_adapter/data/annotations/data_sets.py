@@ -34,18 +34,18 @@ VATEX_FILES = (
 def read_annotations(data_set: str, path: Path | str) -> Parts:
     """Read the captions of a data set.
 
-    | `data_set` | files in the folder | validation |
-    |---|---|---|
-    | msrvtt | MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv (1k-A), MSRVTT_data.json | official |
-    | msrvtt-7k | MSRVTT_train.7k.csv in place of the 9k | official |
-    | msvd | train_list.txt, val_list.txt, test_list.txt, raw-captions.pkl | own |
-    | didemo | train_list.txt, train_data.json, and so for val and test; paragraphs | own |
-    | activitynet | train_ids.json, train.json, val_ids.json, val_1.json; paragraphs | none |
-    | lsmdc | LSMDC16_annos_training.csv, LSMDC16_annos_val.csv, \
-LSMDC16_challenge_1000_publictect.csv | own |
-    | vatex | train_list.txt, val_list.txt, test_list.txt, and vatex_data.json, \
-ref_captions.json or the official vatex_*.json | own |
-    | csv | one CSV with the columns video, caption and split (train, validation, test) | own |
+    Files in the folder, by the name of the data set:
+
+    - msrvtt: `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_test.csv` (1k-A), `MSRVTT_data.json`
+    - msrvtt-7k: `MSRVTT_train.7k.csv` in place of the 9k
+    - msvd: `train_list.txt`, `val_list.txt`, `test_list.txt`, `raw-captions.pkl`
+    - didemo: `train_list.txt`, `train_data.json`, and so for val and test; paragraphs
+    - activitynet: `train_ids.json`, `train.json`, `val_ids.json`, `val_1.json`; paragraphs
+    - lsmdc: `LSMDC16_annos_training.csv`, `LSMDC16_annos_val.csv`,
+      `LSMDC16_challenge_1000_publictect.csv`
+    - vatex: `train_list.txt`, `val_list.txt`, `test_list.txt`, and `vatex_data.json`,
+      `ref_captions.json` or the three official files
+    - csv: one file with the columns video, caption and split (train, validation, test)
 
     Captions of a video are kept apart, except in paragraph retrieval, which joins them. No video is
     in two parts. The training lists of MSR-VTT contain the videos of its official validation part:
@@ -177,7 +177,7 @@ def _lsmdc(folder: Path) -> Parts:
     )
     parts: Parts = {part: [] for part in files}
     for part, path in files.items():
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(io.StringIO(read_text(path)), start=1):
             if not line.strip():
                 continue
             fields = line.strip().split("\t")
@@ -253,10 +253,13 @@ def _of(names: set[str], captions: Iterable[VideoCaption]) -> list[VideoCaption]
 def _columns(path: Path, *names: str) -> list[list[str]]:
     """Read some columns of a CSV."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    absent = set(names) - set(reader.fieldnames or ())
-    if absent:
-        raise ValueError(f"{path}: the first line must name {', '.join(sorted(absent))}")
-    rows = list(reader)
+    try:
+        absent = set(names) - set(reader.fieldnames or ())
+        if absent:
+            raise ValueError(f"{path}: the first line must name {', '.join(sorted(absent))}")
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num} is no CSV: {error}") from error
     if any(not row[name] for row in rows for name in names):
         raise ValueError(f"{path}: a line has no {' or no '.join(names)}")
     return [[row[name].strip() for row in rows] for name in names]

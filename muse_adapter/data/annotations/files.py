@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_names(path: Path) -> list[str]:
     Raises:
         ValueError: It is empty, or repeats a name.
     """
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in io.StringIO(read_text(path)) if line.strip()]
     if not names:
         raise ValueError(f"{path}: there are no videos")
     if len(set(names)) < len(names):

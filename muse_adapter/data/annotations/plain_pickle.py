@@ -34,9 +34,12 @@ def read_plain_pickle(path: Path) -> Any:
     content = path.read_bytes()
     try:
         # A registered code can stand for an object, which `find_class` is not always asked for.
-        codes = {code.name for code, _, _ in pickletools.genops(content)}
-        if codes & {"EXT1", "EXT2", "EXT4"}:
-            raise pickle.UnpicklingError("it wants an object by a registered code")
+        for code, argument, _ in pickletools.genops(content):
+            if code.name in ("EXT1", "EXT2", "EXT4"):
+                raise pickle.UnpicklingError("it wants an object by a registered code")
+            # Memory for so many places would be taken at once.
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) >= len(content):
+                raise pickle.UnpicklingError(f"it names place {argument} of its memo")
         return _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(f"{path} is no pickle of plain values: {error}") from error

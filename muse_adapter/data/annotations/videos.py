@@ -39,12 +39,13 @@ def find_videos(
     by_name: dict[str, list[Path]] = defaultdict(list)
     for root, _, names in os.walk(folder):
         for name in names:
-            for known in {name, _stem(name)}:
-                by_name[known].append(Path(root, name))
+            if name.lower().endswith(VIDEO_SUFFIXES):
+                for known in (name, _stem(name)):
+                    by_name[known].append(Path(root, name))
     found: dict[str, Path] = {}
     missing, repeated = [], []
     for video in dict.fromkeys(videos):
-        if (direct := folder / video).is_file():
+        if video.lower().endswith(VIDEO_SUFFIXES) and (direct := folder / video).is_file():
             found[video] = direct
             continue
         tried = (video, _stem(video), f"v_{video}")

@@ -79,11 +79,11 @@ def read_listed(
         raise UnreadableVideo(path, f"its frames differ in size ({sizes} pixels); pass size=")
     if num_lost:
         warnings.warn(
-            f"{path}: {_packets(num_lost)} left out, damaged or before the first key frame",
+            f"{str(path)!r}: {_packets(num_lost)} left out, damaged or before the first key frame",
             stacklevel=3,
         )
     if listing.breaks_off:
-        warnings.warn(f"{path} breaks off before its end", stacklevel=3)
+        warnings.warn(f"{str(path)!r} breaks off before its end", stacklevel=3)
 
     video = torch.zeros(sampling.num_frames, *frames[0].shape, dtype=torch.uint8)
     for target, frame in zip(video.numpy(), frames, strict=False):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 
-from muse_adapter.search.commands.failures import ERRORS, FAILED, one_line, reporting_errors
+from muse_adapter.search.commands.failures import ERRORS, one_line, reporting_errors
 from muse_adapter.search.commands.processes import started_processes
 from muse_adapter.search.index import VideoIndex
 from muse_adapter.search.listing import list_videos, printable
@@ -57,6 +58,11 @@ def add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="from the start of a window to that of the next (default: WINDOW)",
     )
     parser.add_argument(
+        "--no-frame-features",
+        action="store_true",
+        help="of a new index: keep no frame features, which the second stage of a search needs",
+    )
+    parser.add_argument(
         "--batch-size",
         type=int,
         default=8,
@@ -88,12 +94,12 @@ def index(arguments: argparse.Namespace) -> int:
                 raise
         prepared = processes.broadcast(prepared)
         if prepared is None:
-            return FAILED  # the first process says why
+            return 0  # the first process says why, and its status counts
         videos, unreadable = prepared
         result: AddReport | str
         try:
             if opened is None:
-                opened = stack.enter_context(_open(arguments))
+                opened = stack.enter_context(_open(arguments, create=False))
             result = opened.add(
                 videos[processes.rank :: processes.count],
                 batch_size=arguments.batch_size,
@@ -104,27 +110,37 @@ def index(arguments: argparse.Namespace) -> int:
         except ERRORS as error:
             if processes.count == 1:
                 raise
-            result = f"process {processes.rank}: {one_line(error)}"  # the others wait for it
+            result = f"process {processes.rank}: {one_line(error)}"
+            # The report comes when the others are done, perhaps hours later.
+            print(f"muse-adapter index: {result}", file=sys.stderr, flush=True)
         results = processes.gather(result)
         failures = [each for each in results if isinstance(each, str)]
-        if failures and processes.rank == 0:
-            raise RuntimeError("; ".join(failures))
+        if processes.rank != 0:
+            return 0  # torchrun ends all at the first other status, before the report is out
         if failures:
-            return FAILED
+            raise RuntimeError("; ".join(failures))
         for report in results:
             unreadable |= report.unreadable
-        if processes.rank == 0:
-            assert opened is not None
-            _print_report(opened, results, unreadable)
+        assert opened is not None
+        _print_report(opened, results, unreadable)
         return INCOMPLETE if unreadable else 0
 
 
-def _open(arguments: argparse.Namespace) -> VideoIndex:
-    """Open the index, or create it."""
+def _open(arguments: argparse.Namespace, *, create: bool = True) -> VideoIndex:
+    """Open the index, or create it.
+
+    Args:
+        arguments: Of the command.
+        create: Whether this process is the one that may create it.
+    """
     model = None if arguments.model is None else load_model(arguments.model)
     try:
         found = VideoIndex.open(arguments.to, name=arguments.name, model=model)
     except FileNotFoundError:
+        if not create:
+            raise ValueError(
+                "the first process has made the index, and it is not here: all must see one folder"
+            ) from None
         if model is None:
             raise ValueError("there is no such index yet: a new one needs --model") from None
         return VideoIndex.create(
@@ -133,6 +149,7 @@ def _open(arguments: argparse.Namespace) -> VideoIndex:
             name=arguments.name,
             window=arguments.window,
             stride=arguments.stride,
+            frame_features=not arguments.no_frame_features,
         )
     for name in ("window", "stride"):
         given, fixed = getattr(arguments, name), getattr(found.settings, name)

@@ -275,16 +275,16 @@ class _Numbers:
         """Return the numbers of the videos of a table, not of an earlier one than before."""
         if table.manifest.commit == self._commit:
             return self._by_name
-        self._commit = table.manifest.commit
         if table.manifest.generation != self._generation:
             self._by_name, self._removed, self._seen = {}, set(), 0
             self._generation = table.manifest.generation
         for number in range(self._seen, table.count):
             self._by_name[table.name(number)] = number
-        self._seen = table.count
+            self._seen = number + 1
         for number in table.removed - self._removed:
             # It may have been added again since.
             if self._by_name.get(table.name(number)) == number:
                 del self._by_name[table.name(number)]
         self._removed |= table.removed
+        self._commit = table.manifest.commit  # last: an interrupted call is made again
         return self._by_name

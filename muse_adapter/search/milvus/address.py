@@ -91,6 +91,11 @@ def parse_address(uri: str) -> Address:
         ValueError: It is no such address, or an option is unknown or out of range.
     """
     base, _, query = uri.partition("?")
+    if "@" in query or "@" in base.partition("://")[2].partition("/")[2]:
+        # Of credentials, perhaps: nothing of it is shown.
+        raise ValueError(
+            "uri: write / as %2F, ? as %3F and # as %23 in the user, password or token of Milvus"
+        )
     options = _parse_options(query)
     if "://" not in base:
         return Address(os.path.abspath(base), options=options)

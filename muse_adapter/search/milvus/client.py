@@ -108,6 +108,17 @@ class Client:
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Inside the `with` block errors are those of `call`, which are not tried again."""
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            with _without_logs():
+                yield
+        except MilvusException as error:
+            raise _translated(error, self.address) from error
+
     def knows_grouping(self) -> bool:
         """Return whether the server groups results by a field; older ones ignore the wish."""
         major, _, rest = self.version.removeprefix("v").partition(".")

@@ -141,7 +141,11 @@ class MilvusTable:
             consistency_level="Strong",
         )
         try:
-            while block := iterator.next():
+            while True:
+                with self._client.errors():
+                    block = iterator.next()
+                if not block:
+                    return
                 yield block
         finally:
             iterator.close()

@@ -174,3 +174,12 @@ def test_json_of_another_form(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps({"v_a": {"sentence": []}}))
     with pytest.raises(ValueError, match="not in the form of activitynet: KeyError 'sentences'"):
         read_annotations("activitynet", tmp_path)
+
+
+def test_pickle_takes_no_memory_for_nothing(tmp_path: Path) -> None:
+    """An unpickler makes room for all places up to the one that is named."""
+    WRITERS["msvd"](tmp_path)
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(b"\x80\x02]r\xff\xff\xff\xff.")
+    with pytest.raises(ValueError, match="it names place 4294967295 of its memo"):
+        read_annotations("msvd", tmp_path)

@@ -40,6 +40,12 @@ def test_dots_in_names_are_no_suffixes(tmp_path: Path) -> None:
         find_videos(tmp_path, ["00.51"])
 
 
+def test_other_files_are_no_videos(tmp_path: Path) -> None:
+    make(tmp_path, "a", "b.txt", "c.mp4")
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 videos are not in .*: a, b\.txt$"):
+        find_videos(tmp_path, ["a", "b.txt", "c"])
+
+
 def test_missing_videos_are_named(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4")
     names = ["a", *(f"m{i}" for i in range(7)), "m0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_file_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise av.InvalidDataError(1, "planted")
 
     monkeypatch.setattr(av, "open", lambda *a, **k: BreaksOff(opened(*a, **k)))
-    with pytest.warns(UserWarning, match=r"v\.mkv breaks off before its end") as warned:
+    with pytest.warns(UserWarning, match=r"v\.mkv' breaks off before its end") as warned:
         frames, mask = read_frames(path, COUNT)
     assert len(warned) == 1
     assert positions_in(frames[mask]) == list(range(12))
@@ -163,3 +164,11 @@ def test_pixels_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_error_survives_the_way_from_a_worker_process() -> None:
     error = pickle.loads(pickle.dumps(UnreadableVideo("clip.mp4", "no reason")))
     assert str(error) == "cannot read clip.mp4: no reason"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_named_pipe_is_no_video(tmp_path):
+    """FFmpeg would wait for its writer for ever."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UnreadableVideo, match=r"pipe\.mp4.*: it is no regular file"):
+        read_frames(tmp_path / "pipe.mp4", 2)

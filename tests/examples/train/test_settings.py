@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ pytest.importorskip("sentence_transformers", reason="needs sentence-transformers
 pytest.importorskip("datasets", reason="needs datasets: muse-adapter[train]")
 
 from examples.train.__main__ import main
+from examples.train.data import load_parts
 from examples.train.settings import Execution, RunSettings, check_same_run
-from examples.train.trainer import learning_rate_factor
+from examples.train.trainer import SaveEvery, learning_rate_factor
 
 PLACES = {"annotations": "a", "videos": "v", "model": "m"}
 
@@ -39,6 +41,27 @@ def test_settings_of_a_data_set(data_set: str, expected: dict[str, Any]) -> None
 )
 def test_schedule_is_that_of_the_published_log(step: int, rate: float) -> None:
     assert 1e-3 * learning_rate_factor(step, 7030, 0.1) == pytest.approx(rate, abs=6e-8)
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "saved"), [(2, 0.5, True), (3, 0.75, False), (4, 1.0, False)]
+)
+def test_checkpoints_within_an_epoch(step: int, epoch: float, saved: bool) -> None:
+    """The one at its end is written behind the evaluation, and only once."""
+    control = SimpleNamespace(should_save=False)
+    state = SimpleNamespace(global_step=step, epoch=epoch)
+    SaveEvery(2).on_step_end(None, state, control)
+    assert control.should_save is saved
+
+
+def test_a_video_under_two_names_is_refused(tmp_path: Path) -> None:
+    """It would be trained on and tested with."""
+    (tmp_path / "dog.mp4").touch()
+    table = tmp_path / "captions.csv"
+    table.write_text("video,caption,split\ndog,a dog,train\ndog.mp4,a dog,test\n")
+    places = {"annotations": str(table), "videos": str(tmp_path), "model": "m"}
+    with pytest.raises(ValueError, match=r"1 videos have two names, the first dog and dog\.mp4$"):
+        load_parts(RunSettings.of("csv", **places, validate=False))
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
