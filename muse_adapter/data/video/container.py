@@ -58,8 +58,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         UnreadableVideo: The file cannot be opened, or holds no video that can be decoded.
     """
     av = import_av()
-    if not path.is_file():  # FFmpeg would wait for ever at a pipe that nobody writes
-        raise UnreadableVideo(path, "it is no regular file")
+    if path.is_fifo():  # FFmpeg would wait for its writer for ever
+        raise UnreadableVideo(path, "it is a named pipe")
     try:
         # Text of damaged files is replaced, not refused: it is not needed.
         # An absolute path: FFmpeg takes what stands before a colon for a protocol.

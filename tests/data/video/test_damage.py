@@ -170,5 +170,5 @@ def test_the_error_survives_the_way_from_a_worker_process() -> None:
 def test_a_named_pipe_is_no_video(tmp_path):
     """FFmpeg would wait for its writer for ever."""
     os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(UnreadableVideo, match=r"pipe\.mp4.*: it is no regular file"):
+    with pytest.raises(UnreadableVideo, match=r"pipe\.mp4.*: it is a named pipe"):
         read_frames(tmp_path / "pipe.mp4", 2)
