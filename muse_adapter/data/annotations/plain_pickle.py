@@ -38,7 +38,7 @@ def read_plain_pickle(path: Path) -> Any:
             if code.name in ("EXT1", "EXT2", "EXT4"):
                 raise pickle.UnpicklingError("it wants an object by a registered code")
             # Memory for so many places would be taken at once.
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) >= len(content):
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) >= len(content):
                 raise pickle.UnpicklingError(f"it names place {argument} of its memo")
         return _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()
     except Exception as error:  # a damaged pickle raises nearly anything
