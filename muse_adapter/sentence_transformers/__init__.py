@@ -7,6 +7,7 @@ The files, each importing only files above it:
     backbone    a Hugging Face model with two towers, and its processor
     texts       how its texts are tokenized and embedded
     pixels      how its frames are preprocessed
+    videos      how its frames are embedded
     scoring     the second stage of a search
     model_card  what a saved model says about itself
     module      `VideoTransformer`

@@ -21,6 +21,7 @@ from muse_adapter.sentence_transformers.model_card import describe
 from muse_adapter.sentence_transformers.pixels import FrameInputs
 from muse_adapter.sentence_transformers.scoring import score_frames
 from muse_adapter.sentence_transformers.texts import TextInputs, text_features
+from muse_adapter.sentence_transformers.videos import video_features
 
 HEAD_FOLDER = "muse_head"
 TOKENIZER_KEYS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -219,23 +220,13 @@ class VideoTransformer(InputModule):
 
         Returns:
             The features but for the frames, with `sentence_embedding` (B, D), `token_embeddings`
-            (B, L, D) and their `attention_mask` (B, L). A video without frames has a zero
-            embedding.
+            (B, L, D) and their `attention_mask` (B, L). Without frames an embedding is zero.
         """
-        mask = features["attention_mask"]
+        mask, levels = features["attention_mask"], {}
         if "pixel_values_videos" in features:
-            frames = features["pixel_values_videos"]
-            if output_levels:
-                cls_tokens, tokens, patches = self.encoder.forward_levels(frames, mask)
-                embedding = self.head.forward_head(tokens, mask)
-                features = {
-                    **features,
-                    "cls_embeddings": cls_tokens,
-                    "frame_embeddings": tokens,
-                    "patch_embeddings": patches,
-                }
-            else:
-                embedding, tokens = self.encoder(frames, mask, output_frames=True)
+            embedding, tokens, levels = video_features(
+                self.encoder, features["pixel_values_videos"], mask, output_levels=output_levels
+            )
         else:
             text = {key: features[key] for key in TOKENIZER_KEYS if key in features}
             if self.text_inputs.full_length is not None:
@@ -246,6 +237,7 @@ class VideoTransformer(InputModule):
         kept = {name: value for name, value in features.items() if name != "pixel_values_videos"}
         return {
             **kept,
+            **levels,
             "sentence_embedding": _unit(embedding),
             "token_embeddings": _unit(tokens),
             "attention_mask": mask,
