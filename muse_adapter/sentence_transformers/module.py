@@ -222,7 +222,8 @@ class VideoTransformer(InputModule):
             The features but for the frames, with `sentence_embedding` (B, D), `token_embeddings`
             (B, L, D) and their `attention_mask` (B, L). Without frames an embedding is zero.
         """
-        mask, levels = features["attention_mask"], {}
+        mask = features["attention_mask"]
+        levels: dict[str, Tensor] = {}
         if "pixel_values_videos" in features:
             embedding, tokens, levels = video_features(
                 self.encoder, features["pixel_values_videos"], mask, output_levels=output_levels
@@ -234,9 +235,8 @@ class VideoTransformer(InputModule):
             embedding, tokens = text_features(self.encoder.backbone, text)
             mask = features.get("word_mask", mask)
         # Frames are large, and an evaluation would keep them for all videos.
-        kept = {name: value for name, value in features.items() if name != "pixel_values_videos"}
         return {
-            **kept,
+            **{name: value for name, value in features.items() if name != "pixel_values_videos"},
             **levels,
             "sentence_embedding": _unit(embedding),
             "token_embeddings": _unit(tokens),
