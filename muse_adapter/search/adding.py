@@ -173,7 +173,7 @@ class _Batches:
             if new:
                 writer.append(new)
         self.added += [video.video for video in new]
-        self.skipped += present
+        self.skipped += [video.video for video in self._complete if video.video in present]
         self._complete = []
 
     def _leave_out(self, video: str, reason: str) -> None:

@@ -155,6 +155,8 @@ def _open(arguments: argparse.Namespace, *, create: bool = True) -> VideoIndex:
         given, fixed = getattr(arguments, name), getattr(found.settings, name)
         if given is not None and given != fixed:
             raise ValueError(f"the index was created with --{name} {fixed}, got {given}")
+    if arguments.no_frame_features and found.settings.frame_features:
+        raise ValueError("the index was created with frame features, got --no-frame-features")
     return found
 
 

@@ -131,6 +131,7 @@ def test_names_that_terminals_would_obey(model, folder, tmp_path, capsys):
         ("index {folder} --to {new}", "no such index yet: a new one needs --model"),
         ("index {folder} --to {made} --window 2", "was created with --window None, got 2.0"),
         ("index {folder} --to {new} --model {model} --stride 2", "stride=2.0 needs window="),
+        ("index {folder} --to {made} --no-frame-features", "was created with frame features, got"),
         ("index {folder} --to {made} --batch-size 0", "batch_size must be at least 1"),
         ("index {folder} --to {new} --model nobody", "nobody"),
     ],
