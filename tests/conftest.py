@@ -64,6 +64,18 @@ if importlib.util.find_spec("hypothesis"):
     settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, the longest first: at the end no process waits for one alone."""
+    items.sort(key=seconds, reverse=True)
+
+
+def seconds(item: pytest.Item) -> float:
+    """Return about how long a test takes, if it is a slow one: @pytest.mark.slow(seconds=30)."""
+    mark = item.get_closest_marker("slow")
+    return mark.kwargs.get("seconds", 10.0) if mark else 0.0
+
+
 def pytest_collection_finish() -> None:
     """Search for garbage from now on, in what the tests make alone."""
     gc.freeze()

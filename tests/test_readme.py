@@ -34,6 +34,9 @@ BACKBONE_LIBRARIES = {"timm", "open_clip", "torchvision", "clip"}
 # A page may write ... for what differs from machine to machine.
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
+# These trace the head several times.
+SLOW_PAGES = {"compile", "onnx"}
+
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
 DISTRIBUTION = {
     "PIL": "pillow",
@@ -158,8 +161,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=page_id)
 @pytest.mark.parametrize(
     "page",
     [
-        # An export to ONNX traces the head several times.
-        pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] * (page.stem == "onnx"))
+        pytest.param(page, id=page_id(page), marks=[pytest.mark.slow] * (page.stem in SLOW_PAGES))
         for page in PAGES
         if "```python" in page.read_text(encoding="utf-8")
     ],

@@ -118,12 +118,12 @@ CASES = [
     Case("head, frame-wise", head, SINGLE, {**HEAD, "aggregation": "frame_wise", "masked": True}),
     Case("head, one direction", head, SINGLE, {**HEAD, "mixer": "mamba", "masked": True}),
 ]
-SHORT = {"lengths": (1, 3), "channels": 5, "states": 3}
+SHORT = {"lengths": (3,), "channels": 5, "states": 3}
 SHORT_HEAD = {"frames": 2, "side": 1, "dim": 16, "depth": 1, "scales": (1.0,)}
 TINY = [
     Case("both directions", both_directions, SINGLE, {**SHORT, "masked": True}),
     Case("at positions", both_directions, BFLOAT, {**SHORT, "positions": True}),
-    Case("one direction", one_direction, SINGLE, {**SHORT, "groups": 1, "initial": True}),
+    Case("one direction", one_direction, SINGLE, {**SHORT, "lengths": (1, 3), "groups": 1, "initial": True}),
     Case("convolutions", convolutions, SINGLE, {"lengths": (3,), "channels": 5, "cut": True}),
     Case("head", head, SINGLE, {**SHORT_HEAD, "masked": True}),
     Case("head, autocast", head, BFLOAT, SHORT_HEAD),

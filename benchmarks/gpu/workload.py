@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
         return f"B={self.batch}, L={self.length:,}, E={self.channels}, S={STATES}, bfloat16"
 
 
-PAPER, ONE_VIDEO, TINY = Sizes(16, 3060, 512), Sizes(1, 3060, 512), Sizes(2, 5, 32)
+PAPER, ONE_VIDEO, TINY = Sizes(16, 3060, 512), Sizes(1, 3060, 512), Sizes(1, 5, 32)
 
 
 def sizes(options: Options) -> Sizes:

@@ -185,9 +185,8 @@ def test_autocast_may_change_between_chunks():
     assert head.forward_chunk(tokens, state, grid=GRID)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "enabled", [pytest.param(True, id="gradients", marks=pytest.mark.slow), False]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("enabled", [pytest.param(True, id="gradients"), False])
 def test_compiles_as_one_graph(enabled):
     head, tokens = make_head(dim=32, depth=1, scales=(1.0,)), make_tokens()
     compiled = torch.compile(head.forward_chunk, fullgraph=True, backend="aot_eager")

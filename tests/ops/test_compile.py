@@ -37,7 +37,7 @@ def check_compiled(mixer, aggregation, mask, backend="aot_eager", **fields):
     agree(embed(compiled, head, tokens, mask), embed(head, head, tokens, mask))
 
 
-# The fast suite compiles another mixer here, and `bimamba` and `mamba` below.
+# The fast suite compiles another mixer here, and `bimamba` below.
 def test_compiles_as_one_graph():
     check_compiled("attention", "spatial_wise", MASK, depth=1)
 
@@ -96,6 +96,7 @@ def test_the_scan_itself_compiles(backend):
         agree(dict(zip(wanted, got, strict=True)), dict(zip(wanted, expected, strict=True)))
 
 
+@pytest.mark.slow
 def test_another_choice_of_the_backend_compiles_anew():
     """A graph holds the backend it was traced with, and is not used where another was chosen."""
     graphs = CompileCounterWithBackend("eager")
@@ -131,6 +132,7 @@ def test_an_unknown_backend_is_refused_while_compiling():
             compiled(tokens)
 
 
+@pytest.mark.slow
 def test_compiles_with_checkpointing():
     head, tokens = small_head(depth=1, mixer="mamba"), small_tokens()
     expected = embed(head, head, tokens, MASK)
@@ -159,6 +161,7 @@ def test_checkpointing_recomputes_on_the_backend_of_the_forward_pass(backend, mo
     assert ran == [(backend, "scan_forward")] * 2 + [(backend, "scan_backward")]
 
 
+@pytest.mark.slow
 def test_compiles_under_autocast():
     head, tokens = small_head(depth=1, mixer="mamba"), small_tokens()
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")

@@ -106,6 +106,7 @@ def test_the_operators_keep_torchs_rules(sides, save):
     torch.library.opcheck(run.triton_convolutions.default, (x, weights, 2))
 
 
+@pytest.mark.slow
 def test_a_compiled_head_is_one_graph_forward_and_backward():
     fields = {"depth": 1, "scales": (1.0,), "dropout": 0, "init": "release"}
     head = MultiScaleMamba(dim=8, mixer="mamba", **fields).to(DEVICE)
