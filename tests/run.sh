@@ -54,11 +54,13 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     if [ -n "${TORCH_INDEX:-}" ]; then
         "$venv/bin/python" -m pip install --no-compile --index-url "$TORCH_INDEX" torch
     fi
-    # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
-    "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]"
     # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
-    "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --target "$libraries" -r tests/backbone-libraries.txt
+    "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --target "$libraries" \
+        -r tests/backbone-libraries.txt &
+    # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
+    "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]"
+    wait $!
     printf '%s\n' "$wanted" >"$stamp"
 fi
 

@@ -34,8 +34,8 @@ BACKBONE_LIBRARIES = {"timm", "open_clip", "torchvision", "clip"}
 # A page may write ... for what differs from machine to machine.
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-# These trace the head several times.
-SLOW_PAGES = {"compile", "onnx"}
+# These build whole models of several libraries, or trace the head several times.
+SLOW_PAGES = {"backbones", "compile", "onnx"}
 
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
 DISTRIBUTION = {

@@ -123,7 +123,12 @@ SHORT_HEAD = {"frames": 2, "side": 1, "dim": 16, "depth": 1, "scales": (1.0,)}
 TINY = [
     Case("both directions", both_directions, SINGLE, {**SHORT, "masked": True}),
     Case("at positions", both_directions, BFLOAT, {**SHORT, "positions": True}),
-    Case("one direction", one_direction, SINGLE, {**SHORT, "lengths": (1, 3), "groups": 1, "initial": True}),
+    Case(
+        "one direction",
+        one_direction,
+        SINGLE,
+        {**SHORT, "lengths": (1, 3), "groups": 1, "initial": True},
+    ),
     Case("convolutions", convolutions, SINGLE, {"lengths": (3,), "channels": 5, "cut": True}),
     Case("head", head, SINGLE, {**SHORT_HEAD, "masked": True}),
     Case("head, autocast", head, BFLOAT, SHORT_HEAD),
@@ -138,7 +143,7 @@ def main() -> None:
 def rows(options: Options) -> Iterator[Row]:
     """Compare every case, as they end, and look at the automatic choice."""
     cases = TINY if options.tiny else CASES
-    workers = 2 if options.tiny else WORKERS
+    workers = 1 if options.tiny else WORKERS
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=prepare) as pool:
         waiting = {pool.submit(automatic_choice, options): "self-check, automatic choice"}
         for case in cases:

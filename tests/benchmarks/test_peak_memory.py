@@ -18,7 +18,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert result["tokens"] == 2 * (1 + 4 + 16 + 64) and result["peak_gib"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_a_long_video_trains_in_little_memory() -> None:
     """16 frames of 14x14 patches, 16,480 tokens of width 512: forward and backward in 1.45 GiB.
 

@@ -28,7 +28,7 @@ def exported(tmp_path_factory):
     return head, to
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=45)
 def test_any_batch_and_frames_with_the_mask(exported):
     head, file = exported
     for batch, frames in ((1, 1), (2, 3), (3, 20)):
@@ -43,7 +43,7 @@ def test_any_batch_and_frames_with_the_mask(exported):
         close(fused, features)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=44)  # after the one whose file it reads
 def test_one_file_with_standard_operators_and_named_axes(exported):
     _, file = exported
     assert [other.name for other in file.parent.iterdir() if other.is_file()] == [file.name]

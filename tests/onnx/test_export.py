@@ -123,7 +123,7 @@ def check_embedding(head, file):
 FORMS = [("mamba", "frame_wise"), ("attention", "spatial_wise"), ("conv", "scale_wise")]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @pytest.mark.filterwarnings("ignore:videos .* have no valid frame")
 @pytest.mark.parametrize(("mixer", "aggregation"), FORMS)
 def test_mixers_and_aggregations(mixer, aggregation):
@@ -139,7 +139,7 @@ def test_no_backend_runs_in_an_export(backend, monkeypatch):
         assert choice.choose(torch.device("cpu"), None) is ONNX
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_video_encoder_and_weights_in_a_second_file(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.CLIPVisionConfig(

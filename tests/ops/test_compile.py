@@ -50,7 +50,7 @@ def test_compiles_in_all_forms(mixer, aggregation, mask, depth):
     check_compiled(mixer, aggregation, mask, scales=scales, depth=depth)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=35)
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a compiler")
 # What inductor imports, torch.utils.mkldnn, defines its modules by what torch.jit deprecates.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")

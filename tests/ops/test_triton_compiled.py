@@ -24,7 +24,7 @@ COMPILE = """
 TARGETS = [("cuda", 90, 32), ("cuda", 80, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_registers_and_spills(run_python, tmp_path):
     """Compiled for GPUs of two makers: nothing spills, and no sum is left to chance."""
     pytest.importorskip("triton", "3.6", reason="the compiler's interface of triton 3.6")

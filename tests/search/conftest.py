@@ -1,6 +1,6 @@
 """Fixtures of the tests of the index.
 
-milvus_server   a Milvus server, started once
+milvus_server   a Milvus server, started once a file
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import pytest
 from tests.support.milvus_server import MilvusServer, missing
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
-    """Start a server, and kill it after all tests; a test may kill it and start it again."""
+    """Start a server; a test may kill it and start it again.
+
+    It is killed after the tests of a file: it computes while nothing is asked of it.
+    """
     if reason := missing():
         pytest.skip(reason)
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))

@@ -51,7 +51,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert any(not torch.equal(initial[name], state[name]) for name in state)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_training_learns_order_too(tmp_path: Path) -> None:
     """Twenty clips by heart: each caption finds its clip, beside the reversal of that clip."""
     settings = Settings(steps=100, batch_size=20)

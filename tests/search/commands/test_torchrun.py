@@ -17,7 +17,7 @@ from muse_adapter.search import VideoIndex
 from tests.support.saved_models import save_tiny_model
 from tests.support.video_files import grey_video
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=30)
 
 ROOT = Path(__file__).parents[3]
 
