@@ -53,9 +53,9 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
 @pytest.mark.slow(seconds=50)
 def test_training_learns_order_too(tmp_path: Path) -> None:
-    """Twenty clips by heart: each caption finds its clip, beside the reversal of that clip."""
-    settings = Settings(steps=100, batch_size=20)
-    sizes = {"train": 20, "validation": 4, "test": 4}
+    """Twelve clips by heart: each caption finds its clip, beside the reversal of that clip."""
+    settings = Settings(steps=100, batch_size=12)
+    sizes = {"train": 12, "validation": 4, "test": 4}
     material = load_material(tmp_path, num_frames=8, size=32, corpus_sizes=sizes, progress=False)
     training, validation = material.splits["train"], material.splits["validation"]
     run = train.train(settings, training, validation, tmp_path / "checkpoint.pt", progress=False)
