@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from muse_adapter.ops import selective_scan, use_backend
 from muse_adapter.ops.choice import BACKENDS, ENVIRONMENT
-from tests.support.scans import fast_backends
+from tests.support.scans import FAST, fast_backends
 from tests.support.small_heads import (
     BOUND,
     MASK,
@@ -61,7 +61,11 @@ def test_compiles_with_inductor(mixer, depth):
     check_compiled(mixer, "scale_wise", MASK, backend="inductor", depth=depth)
 
 
-@fast_backends
+@pytest.mark.parametrize(
+    "backend",
+    [FAST[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAST[1:])],
+    indirect=True,
+)
 def test_compiles_on_every_backend(backend):
     with use_backend(backend):
         check_compiled("bimamba", "scale_wise", MASK, depth=1)

@@ -135,7 +135,7 @@ def test_lengths_and_positions(small_parts, cut):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("length", [1, 6, 13, 25])
+@pytest.mark.parametrize("length", [1, 6, 13, pytest.param(25, marks=pytest.mark.slow)])
 def test_initial_state(small_parts, length, reverse):
     """Over one segment and several; only the last state used, too."""
     arguments = one_direction(length)
