@@ -91,12 +91,14 @@ def evaluate(model: Any, task: Any, folder: Path) -> tuple[dict[str, float], dic
     return figures, json.loads(file.read_text())["default"]["test"]
 
 
-def check_figures(figures: dict[str, float], similarity: Tensor) -> None:
-    """Compare the figures with ours, which know of no cut."""
-    expected = retrieval_metrics(similarity, torch.tensor(TARGETS), ks=(1, 3, 5))["t2v"]
+def check_figures(
+    figures: dict[str, float], similarity: Tensor, targets: list[int] = TARGETS
+) -> None:
+    """Compare the figures with those of `retrieval_metrics`, and nDCG with its definition."""
+    expected = retrieval_metrics(similarity, torch.tensor(targets), ks=(1, 3, 5))["t2v"]
     for k in (1, 3, 5):
         assert figures[f"recall_at_{k}"] * 100 == pytest.approx(expected[f"R@{k}"], abs=1e-2)
-    own = similarity.gather(1, torch.tensor(TARGETS)[:, None])
+    own = similarity.gather(1, torch.tensor(targets)[:, None])
     ranks = (similarity > own).sum(1).tolist()  # from 0
     gains = [1 / math.log2(rank + 2) for rank in ranks]
     assert figures["ndcg_at_10"] == pytest.approx(sum(gains) / len(gains), abs=1e-4)
@@ -121,6 +123,36 @@ def test_the_wrapper_gives_our_figures(
     similarity = model.similarity(model.encode_query(CAPTIONS), model.encode_document(clips))
     torch.testing.assert_close(matrix(scores, len(clips)), similarity, **ROUNDING[torch.float32])
     check_figures(figures, similarity)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("msr_vtt", "MSRVTTT2V"),
+        ("didemo_retrieval", "DiDeMoT2VRetrieval"),
+        ("activitynet_captions_retrieval", "ActivityNetCaptionsT2VRetrieval"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The task .* (is currently in beta|is superseded)")
+def test_tasks_of_mteb_on_other_data(
+    file: str,
+    name: str,
+    model: SentenceTransformer,
+    clips: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their own code reads what the hub would give: one caption of each video."""
+    import mteb
+
+    from muse_adapter.sentence_transformers.mteb import as_encoder
+
+    captions = CAPTIONS[: len(clips)]
+    data = video_dataset(captions, clips).rename_column("id", "caption")
+    monkeypatch.setattr(f"mteb.tasks.retrieval.eng.{file}.load_dataset", lambda *_, **__: data)
+    figures, _ = evaluate(as_encoder(model, name=NAME), mteb.get_task(name), tmp_path)
+    similarity = model.similarity(model.encode_query(captions), model.encode_document(clips))
+    check_figures(figures, similarity, list(range(len(clips))))
 
 
 def test_late_interaction_gives_our_figures(clips: list[str], tmp_path: Path) -> None:
@@ -162,9 +194,7 @@ def test_two_stages(
         assert not torch.equal(fine.argsort(1), coarse.argsort(1)), "the frames reorder something"
 
 
-def test_candidates_of_a_task(
-    model: SentenceTransformer, clips: list[str], tmp_path: Path
-) -> None:
+def test_candidates_of_a_task(model: SentenceTransformer, clips: list[str], tmp_path: Path) -> None:
     from muse_adapter.sentence_transformers.mteb import TwoStageSearch
 
     given = {str(i): ["v5", "v0", "v2"][: 1 + i % 3] for i in range(len(CAPTIONS))}
@@ -181,7 +211,7 @@ def test_results_are_kept_under_the_name_and_the_settings(model: SentenceTransfo
     from muse_adapter.sentence_transformers.mteb import TwoStageSearch, as_encoder
 
     module: Any = model[0]
-    with pytest.raises(ValueError, match="name=\"owner/name\" is needed .*, got None"):
+    with pytest.raises(ValueError, match=r'name="owner/name" is needed .*, got None'):
         as_encoder(model)
     with pytest.raises(ValueError, match="got 'tiny'"):
         as_encoder(model, name="tiny")
