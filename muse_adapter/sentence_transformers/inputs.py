@@ -40,8 +40,10 @@ class UnreadableVideos(ValueError):
 def parse_inputs(inputs: Sequence[Any]) -> tuple[list[Kind], list[Any]]:
     """Tell texts, images and videos apart, as sentence-transformers does.
 
-    A string that ends like a video file is one, also where there is no such file: it is then
-    reported as missing, not embedded as a text. `{"text": "..."}` is always a text.
+    A string that ends like a file of a video or an image, and looks like a path, is one, also where
+    there is no such file: it is then reported as missing, not embedded as a text. It looks like one
+    if it has no spaces, begins like a path, or names a folder that exists; a caption does none of
+    these. `{"text": "..."}` is always a text.
 
     Args:
         inputs: A batch in the forms of that library: strings, paths, arrays, images, mappings from
@@ -120,11 +122,33 @@ def _parse(content: Any) -> tuple[Kind, Any]:
     if hasattr(content, "get_frames_at"):
         return "video", content
     kind = infer_modality(content, list(KINDS))
-    if kind == "text" and isinstance(content, str) and content.lower().endswith(VIDEO_SUFFIXES):
-        kind = "video"
+    if kind == "text" and isinstance(content, str):
+        kind = _kind_of_string(content)
     if kind not in KINDS or (kind == "text" and not isinstance(content, str)):
         raise ValueError(f"expected a text, an image or a video, got {kind} {_form(content)}")
     return kind, content
+
+
+def _kind_of_string(text: str) -> Kind:
+    """Tell the path of a missing file from a text, which may end with the name of one."""
+    suffixes: tuple[tuple[Kind, tuple[str, ...]], ...]
+    suffixes = ("image", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)
+    for kind, endings in suffixes:
+        if text.lower().endswith(endings):
+            if _looks_like_a_path(text):
+                return kind
+            warnings.warn(
+                f"{text!r} is embedded as a text, and there is no such file: pass "
+                f'{{"{kind}": path}} where it is one',
+                stacklevel=2,
+            )
+    return "text"
+
+
+def _looks_like_a_path(text: str) -> bool:
+    one_word = not any(character.isspace() for character in text)
+    begins = text.startswith(("./", "../", "~", ".\\", "..\\")) or os.path.isabs(text)
+    return one_word or begins or os.path.isdir(os.path.dirname(text))
 
 
 def _content_of_message(messages: Sequence[Mapping[str, Any]]) -> Any:

@@ -222,7 +222,7 @@ def test_results_are_kept_under_the_name_and_the_settings(model: SentenceTransfo
     module.fps = 2.0
     wrapper = as_encoder(model, name=NAME)
     assert (wrapper.fps, wrapper.max_frames, wrapper.num_frames) == (2.0, 4, None)
-    module.saved_in = "them/theirs", "abc"
+    module._places.append(("them/theirs", "abc"))
     meta = TwoStageSearch(model, candidates=7).mteb_model_meta
     assert (meta.name, meta.revision) == ("them/theirs", "abc")
     assert meta.experiment_kwargs == {"fps": 2.0, "max_frames": 4, "candidates": 7}
