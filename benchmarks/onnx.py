@@ -2,7 +2,7 @@
 
     python -m benchmarks.onnx                  # a minute or two
     python -m benchmarks.onnx --json FILE
-    python -m benchmarks.onnx --clip           # only the export of a whole CLIP ViT-B/32 with its head
+    python -m benchmarks.onnx --clip           # only an export of CLIP ViT-B/32 with a head
 
 The file is timed only after its embeddings were those of torch.
 """
@@ -93,9 +93,9 @@ def export_clip() -> str:
         seconds = time.perf_counter() - start
         size = file.stat().st_size
     return (
-        f"{where(machine())}; exporting a VideoEncoder of CLIP ViT-B/32 with the default head, with "
-        f"the comparison: {seconds:,.0f} s, {size / 1e6:,.0f} MB, onnxruntime differs from torch by "
-        f"at most {difference:.1e}"
+        f"{where(machine())}; a VideoEncoder of CLIP ViT-B/32 with the default head: export and "
+        f"comparison {seconds:,.0f} s, file {size / 1e6:,.0f} MB, difference between onnxruntime "
+        f"and torch at most {difference:.1e}"
     )
 
 
