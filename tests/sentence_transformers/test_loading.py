@@ -244,3 +244,10 @@ def test_message_without_the_library(
     monkeypatch.delitem(sys.modules, "muse_adapter.sentence_transformers")
     with pytest.raises(ImportError, match=message):
         importlib.import_module("muse_adapter.sentence_transformers")
+
+
+def test_message_without_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    monkeypatch.delitem(sys.modules, "muse_adapter.sentence_transformers.mteb", raising=False)
+    with pytest.raises(ImportError, match=r"needs mteb: pip install 'muse-adapter\[mteb\]'"):
+        importlib.import_module("muse_adapter.sentence_transformers.mteb")
