@@ -17,6 +17,7 @@ from muse_adapter.sentence_transformers.frames import image_frame, video_frames
 Kind = Literal["text", "image", "video"]
 KINDS: tuple[Kind, ...] = ("text", "image", "video")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
+SUFFIXES: dict[Kind, tuple[str, ...]] = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 
 
 class UnreadableVideos(ValueError):
@@ -131,10 +132,8 @@ def _parse(content: Any) -> tuple[Kind, Any]:
 
 def _kind_of_string(text: str) -> Kind:
     """Tell the path of a missing file from a text, which may end with the name of one."""
-    suffixes: tuple[tuple[Kind, tuple[str, ...]], ...]
-    suffixes = ("image", IMAGE_SUFFIXES), ("video", VIDEO_SUFFIXES)
-    for kind, endings in suffixes:
-        if text.lower().endswith(endings):
+    for kind, suffixes in SUFFIXES.items():
+        if text.lower().endswith(suffixes):
             if _looks_like_a_path(text):
                 return kind
             warnings.warn(
