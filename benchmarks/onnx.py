@@ -2,6 +2,7 @@
 
     python -m benchmarks.onnx                  # a minute or two
     python -m benchmarks.onnx --json FILE
+    python -m benchmarks.onnx --clip           # only an export of CLIP ViT-B/32 with a head
 
 The file is timed only after its embeddings were those of torch.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from benchmarks.correctness import require_agreement
 from benchmarks.machine import machine, where, write_json
 from benchmarks.measure import in_turn
-from muse_adapter import MultiScaleMamba
+from muse_adapter import MultiScaleMamba, VideoEncoder
 from muse_adapter.onnx import export
 from muse_adapter.ops import use_backend
 
@@ -42,12 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4), help="videos at once")
     parser.add_argument("--dim", type=int, default=DIM, help="width")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clip", action="store_true", help="export a CLIP ViT-B/32, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
 
     import onnxruntime
 
     torch.manual_seed(0)
+    if options.clip:
+        print(export_clip())
+        return
     head = MultiScaleMamba(dim=options.dim, init="release").eval()
     figures: dict[str, Any] = {
         "machine": machine() | {RUNTIME: onnxruntime.__version__},
@@ -69,6 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(markdown_table(figures))
     if options.json:
         write_json(options.json, figures)
+
+
+def export_clip() -> str:
+    """Export a video encoder of the size of CLIP ViT-B/32, with random weights.
+
+    Returns:
+        Seconds, size of the file, and the largest difference between onnxruntime and torch.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    backbone = CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=DIM))
+    encoder = VideoEncoder(backbone, MultiScaleMamba(dim=DIM, init="release")).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "encoder.onnx")
+        start = time.perf_counter()
+        difference = export(encoder, file, torch.empty(1, 1, 3, 224, 224))
+        seconds = time.perf_counter() - start
+        size = file.stat().st_size
+    return (
+        f"{where(machine())}; a VideoEncoder of CLIP ViT-B/32 with the default head: export and "
+        f"comparison {seconds:,.0f} s, file {size / 1e6:,.0f} MB, difference between onnxruntime "
+        f"and torch at most {difference:.1e}"
+    )
 
 
 @torch.no_grad()

@@ -29,13 +29,15 @@ FENCE = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```[ ]*$", re.MULT
 # Python runs, text behind it is its output, the others are for people. A name that is not here (py,
 # Python) would be a block that nobody runs. Names in braces are directives of Sphinx.
 LANGUAGES = {"python", "text", "sh", "json", "bibtex", "{toctree}", "{include}", "{eval-rst}"}
-# What tests/run.sh installs beside the environment; elsewhere it may be missing.
-BACKBONE_LIBRARIES = {"timm", "open_clip", "torchvision", "clip"}
+# What tests/run.sh installs beside the environment; elsewhere it may be missing. And mteb, which it
+# leaves out for its size.
+MAY_BE_MISSING = {"timm", "open_clip", "torchvision", "clip", "mteb"}
 # A page may write ... for what differs from machine to machine.
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-# These build whole models of several libraries, or trace the head several times.
-SLOW_PAGES = {"backbones", "compile", "onnx"}
+# These build whole models of several libraries, trace the head several times, or import mteb for ten
+# seconds.
+SLOW_PAGES = {"backbones", "compile", "mteb", "onnx"}
 
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
 DISTRIBUTION = {
@@ -77,7 +79,7 @@ def run_blocks(blocks: list[Block], page: str) -> list[str]:
     """Run the Python blocks in one namespace and compare their output with what is shown.
 
     Returns:
-        The blocks that did not run for want of a backbone's library, as "line 9 (timm)".
+        The blocks that did not run for want of a library, as "line 9 (timm)".
     """
     namespace: dict[str, Any] = {"__name__": "__page__"}
     missing: list[str] = []
@@ -91,7 +93,7 @@ def run_blocks(blocks: list[Block], page: str) -> list[str]:
             with contextlib.redirect_stdout(printed):
                 exec(code, namespace)
         except ModuleNotFoundError as error:
-            if error.name not in BACKBONE_LIBRARIES:
+            if error.name not in MAY_BE_MISSING:
                 raise
             missing.append(f"line {block.line} ({error.name})")
             continue

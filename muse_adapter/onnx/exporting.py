@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from muse_adapter.encoders import VideoEncoder
-from muse_adapter.files import write_whole
 from muse_adapter.models import MultiScaleMamba
+from muse_adapter.onnx.publishing import publish, unique_name
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
 # Loggers that warn of what no model of ours has: torchvision's operators, parts not folded.
@@ -47,8 +47,8 @@ def export(
 
     Args:
         model: The model, in float32. It is exported as in evaluation mode.
-        path: The file. Weights of more than 2 GB go into a second one beside it, of this name and
-            `.data`, which has to stay with it. Existing files are replaced.
+        path: The file. Weights of more than 2 GB go into a second one beside it, see `publish`,
+            which has to stay with it. An existing model is replaced.
         example: An input of the model; only its sizes behind (B, T) count.
         grid: (H, W), as in the model's call; None: square, or the backbone's.
         features: Give the fused frame features too, as an output `frame_features` (B, T, D).
@@ -71,7 +71,7 @@ def export(
     with _evaluating(whole), tempfile.TemporaryDirectory() as folder, torch.no_grad():
         whole(*_random_inputs(model, (1, 1), shape))  # says what does not fit
         program = _translate(whole, _random_inputs(model, (2, 3), shape))
-        file = Path(folder, path.name)
+        file = Path(folder, unique_name(path))
         program.save(file, external_data=_weight_bytes(model) > MAX_BYTES_INSIDE)
         found = [_difference(whole, file, _random_inputs(model, size, shape)) for size in SIZES]
         difference = torch.tensor(found).max().item()  # NaN, where one is
@@ -80,9 +80,7 @@ def export(
                 f"nothing was written: onnxruntime differs from torch by {difference:.1e}, and "
                 f"rounding explains {BOUND:.0e}"
             )
-        # Weights before the graph that reads them.
-        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
-        write_whole({path.with_name(file.name): file.read_bytes() for file in written})
+        publish(file, path)
     return difference
 
 

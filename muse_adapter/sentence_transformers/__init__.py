@@ -12,6 +12,7 @@ The files, each importing only files above it:
     model_card  what a saved model says about itself
     module      `VideoTransformer`
     loading     `load`
+    mteb        evaluation by mteb, with its own extra
 """
 
 try:

@@ -17,6 +17,7 @@ from muse_adapter.sentence_transformers.frames import image_frame, video_frames
 Kind = Literal["text", "image", "video"]
 KINDS: tuple[Kind, ...] = ("text", "image", "video")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tiff", ".webp")
+SUFFIXES: dict[Kind, tuple[str, ...]] = {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 
 
 class UnreadableVideos(ValueError):
@@ -40,8 +41,10 @@ class UnreadableVideos(ValueError):
 def parse_inputs(inputs: Sequence[Any]) -> tuple[list[Kind], list[Any]]:
     """Tell texts, images and videos apart, as sentence-transformers does.
 
-    A string that ends like a video file is one, also where there is no such file: it is then
-    reported as missing, not embedded as a text. `{"text": "..."}` is always a text.
+    A string that ends like a file of a video or an image, and looks like a path, is one, also where
+    there is no such file: it is then reported as missing, not embedded as a text. It looks like one
+    if it has no spaces, begins like a path, or names a folder that exists; a caption does none of
+    these. `{"text": "..."}` is always a text.
 
     Args:
         inputs: A batch in the forms of that library: strings, paths, arrays, images, mappings from
@@ -120,11 +123,31 @@ def _parse(content: Any) -> tuple[Kind, Any]:
     if hasattr(content, "get_frames_at"):
         return "video", content
     kind = infer_modality(content, list(KINDS))
-    if kind == "text" and isinstance(content, str) and content.lower().endswith(VIDEO_SUFFIXES):
-        kind = "video"
+    if kind == "text" and isinstance(content, str):
+        kind = _kind_of_string(content)
     if kind not in KINDS or (kind == "text" and not isinstance(content, str)):
         raise ValueError(f"expected a text, an image or a video, got {kind} {_form(content)}")
     return kind, content
+
+
+def _kind_of_string(text: str) -> Kind:
+    """Tell the path of a missing file from a text, which may end with the name of one."""
+    for kind, suffixes in SUFFIXES.items():
+        if text.lower().endswith(suffixes):
+            if _looks_like_a_path(text):
+                return kind
+            warnings.warn(
+                f"{text!r} is embedded as a text, and there is no such file: pass "
+                f'{{"{kind}": path}} where it is one',
+                stacklevel=2,
+            )
+    return "text"
+
+
+def _looks_like_a_path(text: str) -> bool:
+    one_word = not any(character.isspace() for character in text)
+    begins = text.startswith(("./", "../", "~", ".\\", "..\\")) or os.path.isabs(text)
+    return one_word or begins or os.path.isdir(os.path.dirname(text))
 
 
 def _content_of_message(messages: Sequence[Mapping[str, Any]]) -> Any:

@@ -46,10 +46,6 @@ class VideoTransformer(InputModule):
             instead of an error.
         **loading: Of `load_backbone`: `revision`, `token`, `cache_folder`, `model_kwargs`, …
 
-    Attributes:
-        saved_in: Where the model that this module is part of was saved or loaded from last: a
-            folder, or a name on the hub and its commit. None if it never was.
-
     Raises:
         TypeError: The model has no text tower, or `head` is no `MultiScaleMamba`.
         ValueError: Frames of the head and texts differ in width, or a setting is out of range.
@@ -58,11 +54,7 @@ class VideoTransformer(InputModule):
     config_file_name = "video_transformer_config.json"
     forward_kwargs: ClassVar[set[str]] = {"output_levels"}
     config_keys: ClassVar[list[str]] = [
-        "num_frames",
-        "fps",
-        "freeze",
-        "skip_unreadable",
-        "max_seq_length",
+        *("num_frames", "fps", "freeze", "skip_unreadable", "max_seq_length")
     ]
 
     def __init__(
@@ -107,13 +99,22 @@ class VideoTransformer(InputModule):
         self.num_frames = num_frames
         self.fps = fps
         self.skip_unreadable = skip_unreadable
-        self.saved_in: tuple[str, str | None] | None = None
+        self._places: list[tuple[str, str | None]] = []
         self._max_seq_length = self.text_inputs.max_length
 
     @property
     def modalities(self) -> list[Any]:
         """What an input may be; a message has one content."""
         return ["text", "image", "video", "message"]
+
+    @property
+    def saved_in(self) -> tuple[str, str | None] | None:
+        """Where the model was saved or loaded from last: a folder, or a hub name and its commit.
+
+        None if it never was. Folders that are gone do not count: an upload saves to such a one.
+        """
+        there = [p for p in self._places if not os.path.isabs(p[0]) or os.path.isdir(p[0])]
+        return there[-1] if there else None
 
     @property
     def head(self) -> MultiScaleMamba:
@@ -280,7 +281,7 @@ class VideoTransformer(InputModule):
         self.processor.save_pretrained(output_path)
         self.head.save_pretrained(Path(output_path) / HEAD_FOLDER)
         self.save_config(output_path)
-        self.saved_in = os.path.abspath(output_path), None
+        self._places.append((os.path.abspath(output_path), None))
 
     @classmethod
     def load(
@@ -300,8 +301,7 @@ class VideoTransformer(InputModule):
     ) -> VideoTransformer:
         """Load what `save` saved, all of one revision.
 
-        Code of the repository is never run, also not with `trust_remote_code`, which that library
-        wants for this class.
+        Code of the repository is never run, also not with that library's `trust_remote_code`.
         """
         if backend != "torch":
             raise ValueError(f'the backend of a VideoTransformer is "torch", got {backend!r}')
@@ -331,10 +331,10 @@ class VideoTransformer(InputModule):
             **hub,
         )
         module.max_seq_length = max_seq_length
+        place = model_name_or_path, module.base_model_revision or revision
         if os.path.isdir(model_name_or_path):
-            module.saved_in = os.path.abspath(model_name_or_path), None
-        else:
-            module.saved_in = model_name_or_path, module.base_model_revision or revision
+            place = os.path.abspath(model_name_or_path), None
+        module._places.append(place)
         module.base_model = origin["base_model"]
         module.base_model_revision = origin["base_model_revision"]
         return module

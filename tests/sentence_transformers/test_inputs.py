@@ -31,6 +31,10 @@ KINDS = [
     ({"role": "user", "content": "a dog"}, "text"),
     ("clip.mp4", "video"),
     ("CLIP.WEBM", "video"),
+    ("picture.JPG", "image"),
+    ("./my pictures/a dog.jpg", "image"),
+    ("/my videos/a dog.mp4", "video"),
+    ("a dog in front of a window", "text"),
     (Path("clip.mp4"), "video"),
     (Path("clip"), "video"),
     ({"video": "clip"}, "video"),
@@ -58,7 +62,19 @@ def test_kind(given: Any, kind: str) -> None:
 def test_an_existing_picture_is_an_image(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "picture.png")
     assert parse_inputs([str(tmp_path / "picture.png"), CLIP])[0] == ["image", "video"]
-    assert parse_inputs(["picture.png"])[0] == ["text"], "as that library has it"
+
+
+def test_a_missing_file_is_told_from_a_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my videos").mkdir()
+    assert parse_inputs(["my videos/a dog.mp4", "my videos/a dog.png"])[0] == ["video", "image"]
+    caption = "a man opens his videos/dog.mp4"
+    with pytest.warns(UserWarning, match=r"embedded as a text, .* pass \{.video.: path"):
+        assert parse_inputs([caption])[0] == ["text"]
+    with pytest.raises(UnreadableVideos, match=r"picture\.png: .*No such file"):
+        batch_frames(*parse_inputs(["picture.png"]), Sampling(2), skip_unreadable=False)
 
 
 @pytest.mark.parametrize(

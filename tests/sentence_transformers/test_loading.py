@@ -53,6 +53,30 @@ def test_loaded_to_the_last_digit(family: str, videos: list[str], tmp_path: Path
         assert repr(loaded) == repr(model)
 
 
+def test_an_upload_is_no_place_to_load_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hub:
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        def create_repo(self, **options: Any) -> Any:
+            return SimpleNamespace(repo_id="me/model")
+
+        def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+            assert model[0].saved_in == (folder_path, None)
+            return SimpleNamespace(commit_url="https://hub/me/model/commit/1")
+
+    monkeypatch.setattr("sentence_transformers.base.model.HfApi", Hub)
+    model: Any = saved(tmp_path / "one")
+    assert model[0].saved_in == (str(tmp_path / "one"), None)
+    model.push_to_hub("me/model", replace_model_card=True)
+    assert model[0].saved_in == (str(tmp_path / "one"), None)
+    model.save_pretrained(str(tmp_path / "two"))
+    assert model[0].saved_in == (str(tmp_path / "two"), None)
+    assert tiny_transformer().saved_in is None
+
+
 def test_precision_and_other_modules_are_kept(videos: list[str], tmp_path: Path) -> None:
     module = tiny_transformer().double()
     model = SentenceTransformer(modules=[module, Pooling(12, "max")], device="cpu")
@@ -220,3 +244,10 @@ def test_message_without_the_library(
     monkeypatch.delitem(sys.modules, "muse_adapter.sentence_transformers")
     with pytest.raises(ImportError, match=message):
         importlib.import_module("muse_adapter.sentence_transformers")
+
+
+def test_message_without_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    monkeypatch.delitem(sys.modules, "muse_adapter.sentence_transformers.mteb", raising=False)
+    with pytest.raises(ImportError, match=r"needs mteb: pip install 'muse-adapter\[mteb\]'"):
+        importlib.import_module("muse_adapter.sentence_transformers.mteb")

@@ -198,15 +198,26 @@ def _first_line(message: str) -> str:
     return message.strip().split("\n")[0][:300]
 
 
+_silenced: list[list[int]] = []  # the levels of the loggers before, for each block that runs
+_silenced_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def _without_logs() -> Iterator[None]:
-    """Keep the libraries from printing errors that are raised anyway."""
+    """Keep the libraries from printing errors that are raised anyway.
+
+    Levels belong to the process: they change back after the last block of all threads.
+    """
     loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
-    levels = [logger.level for logger in loggers]
-    try:
+    with _silenced_lock:
+        _silenced.append(_silenced[0] if _silenced else [logger.level for logger in loggers])
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
+    try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        with _silenced_lock:
+            levels = _silenced.pop()
+            if not _silenced:
+                for logger, level in zip(loggers, levels, strict=True):
+                    logger.setLevel(level)
