@@ -14,6 +14,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import batch_to_device
 from sentence_transformers.util.distributed import distributed_evaluation
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from examples.train.checkpoints import last_checkpoint
@@ -196,6 +197,7 @@ def training_arguments(
         raise ValueError(
             f"a batch of {settings.batch_size} cannot be shared by {processes} processes"
         )
+    get_reporting_integration_callbacks(execution.report_to)  # refuses names it does not know
     cuda = torch.cuda.is_available()
     if cuda and processes == 1 and torch.cuda.device_count() > 1:
         raise ValueError(
