@@ -81,10 +81,8 @@ def _train(options: dict[str, Any]) -> None:
     result = run(RunSettings.of(options.pop("data_set"), **options), execution)
     if result["test"]:  # the first process
         print(f"test, {result['tested']} epoch:")
-        counts = {name: result["test"].pop(name) for name in ("videos", "left_out")}
         for name, value in result["test"].items():
-            print(f"  {name:8} {value:6.2f}")
-        print(f"  of {counts['videos']} videos; {counts['left_out']} were left out")
+            print(f"  {name:8} {value:6.2f}" if isinstance(value, float) else f"  {name:8} {value}")
         print(f"results: {execution.output / 'results.json'}")
 
 

@@ -21,7 +21,7 @@ from examples.train.checkpoints import last_checkpoint
 from examples.train.data import Part, leave_out, load_parts
 from examples.train.evaluation import RetrievalEvaluator
 from examples.train.folder import check_same_run, keep_run, kept_unreadable
-from examples.train.model import build_model
+from examples.train.model import RunModel, build_model
 from examples.train.objective import Objective
 from examples.train.processes import rank_and_world
 from examples.train.settings import Execution, RunSettings
@@ -65,17 +65,7 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
     # Everything that the settings name is there and fits: now they are those of the folder.
     keep_run(settings, execution, unreadable)
     if execution.cache_tokens is not None:
-        videos = [video for part in parts.values() for video in part.videos]
-        stored = store_tokens(
-            model,
-            videos,
-            settings.videos,
-            execution.cache_tokens,
-            dtype=getattr(torch, str(settings.cache_dtype)),
-            workers=execution.workers,
-            progress=execution.progress,
-        )
-        model.read_from(stored)
+        read_tokens(model, parts, settings, execution.cache_tokens, execution)
 
     checkpoints = Path(arguments.output_dir)
     last = last_checkpoint(checkpoints, execution.processes)
@@ -140,6 +130,28 @@ def check_videos(parts: dict[str, Part], execution: Execution) -> dict[str, str]
         if rank_and_world()[0] == 0:
             logger.warning("%s\nThey are left out", message)
     return unreadable
+
+
+def read_tokens(
+    model: RunModel,
+    parts: dict[str, Part],
+    settings: RunSettings,
+    folder: Path,
+    execution: Execution,
+) -> None:
+    """Keep the tokens of all videos in a folder, and let the model read them from there."""
+    # What loaders of data draw must not depend on how much is there already.
+    with torch.random.fork_rng(devices=[]):
+        stored = store_tokens(
+            model,
+            [video for part in parts.values() for video in part.videos],
+            settings.videos,
+            folder,
+            dtype=getattr(torch, str(settings.cache_dtype)),
+            workers=execution.workers,
+            progress=execution.progress,
+        )
+    model.read_from(stored)
 
 
 def save(objective: Objective, folder: Path) -> None:

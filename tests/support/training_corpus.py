@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.video_files import write_video
-
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40)}
 THINGS = {"dog": 4, "cat": 8, "ball": 12}
 PARTS = {"train": 8, "validation": 2, "test": 2}
@@ -20,6 +18,8 @@ PARTS = {"train": 8, "validation": 2, "test": 2}
 
 def write_corpus(folder: Path) -> None:
     """Write 12 videos, two captions of each, and a CLIP of random weights."""
+    from tests.support.video_files import write_video
+
     rows = ["video,caption,split"]
     parts = [part for part, count in PARTS.items() for _ in range(count)]
     kinds = [(c, t, m) for c in COLOURS for t in THINGS for m in (1, -1)]
