@@ -81,13 +81,13 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
     ]
     best = trainer.state.best_model_checkpoint
     if trainer.is_world_process_zero():
-        save(objective, execution.output / "last")
+        save(model, objective, execution.output / "last")
     if settings.validate:
         if best is None:
             raise RuntimeError(f"no epoch was evaluated in {checkpoints}")
         trainer.load(checkpoints / Path(best).name)
         if trainer.is_world_process_zero():
-            save(objective, execution.output / "best")
+            save(model, objective, execution.output / "best")
     test = evaluate_test(model, objective, parts["test"], execution)
     result = {
         "test": test,
@@ -154,9 +154,9 @@ def read_tokens(
     model.read_from(stored)
 
 
-def save(objective: Objective, folder: Path) -> None:
+def save(model: RunModel, objective: Objective, folder: Path) -> None:
     """Save a model, and what was trained beside it."""
-    objective.model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder))  # the objective may hold it wrapped
     objective.save(folder)
 
 

@@ -59,7 +59,7 @@ def test_saved_with_the_model(corpus: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in own.values():
             parameter.normal_()
-    save(objective, tmp_path / "best")
+    save(objective.model, objective, tmp_path / "best")
     loaded = Objective.load(tmp_path / "best", device="cpu")
     assert loaded.name == "eercf" and own.keys() == loaded.own_parameters().keys()
     part = load_parts(settings_of(corpus))["test"]
