@@ -36,7 +36,8 @@ def features_of(objective: Objective, corpus: Path, numbers: list[int]) -> list[
     return [objective.model.preprocess(texts), objective.model.preprocess(videos)]
 
 
-@pytest.mark.parametrize("name", ["eercf", "sigmoid"])  # a matrix, and the bias that CLIP lacks
+# A matrix, and the bias that CLIP lacks.
+@pytest.mark.parametrize("name", ["eercf", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_all_that_is_trained_is_clipped(name: str, corpus: Path, tmp_path: Path) -> None:
     settings = settings_of(corpus, objective=name, validate=False)
     execution = Execution(output=tmp_path, progress=False)
@@ -72,7 +73,13 @@ def test_saved_with_the_model(corpus: Path, tmp_path: Path) -> None:
         build(corpus, "contrastive").load_own(tmp_path / "best")
 
 
-@pytest.mark.parametrize("name", ["contrastive", "sigmoid", "eercf", "video-colbert"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("contrastive", "eercf"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sigmoid", "video-colbert")),
+    ],
+)
 def test_loss_of_videos_without_frames(name: str, corpus: Path) -> None:
     """It is that of the other pairs, with their gradients."""
     objective = build(corpus, name, skip_unreadable=True).eval()

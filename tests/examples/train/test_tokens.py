@@ -60,7 +60,7 @@ def kept(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_features_are_those_of_the_videos(dtype: str, corpus: Path, tmp_path: Path) -> None:
     model = store(corpus, tmp_path / "tokens", cache_dtype=dtype)
     videos = list(reversed(videos_of(corpus)))  # of 3, 4, and 5 frames
