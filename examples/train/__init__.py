@@ -3,8 +3,13 @@
 The files, each importing only files above it:
 
     settings     everything a run depends on
+    folder       what the folder of a run says of it
+    processes    what the processes of a run tell each other
     data         captions and video files of a data set
+    unreadable   videos that cannot be read, found before a run begins
     batches      batches in which no video occurs twice
+    tokens       tokens of a frozen model, kept on the disk
+    model        a pretrained model with a new head, that may read kept tokens
     objective    the loss of a batch
     evaluation   retrieval metrics of a part of the data
     checkpoints  what a run that was killed goes on from

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.command_line import exit_status
-from examples.train.settings import OBJECTIVES, Execution, RunSettings
+from examples.train.settings import CACHE_DTYPES, OBJECTIVES, Execution, RunSettings
 from muse_adapter.data.annotations import DATA_SETS
 
 COMMAND = os.environ.get("TRAIN_COMMAND", "python -m examples.train")
@@ -42,10 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--freeze", action="store_true", help="train the head alone")
     run.add_argument("--no-validation", action="store_false", dest="validate",
                      help="train on all videos and test the last epoch")  # fmt: skip
+    run.add_argument("--cache-tokens", type=Path, metavar="FOLDER",
+                     help="with --freeze: keep the tokens of every video there")  # fmt: skip
+    run.add_argument("--cache-dtype", choices=CACHE_DTYPES,
+                     help="of these tokens (default: float32)")  # fmt: skip
     run.add_argument("--skip-missing", action="store_true", help="leave out videos without a file")
     run.add_argument("--seed", type=int, help="default: 0")
     how = parser.add_argument_group("how it is carried out")
     how.add_argument("--workers", type=int, default=0, help="readers of videos, for each process")
+    how.add_argument("--skip-unreadable", action="store_true", help="leave such videos out")
     how.add_argument("--save-steps", type=int, help="checkpoints every so many steps")
     how.add_argument("--grad-checkpointing", action="store_true", help="less memory, more time")
     how.add_argument("--report-to", nargs="*", default=[], help="such as tensorboard")
@@ -68,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: dict[str, Any]) -> None:
     from examples.train.run import processes_of_launch, run
 
+    if options["cache_tokens"] is not None:
+        options["cache_dtype"] = options["cache_dtype"] or "float32"
     names = Execution.__dataclass_fields__
     how = {name: options.pop(name) for name in list(options) if name in names}
     execution = Execution(processes=processes_of_launch(), **how)
@@ -75,7 +82,7 @@ def _train(options: dict[str, Any]) -> None:
     if result["test"]:  # the first process
         print(f"test, {result['tested']} epoch:")
         for name, value in result["test"].items():
-            print(f"  {name:8} {value:6.2f}")
+            print(f"  {name:8} {value:6.2f}" if isinstance(value, float) else f"  {name:8} {value}")
         print(f"results: {execution.output / 'results.json'}")
 
 

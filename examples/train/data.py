@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,16 @@ class Part:
         captions: n captions.
         videos: The files of m videos.
         targets: For each caption the index of its video.
+        left_out: How many videos of the data set are not among them, with their captions.
     """
 
     captions: list[str]
     videos: list[str]
     targets: list[int]
+    left_out: int = 0
 
     @classmethod
-    def of(cls, captions: list[VideoCaption], files: dict[str, Path]) -> Part:
+    def of(cls, captions: list[VideoCaption], files: Mapping[str, Path]) -> Part:
         """Put captions and files together; captions of videos without a file are left out."""
         kept = [caption for caption in captions if caption.video in files]
         index = {video: i for i, video in enumerate(dict.fromkeys(c.video for c in kept))}
@@ -32,6 +35,23 @@ class Part:
             [caption.text for caption in kept],
             [str(files[video]) for video in index],
             [index[caption.video] for caption in kept],
+            len({caption.video for caption in captions}) - len(index),
+        )
+
+    def without(self, unreadable: Collection[str]) -> Part:
+        """Leave out some videos with their captions."""
+        return self.keep([video not in unreadable for video in self.videos])
+
+    def keep(self, chosen: Sequence[bool]) -> Part:
+        """Leave out the videos that are not chosen, with their captions."""
+        pairs = [pair for pair in zip(self.captions, self.targets, strict=True) if chosen[pair[1]]]
+        kept = [i for i, keep in enumerate(chosen) if keep]
+        index = {old: new for new, old in enumerate(kept)}
+        return Part(
+            [caption for caption, _ in pairs],
+            [self.videos[i] for i in kept],
+            [index[target] for _, target in pairs],
+            self.left_out + len(self.videos) - len(kept),
         )
 
 
@@ -62,7 +82,35 @@ def load_parts(settings: RunSettings) -> dict[str, Part]:
     if twice := [names for names in names_of.values() if len(names) > 1]:
         raise ValueError(f"{len(twice)} videos have two names, the first {' and '.join(twice[0])}")
     found = {name: Part.of(captions, files) for name, captions in parts.items()}
-    empty = [name for name, part in found.items() if not part.videos]
+    check_parts(found, settings)
+    return found
+
+
+def leave_out(
+    parts: Mapping[str, Part], unreadable: Collection[str], settings: RunSettings
+) -> dict[str, Part]:
+    """Leave out videos that cannot be read.
+
+    Raises:
+        ValueError: Too few are left.
+    """
+    kept = {name: part.without(unreadable) for name, part in parts.items()}
+    check_parts(kept, settings)
+    return kept
+
+
+def check_parts(parts: Mapping[str, Part], settings: RunSettings) -> None:
+    """Check that each part has videos, and the training enough for a step.
+
+    Raises:
+        ValueError: There are too few.
+    """
+    empty = [name for name, part in parts.items() if not part.videos]
     if empty:
         raise ValueError(f"there are no videos of {' and '.join(empty)} in {settings.videos}")
-    return found
+    videos = len(parts["train"].videos)
+    if videos < settings.batch_size:
+        raise ValueError(
+            f"a step has {settings.batch_size} different videos, but there are only {videos} to "
+            "train on: choose a smaller --batch-size"
+        )

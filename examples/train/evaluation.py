@@ -19,7 +19,8 @@ CHUNK = 256  # videos whose patches are in memory at once
 class RetrievalEvaluator(BaseEvaluator):
     """Rank all videos for each text and all texts for each video, by `retrieval_metrics`.
 
-    On several processes the trainer calls it on the first, and `encode` shares the work.
+    On several processes the trainer calls it on the first, and `encode` shares the work. Videos
+    without frames, which could not be read, are left out and counted.
 
     Args:
         part: The texts and videos.
@@ -40,26 +41,36 @@ class RetrievalEvaluator(BaseEvaluator):
         """Compute the metrics.
 
         Returns:
-            Such as "t2v_R@1", in percent, and "v2t_MdR".
+            Such as "t2v_R@1", in percent, and "v2t_MdR"; "videos", how many were ranked, and
+            "left_out", how many of this part of the data set were not.
         """
-        metrics = retrieval_metrics(self.scores(model), self.part.targets)
-        return {
+        scores, readable = self.scores(model)
+        part = self.part.keep(readable.tolist())
+        of_texts = readable[self.part.targets]
+        metrics = retrieval_metrics(scores[of_texts][:, readable], part.targets)
+        named = {
             f"{direction}_{name}": value
             for direction, values in metrics.items()
             for name, value in values.items()
         }
+        return {**named, "videos": len(part.videos), "left_out": part.left_out}
 
-    def scores(self, model: Any) -> Tensor:
-        """Compute the scores of all texts and videos, (texts, videos), on the CPU."""
+    def scores(self, model: Any) -> tuple[Tensor, Tensor]:
+        """Compute the scores of all texts and videos.
+
+        Returns:
+            (texts, videos), on the CPU, and (videos,), False for videos without frames.
+        """
         levels = {} if self.objective.scorer is None else {"output_levels": True}
         text = self._encode(model, self.part.captions)
-        columns = []
+        columns, readable = [], []
         for start in range(0, len(self.part.videos), CHUNK):
             videos = self.part.videos[start : start + CHUNK]
             video = self._encode(model, videos, **levels)
+            readable.append(video["attention_mask"].any(1).cpu())
             with torch.inference_mode():
                 columns.append(self.objective.scores(text, video).cpu())
-        return torch.cat(columns, 1)
+        return torch.cat(columns, 1), torch.cat(readable)
 
     def _encode(self, model: Any, inputs: list[str], **options: Any) -> dict[str, Tensor]:
         """Encode texts or videos and join their features; frames and words are padded."""

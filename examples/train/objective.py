@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter import EERCF, MeanMaxSim, VideoTextModel
+from muse_adapter.sentence_transformers import load
+
+OBJECTIVE_FILE = "objective.safetensors"
 
 
 class Objective(nn.Module):
@@ -21,11 +28,15 @@ class Objective(nn.Module):
     Args:
         model: A `SentenceTransformer` with our `VideoTransformer`.
         objective: Its name.
+        skip_unreadable: Whether pairs whose video has no frames are left out of the loss. On one
+            process or many, it is that of the other pairs.
     """
 
-    def __init__(self, model: Any, objective: str) -> None:
+    def __init__(self, model: Any, objective: str, *, skip_unreadable: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.name = objective
+        self.skip_unreadable = skip_unreadable
         encoder = model[0].encoder
         scorers: dict[str, Callable[[], EERCF | MeanMaxSim]] = {
             "eercf": lambda: EERCF(encoder.head.config.dim),
@@ -52,6 +63,34 @@ class Objective(nn.Module):
         named = self.named_parameters()
         return {name: parameter for name, parameter in named if id(parameter) not in of_model}
 
+    def save(self, folder: Path | str) -> None:
+        """Save what is none of the model's, beside the model."""
+        own = {name: p.detach().contiguous() for name, p in self.own_parameters().items()}
+        save_file(own, Path(folder) / OBJECTIVE_FILE, metadata={"objective": self.name})
+
+    def load_own(self, folder: Path | str) -> None:
+        """Load what `save` saved.
+
+        Raises:
+            ValueError: It is of another objective.
+        """
+        own, path = self.own_parameters(), Path(folder) / OBJECTIVE_FILE
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            if own.keys() != set(file.keys()):
+                raise ValueError(f"{path} is of another objective: {', '.join(file.keys())}")
+            for name, parameter in own.items():
+                parameter.copy_(file.get_tensor(name))
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str | None = None) -> Objective:
+        """Load a trained model, and what it was trained with, from a run's `best` or `last`."""
+        with safe_open(Path(folder) / OBJECTIVE_FILE, framework="pt") as file:
+            name = file.metadata()["objective"]
+        model = load(folder, device=device)
+        objective = cls(model, name)
+        objective.load_own(folder)
+        return objective.to(model.device)
+
     def forward(self, features: list[dict[str, Any]], labels: None = None) -> Tensor:
         """Compute the loss.
 
@@ -63,10 +102,14 @@ class Objective(nn.Module):
             Scalar.
         """
         text = self.model(features[0])
+        options = {} if self.scorer is None else {"output_levels": True}
+        video = self.model(features[1], **options)
+        if self.skip_unreadable:
+            # Behind both towers, so that on every process all parameters are in the graph.
+            readable = video["attention_mask"].any(1)
+            text, video = (_rows(features, readable) for features in (text, video))
         if self.scorer is None:
-            video = self.model(features[1])
             return self.video_text.loss(text["sentence_embedding"], video["sentence_embedding"])
-        video = self.model(features[1], output_levels=True)
         levels, mask = self.levels(video)
         if isinstance(self.scorer, MeanMaxSim):
             words, word_mask = text["token_embeddings"], text["attention_mask"]
@@ -108,3 +151,11 @@ class Objective(nn.Module):
             return self.scorer(words, cls_tokens, frames, word_mask, mask)
         embedding = text["sentence_embedding"]
         return self.scorer.rerank(embedding, cls_tokens, frames, patches, mask)
+
+
+def _rows(features: dict[str, Any], chosen: Tensor) -> dict[str, Any]:
+    """Keep some rows of the tensors of a batch."""
+    return {
+        name: value[chosen] if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }

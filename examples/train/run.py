@@ -14,19 +14,25 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import batch_to_device
 from sentence_transformers.util.distributed import distributed_evaluation
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from examples.train.checkpoints import last_checkpoint
-from examples.train.data import Part, load_parts
+from examples.train.data import Part, leave_out, load_parts
 from examples.train.evaluation import RetrievalEvaluator
+from examples.train.folder import check_same_run, keep_run, kept_unreadable
+from examples.train.model import RunModel, build_model
 from examples.train.objective import Objective
-from examples.train.settings import Execution, RunSettings, check_same_run
+from examples.train.processes import rank_and_world
+from examples.train.settings import Execution, RunSettings
+from examples.train.tokens import store_tokens
 from examples.train.trainer import RetrievalTrainer, SaveEvery, freeze_unused
-from muse_adapter import MultiScaleMamba
+from examples.train.unreadable import describe, find_unreadable
 from muse_adapter.files import write_whole
-from muse_adapter.sentence_transformers import VideoTransformer
 
 logger = logging.getLogger(__name__)
+
+KEPT = ("epoch", "eval_videos", "eval_left_out")  # of an evaluation, beside its metrics
 
 
 def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
@@ -36,20 +42,30 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         What `results.json` holds: the metrics of the test, those of the validation after each
         epoch, the numbers of captions and videos, and the settings.
     """
-    parts = load_parts(settings)  # first: a wrong path is none of a run's settings
-    arguments = training_arguments(settings, execution)
+    if (execution.cache_tokens is None) != (settings.cache_dtype is None):
+        raise ValueError("tokens need both a folder, --cache-tokens, and their --cache-dtype")
     check_same_run(settings, execution)
     results = execution.output / "results.json"
     if results.is_file():
         return json.loads(results.read_text())
     if not execution.progress:
         disable_progress_bar()
+    parts = load_parts(settings)
+    arguments = training_arguments(settings, execution)
+    unreadable = check_videos(parts, execution)
+    parts = leave_out(parts, unreadable, settings)
     torch.manual_seed(settings.seed)
-    model = build_model(settings).to(arguments.device)
+    model = build_model(settings, skip_unreadable=execution.skip_unreadable).to(arguments.device)
     if execution.grad_checkpointing:
         model[0].gradient_checkpointing_enable()
-    objective = Objective(model, settings.objective).to(arguments.device)
+    objective = Objective(model, settings.objective, skip_unreadable=execution.skip_unreadable).to(
+        arguments.device
+    )
     trainer = build_trainer(settings, execution, arguments, objective, parts)
+    # Everything that the settings name is there and fits: now they are those of the folder.
+    keep_run(settings, execution, unreadable)
+    if execution.cache_tokens is not None:
+        read_tokens(model, parts, settings, execution.cache_tokens, execution)
 
     checkpoints = Path(arguments.output_dir)
     last = last_checkpoint(checkpoints, execution.processes)
@@ -58,20 +74,20 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         {
             name.removeprefix("eval_"): value
             for name, value in entry.items()
-            if name == "epoch" or name.startswith(("eval_t2v", "eval_v2t"))
+            if name in KEPT or name.startswith(("eval_t2v", "eval_v2t"))
         }
         for entry in trainer.state.log_history
         if "eval_t2v_R@1" in entry
     ]
     best = trainer.state.best_model_checkpoint
     if trainer.is_world_process_zero():
-        model.save_pretrained(str(execution.output / "last"))
+        save(model, objective, execution.output / "last")
     if settings.validate:
         if best is None:
             raise RuntimeError(f"no epoch was evaluated in {checkpoints}")
         trainer.load(checkpoints / Path(best).name)
         if trainer.is_world_process_zero():
-            model.save_pretrained(str(execution.output / "best"))
+            save(model, objective, execution.output / "best")
     test = evaluate_test(model, objective, parts["test"], execution)
     result = {
         "test": test,
@@ -79,7 +95,11 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         "validation": history,
         "steps": trainer.state.global_step,
         "sizes": {
-            name: {"captions": len(part.captions), "videos": len(part.videos)}
+            name: {
+                "captions": len(part.captions),
+                "videos": len(part.videos),
+                "left_out": part.left_out,
+            }
             for name, part in parts.items()
         },
         "settings": dataclasses.asdict(settings),
@@ -90,18 +110,54 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
     return result
 
 
-def build_model(settings: RunSettings) -> SentenceTransformer:
-    """Build the model: a pretrained one with a new head."""
-    module = VideoTransformer(
-        settings.model, num_frames=settings.frames, fps=settings.fps, freeze=settings.freeze
-    )
-    module.max_seq_length = module.text_inputs.full_length or min(
-        settings.words, module.max_seq_length
-    )
-    config = dataclasses.replace(module.head.config, depth=settings.depth, dropout=settings.dropout)
-    if config != module.head.config:
-        module.encoder.head = MultiScaleMamba(config)
-    return SentenceTransformer(modules=[module])
+def check_videos(parts: dict[str, Part], execution: Execution) -> dict[str, str]:
+    """Find the videos that cannot be read, or take up what was found when the run began.
+
+    Returns:
+        Why, by their paths.
+
+    Raises:
+        ValueError: There are some, and they are not to be left out.
+    """
+    videos = [video for part in parts.values() for video in part.videos]
+    unreadable = kept_unreadable(execution)
+    if unreadable is None:
+        unreadable = find_unreadable(videos, progress=execution.progress)
+    if unreadable:
+        message = describe(unreadable, len(videos))
+        if not execution.skip_unreadable:
+            raise ValueError(f"{message}\nLeave them out with --skip-unreadable")
+        if rank_and_world()[0] == 0:
+            logger.warning("%s\nThey are left out", message)
+    return unreadable
+
+
+def read_tokens(
+    model: RunModel,
+    parts: dict[str, Part],
+    settings: RunSettings,
+    folder: Path,
+    execution: Execution,
+) -> None:
+    """Keep the tokens of all videos in a folder, and let the model read them from there."""
+    # What loaders of data draw must not depend on how much is there already.
+    with torch.random.fork_rng(devices=[]):
+        stored = store_tokens(
+            model,
+            [video for part in parts.values() for video in part.videos],
+            settings.videos,
+            folder,
+            dtype=getattr(torch, str(settings.cache_dtype)),
+            workers=execution.workers,
+            progress=execution.progress,
+        )
+    model.read_from(stored)
+
+
+def save(model: RunModel, objective: Objective, folder: Path) -> None:
+    """Save a model, and what was trained beside it."""
+    model.save_pretrained(str(folder))  # the objective may hold it wrapped
+    objective.save(folder)
 
 
 def build_trainer(
@@ -114,7 +170,11 @@ def build_trainer(
     """Build the trainer."""
     model, train = objective.model, parts["train"]
     files = [train.videos[target] for target in train.targets]
-    example = [model.preprocess([train.captions[0]]), model.preprocess([files[0]])]
+    videos = (model.preprocess([video]) for video in train.videos)
+    video = next((video for video in videos if video["attention_mask"].any()), None)
+    if video is None:
+        raise ValueError("no video of the training can be read")
+    example = [model.preprocess([train.captions[0]]), video]
     unused = freeze_unused(objective, [batch_to_device(e, arguments.device) for e in example])
     if unused:
         logger.info("frozen, since the loss does not depend on them: %s", ", ".join(unused))
@@ -149,6 +209,7 @@ def training_arguments(
         raise ValueError(
             f"a batch of {settings.batch_size} cannot be shared by {processes} processes"
         )
+    get_reporting_integration_callbacks(execution.report_to)  # refuses names it does not know
     cuda = torch.cuda.is_available()
     if cuda and processes == 1 and torch.cuda.device_count() > 1:
         raise ValueError(

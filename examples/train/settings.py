@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from muse_adapter import PAPER_SETTINGS, TrainingSettings
-from muse_adapter.files import write_whole
 
 OBJECTIVES = ("contrastive", "sigmoid", "eercf", "video-colbert")
+CACHE_DTYPES = ("float32", "float16", "bfloat16")
 
 # Where the paper has no settings of its own: those of CLIP4Clip's published commands.
 CLIP4CLIP = TrainingSettings(frames=12, words=32)
@@ -50,7 +50,12 @@ class RunSettings:
             on and the last epoch is tested.
         held_out: Share of the training videos set aside where the data set has no validation part.
         skip_missing: Whether videos without a file are left out.
+        cache_dtype: One of `CACHE_DTYPES`, in which the tokens of the frozen model are kept; None:
+            the model runs in every step.
         seed: Of the batches, the dropout and the videos set aside.
+
+    Raises:
+        ValueError: A value is none that a run can have.
     """
 
     data_set: str
@@ -74,7 +79,31 @@ class RunSettings:
     validate: bool = True
     held_out: float = 0.05
     skip_missing: bool = False
+    cache_dtype: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_at_least(1, frames=self.frames, words=self.words, epochs=self.epochs)
+        check_at_least(1, depth=self.depth)
+        check_at_least(2, batch_size=self.batch_size)  # one pair has no negatives
+        check_at_least(0, head_lr_scale=self.head_lr_scale, weight_decay=self.weight_decay)
+        check_at_least(0, backbone_lr_scale=self.backbone_lr_scale)
+        if not 0 <= self.seed < 2**32:  # as NumPy wants it
+            raise ValueError(f"seed must be in 0..{2**32 - 1}, got {self.seed}")
+        for name in ("lr", "fps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("dropout", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+        if self.cache_dtype is not None:
+            check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
+            if not self.freeze:
+                raise ValueError("tokens can be kept of a frozen model only: add --freeze")
 
     @classmethod
     def of(cls, data_set: str, **fields: Any) -> RunSettings:
@@ -108,7 +137,14 @@ class Execution:
         grad_checkpointing: Whether activations are recomputed in the backward pass.
         report_to: Where the trainer reports to, such as "tensorboard".
         eval_batch_size: Videos at once in an evaluation.
+        skip_unreadable: Whether videos that cannot be read are left out; otherwise they are an
+            error.
+        cache_tokens: Folder of the tokens of the frozen model; runs may share it. Needs the
+            `cache_dtype` of the settings.
         progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     output: Path
@@ -118,24 +154,33 @@ class Execution:
     grad_checkpointing: bool = False
     report_to: list[str] = field(default_factory=list)
     eval_batch_size: int = 16
+    skip_unreadable: bool = False
+    cache_tokens: Path | None = None
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        check_at_least(0, workers=self.workers)
+        check_at_least(1, processes=self.processes, eval_batch_size=self.eval_batch_size)
+        if self.save_steps is not None:
+            check_at_least(1, save_steps=self.save_steps)
 
-def check_same_run(settings: RunSettings, execution: Execution) -> None:
-    """Keep the settings of a run in its folder, or check that they are the same.
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Check that a setting is one of some values.
 
     Raises:
-        ValueError: The folder holds a run with other settings; the message says which.
+        ValueError: It is none.
     """
-    path = execution.output / "settings.json"
-    wanted = {**asdict(settings), "processes": execution.processes}
-    if not path.is_file():
-        execution.output.mkdir(parents=True, exist_ok=True)
-        # Of several processes each writes, and reads only what is whole.
-        write_whole({path: (json.dumps(wanted, indent=2) + "\n").encode()})
-        return
-    kept = json.loads(path.read_text())
-    names = [name for name in {**kept, **wanted} if kept.get(name) != wanted.get(name)]
-    if names:
-        listed = ", ".join(f"{name} {kept.get(name)} and not {wanted.get(name)}" for name in names)
-        raise ValueError(f"{execution.output} holds a run with {listed}: use another --output")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value}")
+
+
+def check_at_least(minimum: int, **values: float) -> None:
+    """Check that settings are at least `minimum`, and finite.
+
+    Raises:
+        ValueError: One is not; the message names it.
+    """
+    for name, value in values.items():
+        if not minimum <= value < math.inf:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
-from torch import nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
@@ -20,7 +19,6 @@ from examples.train.objective import Objective
 from examples.train.settings import RunSettings
 from muse_adapter import param_groups
 
-OBJECTIVE_FILE = "objective.safetensors"
 BETAS, EPS = (0.9, 0.98), 1e-6  # CLIP4Clip's and the paper's
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP was trained
 
@@ -82,26 +80,22 @@ class RetrievalTrainer(SentenceTransformerTrainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Clip what is trained beside the model with it: the trainer knows the model alone."""
+        parameters = [*model.parameters(), *self.loss.own_parameters().values()]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        own = {name: p.detach().contiguous() for name, p in self._own_parameters().items()}
-        save_file(own, Path(output_dir or self.args.output_dir) / OBJECTIVE_FILE)
+        self.loss.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         super()._load_from_checkpoint(checkpoint_path)
-        own, saved = self._own_parameters(), load_file(Path(checkpoint_path) / OBJECTIVE_FILE)
-        if own.keys() != saved.keys():
-            raise ValueError(f"{checkpoint_path} is of another objective: {', '.join(saved)}")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(saved[name])
+        self.loss.load_own(checkpoint_path)
 
     def load(self, checkpoint: Path) -> None:
         """Load the model and the objective of a checkpoint."""
         self._load_from_checkpoint(str(checkpoint))
-
-    def _own_parameters(self) -> dict[str, nn.Parameter]:
-        return self.loss.own_parameters()
 
 
 class LimitLogitScale(TrainerCallback):

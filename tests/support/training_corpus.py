@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from tests.support.video_files import write_video
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40)}
 THINGS = {"dog": 4, "cat": 8, "ball": 12}
@@ -18,6 +18,8 @@ PARTS = {"train": 8, "validation": 2, "test": 2}
 
 def write_corpus(folder: Path) -> None:
     """Write 12 videos, two captions of each, and a CLIP of random weights."""
+    from tests.support.video_files import write_video
+
     rows = ["video,caption,split"]
     parts = [part for part, count in PARTS.items() for _ in range(count)]
     kinds = [(c, t, m) for c in COLOURS for t in THINGS for m in (1, -1)]
@@ -83,3 +85,47 @@ def run_in_process(
 
         trainer.LimitLogitScale.on_step_end = kill  # type: ignore[method-assign]
     run.run(settings, execution)
+
+
+def start(*runs: tuple[Any, ...]) -> list[int | None]:
+    """Run processes at the same time and return their exit codes; they import once, together.
+
+    Args:
+        runs: The arguments of `run_in_process`, for each.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["examples.train.run"])
+    processes = [context.Process(target=run_in_process, args=run) for run in runs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        assert process.exitcode is not None, "a process hangs"
+    return [process.exitcode for process in processes]
+
+
+def launch(processes: int) -> list[dict[str, str]]:
+    """Return the environment of each process, as torchrun sets it."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**group, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """Read the weights of a saved model, and what was trained beside it."""
+    from safetensors.torch import load_file
+
+    parts = {
+        "clip": folder / "model.safetensors",
+        "head": folder / "muse_head" / "model.safetensors",
+        "objective": folder / "objective.safetensors",
+    }
+    return {
+        f"{part}.{name}": tensor
+        for part, file in parts.items()
+        for name, tensor in load_file(file).items()
+    }

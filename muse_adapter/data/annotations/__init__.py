@@ -8,11 +8,13 @@ The files, each importing only files above it:
     caption_table  the rows of a CSV of captions
     data_sets      the files of each data set
     videos         video files by the names of videos
+    readable       whether a video can be read, as far as its first frame tells
 """
 
 from muse_adapter.data.annotations.caption_table import read_caption_table
 from muse_adapter.data.annotations.captions import VideoCaption, hold_out
 from muse_adapter.data.annotations.data_sets import DATA_SETS, read_annotations
+from muse_adapter.data.annotations.readable import why_unreadable
 from muse_adapter.data.annotations.videos import find_videos
 
 __all__ = [
@@ -22,4 +24,5 @@ __all__ = [
     "hold_out",
     "read_annotations",
     "read_caption_table",
+    "why_unreadable",
 ]

@@ -63,7 +63,10 @@ def find_videos(
             raise FileNotFoundError(message)
         warnings.warn(f"{message}; they are left out", stacklevel=2)
     if repeated:
-        raise ValueError(f"{len(repeated)} videos have several files: {some_of(repeated)}")
+        raise ValueError(
+            f"{len(repeated)} videos have several files: {some_of(repeated)}; name a folder that "
+            "has each once"
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ def cache_tokens(
     grid: tuple[int, int] | None = None,
     videos_per_shard: int = 32,
     num_workers: int = 0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> CachedTokens:
     """Write the tokens of every video, the input of the head, to a folder.
 
@@ -77,6 +79,7 @@ def cache_tokens(
         videos_per_shard: Videos per file; this many are held in memory, and encoded again after an
             interruption.
         num_workers: Processes that prefetch videos, as in `torch.utils.data.DataLoader`.
+        progress: Called after each file with how many of the videos are written, and their number.
 
     Returns:
         The data set that reads the tokens.
@@ -88,6 +91,45 @@ def cache_tokens(
         ValueError: The backbone is not frozen; a video has a wrong shape or tokens that are not
             finite in `dtype`; or the folder contains tokens of another encoder, frame size or
             number of videos, or a damaged file.
+    """
+    write_tokens(
+        encoder,
+        videos,
+        folder,
+        dtype=dtype,
+        grid=grid,
+        videos_per_shard=videos_per_shard,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    return CachedTokens(folder)
+
+
+def write_tokens(
+    encoder: VideoEncoder,
+    videos: Videos,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    grid: tuple[int, int] | None = None,
+    videos_per_shard: int = 32,
+    num_workers: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Write what `cache_tokens` writes, or of several processes one's share of the files.
+
+    Args:
+        encoder: See `cache_tokens`.
+        videos: See `cache_tokens`.
+        folder: See `cache_tokens`.
+        dtype: See `cache_tokens`.
+        grid: See `cache_tokens`.
+        videos_per_shard: See `cache_tokens`.
+        num_workers: See `cache_tokens`.
+        progress: See `cache_tokens`; it counts the videos of this share.
+        share: Number of this process, and how many share the files; `CachedTokens` opens the folder
+            once all are done.
     """
     import_safetensors(PURPOSE)  # fail before the backbone runs
     check_frozen(encoder)
@@ -113,7 +155,12 @@ def cache_tokens(
         _initialize(target, description, tokens)
     description = _check_same(target, description, tokens)
     probe = probe_checksum(target)
-    missing = _missing_shards(target, description, probe)
+    own = range(share[0], description.num_shards, share[1])
+    missing = _missing_shards(target, description, probe, own)
+    left = sum(len(description.videos_of(shard)) for shard in missing)
+    count = sum(len(description.videos_of(shard)) for shard in own)
+    if progress is not None:
+        progress(count - left, count)
     indices = [index for shard in missing for index in description.videos_of(shard)]
     source: Any = videos  # DataLoader is typed for a Dataset, but works with any sequence
     items = iter(DataLoader(source, batch_size=None, sampler=indices, num_workers=num_workers))
@@ -125,7 +172,9 @@ def cache_tokens(
         with write_errors("the tokens", target):
             write_shard(shard_path(target, shard), encoded, probe)
         logger.info("%s: %d of %d files", target, shard + 1, description.num_shards)
-    return CachedTokens(target)
+        left -= len(encoded)
+        if progress is not None:
+            progress(count - left, count)
 
 
 def _check_arguments(videos: Videos, dtype: torch.dtype | None, videos_per_shard: int) -> None:
@@ -186,9 +235,11 @@ def _check_same(folder: Path, description: Description, tokens: Tensor) -> Descr
     return stored
 
 
-def _missing_shards(folder: Path, description: Description, probe: str | None) -> list[int]:
+def _missing_shards(
+    folder: Path, description: Description, probe: str | None, shards: range
+) -> list[int]:
     missing = []
-    for shard in range(description.num_shards):
+    for shard in shards:
         path = shard_path(folder, shard)
         if path.exists():
             check_shard(path, description, shard, probe)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from muse_adapter import CachedTokens, cache_tokens, files
+from muse_adapter.data.token_cache import write_tokens
 from tests.support.cached_tokens import (
     COUNT,
     FILES,
@@ -105,3 +106,28 @@ def test_existing_files_are_kept(
     files.write_whole({old: b"second", new: b"second"}, keep_existing=True)
     assert old.read_bytes() == b"first" and new.read_bytes() == b"second"
     assert file_names(tmp_path) == {"old", "new"}
+
+
+def test_processes_share_the_files(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def write(rank: int) -> list[int]:
+        videos = Videos()
+        write_tokens(
+            frozen_encoder(),
+            videos,
+            tmp_path,
+            videos_per_shard=PER_SHARD,
+            share=(rank, 2),
+            progress=lambda done, count: told.append((done, count)),
+        )
+        return videos.read
+
+    assert write(1) == [0, 2, 3]  # the first tells the size of the frames
+    with pytest.raises(FileNotFoundError, match="lacks tokens-00000"):
+        CachedTokens(tmp_path)
+    assert write(0) == [0, 0, 1, 4]
+    assert told == [(0, 2), (2, 2), (0, 3), (2, 3), (3, 3)]
+    assert len(CachedTokens(tmp_path, encoder=frozen_encoder())) == COUNT
+    told.clear()
+    assert write(0) == [0] and told == [(3, 3)]

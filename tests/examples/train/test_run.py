@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,43 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.training_corpus import launch, settings_of, start, weights
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("corpus")]
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 0.0, "atol": 1e-6}  # sums of gradients in another order
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    parts = {"clip": folder, "head": folder / "muse_head"}
-    return {
-        f"{part}.{name}": tensor
-        for part, place in parts.items()
-        for name, tensor in load_file(place / "model.safetensors").items()
-    }
-
-
-def start(*runs: tuple[Any, ...]) -> list[int | None]:
-    """Run processes at the same time and return their exit codes; they import once, together."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["examples.train.run"])
-    from tests.support.training_corpus import run_in_process
-
-    processes = [context.Process(target=run_in_process, args=run) for run in runs]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        assert process.exitcode is not None, "a process hangs"
-    return [process.exitcode for process in processes]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Path) -> tuple[Path, dict[str, Any]]:
     """The folder and the result of a run on one process."""
     from examples.train.settings import Execution
-    from tests.support.training_corpus import settings_of
 
     folder = corpus / "uninterrupted"
     execution = Execution(output=folder, save_steps=2, progress=False, eval_batch_size=4)
@@ -62,11 +35,10 @@ def test_one_process(uninterrupted: tuple[Path, dict[str, Any]], corpus: Path) -
     from examples.train.run import run
     from examples.train.settings import Execution
     from muse_adapter.sentence_transformers import load
-    from tests.support.training_corpus import settings_of
 
     folder, result = uninterrupted
     assert result["steps"] == 8 and len(result["validation"]) == 2
-    assert result["sizes"]["train"] == {"captions": 16, "videos": 8}
+    assert result["sizes"]["train"] == {"captions": 16, "videos": 8, "left_out": 0}
     best = max(result["validation"], key=lambda epoch: epoch["t2v_R@1"])
     step = {1.0: 4, 2.0: 8}[best["epoch"]]
     checkpoints = folder / "checkpoints"
@@ -86,7 +58,6 @@ def test_killed_and_resumed_equals_uninterrupted(
     uninterrupted: tuple[Path, dict[str, Any]], corpus: Path
 ) -> None:
     from examples.train.settings import Execution
-    from tests.support.training_corpus import settings_of
 
     folder, result = uninterrupted
     killed = corpus / "killed"
@@ -104,20 +75,14 @@ def test_killed_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize("objective", ["contrastive", "eercf"])
 def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
     from examples.train.settings import Execution
-    from tests.support.training_corpus import settings_of
 
     # The paper's rate: AdamW moves weights by it even where the exact gradient is 0, as that of
     # the biases of keys, and rounding decides.
     settings = settings_of(corpus, dropout=0.0, epochs=1, lr=1e-4, objective=objective)
     one = Execution(output=corpus / f"one-{objective}", progress=False)
     two = replace(one, output=corpus / f"two-{objective}", processes=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [{**launch, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(2)]
     assert start((settings, one, {})) == [0]
-    assert start(*((settings, two, rank) for rank in ranks)) == [0, 0]
+    assert start(*((settings, two, rank) for rank in launch(2))) == [0, 0]
     alone, together = weights(one.output / "last"), weights(two.output / "last")
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, **CLOSE, msg=lambda m, n=name: n + m)
@@ -139,7 +104,6 @@ def weights_of_clip(folder: Path) -> dict[str, Tensor]:
 def test_other_objectives(objective: str, corpus: Path) -> None:
     from examples.train.run import run
     from examples.train.settings import Execution
-    from tests.support.training_corpus import settings_of
 
     execution = Execution(output=corpus / objective, progress=False, grad_checkpointing=True)
     settings = settings_of(corpus, objective=objective, epochs=1, validate=False, freeze=True)

@@ -13,7 +13,8 @@ pytest.importorskip("datasets", reason="needs datasets: muse-adapter[train]")
 
 from examples.train.__main__ import main
 from examples.train.data import load_parts
-from examples.train.settings import Execution, RunSettings, check_same_run
+from examples.train.folder import check_same_run, keep_run
+from examples.train.settings import Execution, RunSettings
 from examples.train.trainer import SaveEvery, learning_rate_factor
 
 PLACES = {"annotations": "a", "videos": "v", "model": "m"}
@@ -68,6 +69,8 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     execution = Execution(output=tmp_path / "run")
     settings = RunSettings.of("msvd", **PLACES)
     check_same_run(settings, execution)
+    assert not execution.output.exists()
+    keep_run(settings, execution, {})
     check_same_run(settings, execution)
     with pytest.raises(ValueError, match="holds a run with seed 0 and not 1: use another --output"):
         check_same_run(RunSettings.of("msvd", **PLACES, seed=1), execution)
