@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from muse_adapter.ops.inputs import gradient_wanted
 from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
 
 WIDTHS = (None, 0.5, 1.0, 5.0)
@@ -105,7 +106,9 @@ class WindowedAttention(nn.Module):
             rearrange(linear(x), "b l (h c) -> b h l c", h=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        if self.width is None and not (self.training and self.dropout.p):
+        # Torch's own attention has no second derivative on a CPU.
+        plain = self.width is None and not gradient_wanted((q, k, v))
+        if plain and not (self.training and self.dropout.p):
             mask = None if keep is None else keep[:, None, None]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
@@ -116,7 +119,7 @@ class WindowedAttention(nn.Module):
         """Attend in blocks of videos and of queries, so that no (B, heads, L, L) tensor is made."""
         videos, heads, size, _ = q.shape
         total = videos * heads * size * size
-        with_grad = torch.is_grad_enabled() and (q.requires_grad or v.requires_grad)
+        with_grad = gradient_wanted((q, k, v))
         scores = _CPU_BLOCK if q.device.type == "cpu" else _BLOCK
         # While a graph is traced, its sizes may be symbolic and must not be branched on. Under
         # `torch.func`'s gradients nothing can be recomputed, so there all scores are kept.

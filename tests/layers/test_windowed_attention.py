@@ -84,6 +84,25 @@ def test_recomputed_blocks_drop_the_same_weights(monkeypatch: pytest.MonkeyPatch
     assert (layer._in_blocks(q, k, v, None) - y).abs().max() > 0.1, "dropout is random"
 
 
+@pytest.mark.parametrize("kept", [2**25, 0], ids=["scores kept", "recomputed"])
+@pytest.mark.parametrize("width", [None, 0.5])
+def test_second_derivatives(
+    monkeypatch: pytest.MonkeyPatch, width: float | None, kept: int
+) -> None:
+    small_blocks(monkeypatch, 1, 4, kept)
+    layer = WindowedAttention(D, HEADS, width=width).double()
+    x = torch.randn(B, L, D, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    factors, cotangent = torch.randn(2, B, L, D, dtype=torch.float64)
+    found = []
+    for y in (layer(x, KEEP), definition(layer, x, KEEP)):
+        (first,) = torch.autograd.grad((y * factors).sum(), x, create_graph=True)
+        wanted = (first * cotangent).sum()
+        found.append(torch.autograd.grad(wanted, leaves, materialize_grads=True))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-11 * theirs.abs().max().clamp(min=1)
+
+
 def test_long_sequences_have_gradients_of_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch, 1, 4, 0)
     layer = WindowedAttention(D, HEADS, width=0.5).double()
