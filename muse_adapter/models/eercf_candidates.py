@@ -39,12 +39,11 @@ def rerank_candidates(
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else torch.stack(list(patches))
         return scorer.rerank(text, frames, fused, patches, mask)[0]
-    weights = EercfScores._fields, scorer.rerank_weights
-    has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
     text = unit(text)
     if folded is None:
         folded = inner_products(text, scorer.global_mat_weight.T)  # as `EERCF.recall_text` does
     text = text[0]
+    of_patches, of_gated_patches = scorer.rerank_weights[2], scorer.rerank_weights[4]
     frame_weak, frame, video = candidate_scores(
         text,
         frames,
@@ -54,17 +53,18 @@ def rerank_candidates(
         gate_temperature=scorer.frame_temperature,
         mix=scorer.frame_logit_weight,
         mean_query=folded[0].to(text.dtype),
-    )
+    ).unbind(1)
     patch_weak = patch = None
-    if patches is not None and (has_weight["patch_weak"] or has_weight["patch"]):
-        patch_weak, patch, _ = candidate_scores(
+    if patches is not None and (of_patches or of_gated_patches):
+        patch_weak, *gated = candidate_scores(
             text,
             patches,
-            patches if has_weight["patch"] else None,
+            patches if of_gated_patches else None,
             None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
-        )
+        ).unbind(1)
+        patch = gated[0] if gated else None
     return scorer.rerank_score(EercfScores(video, frame_weak, patch_weak, frame, patch))
 
 
