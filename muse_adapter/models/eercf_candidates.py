@@ -37,7 +37,7 @@ def rerank_candidates(
     folded = None if recall_text is None else recall_text[None]
     if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, folded):
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
-        patches = None if patches is None else torch.stack(list(patches))
+        patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text, frames, fused, patches, mask)[0]
     text = unit(text)
     if folded is None:
@@ -86,10 +86,15 @@ def _check(
         text[None],
         frames[0][None],
         fused[0][None],
-        None if patches is None else patches[0][None],
+        None if patches is None else _floating(patches[0], text)[None],
         None,
         dim=len(scorer.global_mat_weight),
         num_frames=None if matrix is None else len(matrix),
     )
     mask = None if frame_mask is None else torch.stack(list(frame_mask))
     return check_mask("frame_mask", mask, (len(frames), len(frames[0])))
+
+
+def _floating(patches: Tensor, text: Tensor) -> Tensor:
+    """Return int8 patches in the type of the text, others as they are."""
+    return patches.to(text.dtype) if patches.dtype == torch.int8 else patches

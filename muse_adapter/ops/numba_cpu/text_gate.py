@@ -68,9 +68,7 @@ def load_stored(context: Any, source: Any, index: Any, like: Any) -> Any:
         element = ir.HalfType() if halves else ir.IntType(8)
         stored, size = ir.VectorType(element, WIDTH), 2 if halves else 1
         place = builder.gep(place, [index], source_etype=ir.IntType(8 * size))
-        numbers = builder.load(
-            builder.bitcast(place, stored.as_pointer()), align=size, typ=stored
-        )
+        numbers = builder.load(builder.bitcast(place, stored.as_pointer()), align=size, typ=stored)
         wide = ir.VectorType(context.get_value_type(like), WIDTH)
         if halves:
             return builder.fpext(numbers, wide)
