@@ -36,6 +36,7 @@ from muse_adapter.ops.rows import row_addresses
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 MIN_NUMBERS = 2**20  # below that a second thread is not worth its start
+_AHEAD = 4  # tokens between what is computed and what is asked for
 _SCRATCH = 3  # arrays of N numbers that a thread works in
 _NO_WEIGHT = -200.0  # the logarithm to base 2 of a weight that is 0 in float32
 _CANCELLED = 2.0**-46  # squared length of a sum of unit tokens that is nothing but rounding
@@ -79,6 +80,23 @@ def load_stored(context: Any, source: Any, index: Any, like: Any) -> Any:
 
 
 @intrinsic
+def prefetch(context: Any, source: Any, index: Any) -> Any:
+    """Ask for the cache line of source[index], which need not exist."""
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        element = context.get_value_type(source.dtype)
+        place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # To be read, into all caches, as data.
+        builder.call(function, [builder.bitcast(place, byte), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64), lowered
+
+
+@intrinsic
 def lane_sum(context: Any, value: Any) -> Any:
     """Sum a vector over its lanes, halves added to halves."""
 
@@ -103,14 +121,30 @@ _unpack = unpacker(4, 10)
 
 @inline
 def multiply(
-    row: Any, tokens: int, width: int, vector: Any, unit: Any, products: Any, norms: Any
+    row: Any,
+    following: Any,
+    tokens: int,
+    width: int,
+    vector: Any,
+    unit: Any,
+    products: Any,
+    norms: Any,
 ) -> None:
-    """Multiply each token of a row with a vector, and compute its norm."""
+    """Multiply each token of a row with a vector, and compute its norm.
+
+    Rows lie anywhere, so that the processor cannot guess what is read after this one: `following`.
+    """
     for token in range(0, tokens, 2):  # two at once: their sums do not wait for each other
         other = min(token + 1, tokens - 1)
         product, square = splat(unit) * 0.0, splat(unit) * 0.0
         product2, square2 = product, square
+        later = token + _AHEAD
+        ahead = advance(row, later * width)
+        if later >= tokens:
+            ahead = advance(following, (later - tokens) * width)
         for d in range(0, width, WIDTH):
+            prefetch(ahead, d)
+            prefetch(ahead, width + d)
             v = load(vector, d)
             x = load_stored(row, token * width + d, unit)
             y = load_stored(row, other * width + d, unit)
@@ -194,8 +228,9 @@ def score_rows(memory: Any, stored: Any) -> None:
         if job >= count:
             return
         valid = advance(mask, job * tokens)
-        row = pointer(keys[job], stored)
-        multiply(row, tokens, width, text, unit, sims, norms)
+        row, next_row = pointer(keys[job], stored), pointer(keys[min(job + 1, count - 1)], stored)
+        following = pointer(values[job], stored) if places[1] else next_row
+        multiply(row, following, tokens, width, text, unit, sims, norms)
         least, most = math.inf, 0.0
         for n in range(tokens):
             least, most = norm_range(norms[n] if valid[n] else 1.0, least, most)
@@ -212,7 +247,7 @@ def score_rows(memory: Any, stored: Any) -> None:
         scores[job * columns] = total
         if places[1]:
             row = pointer(values[job], stored)
-            multiply(row, tokens, width, text, unit, weights, norms)
+            multiply(row, next_row, tokens, width, text, unit, weights, norms)
             softmax(sims, valid, tokens, scales[1], weights)
             for n in range(tokens):
                 least, most = norm_range(norms[n] if valid[n] else 1.0, least, most)
