@@ -134,7 +134,7 @@ def _reads_rows(inputs: TextGateInputs) -> bool:
         or gradient_wanted([*inputs[2:6], *leaves(inputs.keys), *leaves(values)])
     ):
         return False
-    from muse_adapter.ops.numba_cpu.text_gate import has_half_precision
+    from muse_adapter.ops.numba_cpu.stored import has_half_precision
 
     return first.dtype == torch.int8 or has_half_precision()
 

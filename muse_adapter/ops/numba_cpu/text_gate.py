@@ -5,17 +5,11 @@ Torch converts tokens to float32 in memory first and reads them twice more.
 
 from __future__ import annotations
 
-import functools
 import math
-import platform
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import config, types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.elementary import exp2
@@ -24,14 +18,15 @@ from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import (
     LOG2E,
     WIDTH,
-    Lanes,
     advance,
     inline,
+    lane_sum,
     load,
     pointer,
     splat,
     store,
 )
+from muse_adapter.ops.numba_cpu.stored import load_stored, prefetch
 from muse_adapter.ops.rows import row_addresses
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
@@ -40,80 +35,6 @@ _AHEAD = 4  # tokens between what is computed and what is asked for
 _SCRATCH = 3  # arrays of N numbers that a thread works in
 _NO_WEIGHT = -200.0  # the logarithm to base 2 of a weight that is 0 in float32
 _CANCELLED = 2.0**-46  # squared length of a sum of unit tokens that is nothing but rounding
-
-
-@functools.cache
-def has_half_precision() -> bool:
-    """Whether the machine code may convert half precision: on any x86 since 2013, unless told not.
-
-    Elsewhere LLVM would call a function that is not there.
-    """
-    machine = platform.machine().lower()
-    if machine not in ("x86_64", "amd64"):
-        return machine in ("aarch64", "arm64")
-    if config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES, or empty by NUMBA_CPU_NAME=generic
-        return "+f16c" in config.CPU_FEATURES.split(",")
-    return bool(config.ENABLE_AVX and llvm.get_host_cpu_features().get("f16c"))
-
-
-@intrinsic
-def load_stored(context: Any, source: Any, index: Any, like: Any) -> Any:
-    """Load WIDTH numbers from source[index] on, as numbers of the type of `like`.
-
-    Numbers that `source` calls int8 are int8; those that it calls int16 are the bits of halves.
-    """
-    halves = source.dtype == types.int16
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        place, index, _ = arguments
-        element = ir.HalfType() if halves else ir.IntType(8)
-        stored, size = ir.VectorType(element, WIDTH), 2 if halves else 1
-        place = builder.gep(place, [index], source_etype=ir.IntType(8 * size))
-        numbers = builder.load(builder.bitcast(place, stored.as_pointer()), align=size, typ=stored)
-        wide = ir.VectorType(context.get_value_type(like), WIDTH)
-        if halves:
-            return builder.fpext(numbers, wide)
-        integers = ir.VectorType(ir.IntType(32), WIDTH)
-        return builder.sitofp(builder.sext(numbers, integers), wide)
-
-    return Lanes(like)(source, types.int64, like), lowered
-
-
-@intrinsic
-def prefetch(context: Any, source: Any, index: Any) -> Any:
-    """Ask for the cache line of source[index], which need not exist."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        element = context.get_value_type(source.dtype)
-        place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # To be read, into all caches, as data.
-        builder.call(function, [builder.bitcast(place, byte), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64), lowered
-
-
-@intrinsic
-def lane_sum(context: Any, value: Any) -> Any:
-    """Sum a vector over its lanes, halves added to halves."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        (vector,), count = arguments, WIDTH
-        while count > 1:
-            count //= 2
-            low, high = (
-                ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(at, at + count)))
-                for at in (0, count)
-            )
-            vector = builder.fadd(
-                *(builder.shuffle_vector(vector, vector, lanes) for lanes in (low, high))
-            )
-        return builder.extract_element(vector, ir.IntType(32)(0))
-
-    return value.dtype(value), lowered
 
 
 _unpack = unpacker(4, 10)
@@ -200,6 +121,14 @@ def pool(
 
 
 @inline
+def norm_range(norm: float, least: float, most: float) -> Any:
+    """Take a norm into a range; NaN makes it infinite."""
+    if not norm < math.inf:
+        norm = math.inf
+    return min(norm, least), max(norm, most)
+
+
+@inline
 def score_rows(memory: Any, stored: Any) -> None:
     """Score the candidates; a job is one of them.
 
@@ -256,14 +185,6 @@ def score_rows(memory: Any, stored: Any) -> None:
             gated, mean = pool(row, tokens, width, weights, norms, (text, mean_query), unit)
             scores[3 * job + 1], scores[3 * job + 2] = gated, mean
         ranges[2 * job], ranges[2 * job + 1] = least, most
-
-
-@inline
-def norm_range(norm: float, least: float, most: float) -> Any:
-    """Take a norm into a range; NaN makes it infinite."""
-    if not norm < math.inf:
-        norm = math.inf
-    return min(norm, least), max(norm, most)
 
 
 @Kernel
