@@ -50,7 +50,7 @@ def text_gated_scores(
 
     Returns:
         (K, 3): `weak`, `gated`, `mean`, or (K, 1) without values, 0 for a candidate without a valid
-        token; and the smallest and largest norm of its valid tokens (K, 2).
+        token; and the smallest and largest norm of its tokens (K, 2), where masked ones count as 1.
 
     Raises:
         ValueError: Shapes that do not fit, an unknown backend.
@@ -98,8 +98,10 @@ def _check_rows(name: str, rows: Rows) -> Tensor:
     first = rows[0]
     if first.dtype != torch.int8:
         check_tensor(f"{name}[0]", first, None, (f"{name}[0]", first))
-    if first.dim() < 2 or not first.shape[-1]:
-        raise ValueError(f"{name} must be tensors (..., D), D > 0, got shape {tuple(first.shape)}")
+    if first.dim() < 2 or not first.numel():
+        raise ValueError(
+            f"{name} must be tensors (..., D), no size 0, got shape {tuple(first.shape)}"
+        )
     if (found := source(rows)) is not None:
         array, positions = found
         if not 0 <= min(positions) <= max(positions) < len(array):
