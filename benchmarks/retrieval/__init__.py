@@ -2,7 +2,6 @@
 
 corpus     synthetic videos and queries with a known answer
 baselines  the scorers of X-CLIP and CLIP4Clip, and faiss
-int8       patches in one byte a number, scored by a compiled loop
 subjects   what is measured: each a search of the whole corpus
 checks     agreement with plain formulas, without which no time is given
 table      the table, and which targets are met

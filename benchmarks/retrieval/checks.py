@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.correctness import require_agreement
-from benchmarks.retrieval import int8
 from benchmarks.retrieval.baselines import XCLIP_TEMPERATURE, XClip, mean_pool_search
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape
+from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes
 from benchmarks.retrieval.subjects import COARSE, score_all, subjects
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
 
@@ -83,22 +82,13 @@ def _eercf(corpus: Corpus, scorer: EERCF, with_patches: bool) -> Tensor:
 
 
 def _bytes(corpus: Corpus, scorer: EERCF) -> None:
-    """Scores by bytes are those of the patches that the bytes stand for."""
-    numbers, factors = int8.quantized(corpus.patches)
-    restored = (numbers * factors[..., None]).view(corpus.patches.shape)
-    frames, fused = list(corpus.frames), list(corpus.fused)
-    # The loop divides by no norm: bytes are of unit norm up to their rounding.
-    norms = torch.linalg.vector_norm(restored, dim=-1)
-    if not torch.allclose(norms, torch.ones_like(norms), atol=5e-3):
-        raise SystemExit("patches in int8: not of unit norm, so no time is given")
-    features = {"frames": frames, "fused": fused}
-    features |= {"numbers": list(numbers), "factors": list(factors)}
-    try:
-        got = int8.rerank(scorer, corpus.text[0], features)
-    except ImportError:
-        return
-    expected = scorer.rerank_candidates(corpus.text[0], frames, fused, list(restored))
-    require_agreement({"scores": got}, {"scores": expected}, "patches in int8", 1e-2)
+    """Scores by bytes are those of the same numbers in float32, and close to those of halves."""
+    numbers = in_bytes(corpus.patches)
+    text, features = corpus.text[0], (corpus.frames, corpus.fused)
+    got = scorer.rerank_candidates(text, *features, numbers)
+    for patches, bound in ((numbers.float(), 1e-5), (corpus.patches, 1e-2)):
+        expected = scorer.rerank_candidates(text, *features, patches)
+        require_agreement({"scores": got}, {"scores": expected}, "patches in int8", bound)
 
 
 def _xclip(corpus: Corpus) -> None:

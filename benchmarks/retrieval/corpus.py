@@ -101,6 +101,15 @@ class Corpus:
         return self.size <= len(self.patches if patches else self.frames)
 
 
+def in_bytes(patches: Tensor) -> Tensor:
+    """Round patches (videos, T, P, D) to int8, the largest entry of each to 127."""
+    numbers = torch.empty(patches.shape, dtype=torch.int8)
+    for video, out in zip(patches, numbers, strict=True):
+        wide = video.float()
+        out.copy_((wide * (127 / wide.abs().amax(-1, keepdim=True))).round())
+    return numbers
+
+
 class Reused:
     """Features of `size` videos, of which there are fewer: `reused[ids]` takes them in turn.
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.retrieval import int8
 from benchmarks.retrieval.baselines import XClip, faiss_index, mean_pool_search, text_tower
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_parts
+from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes, in_parts
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
 from muse_adapter.ops import use_backend
 
 CANDIDATES, HITS = 50, 10
+MAX_EVERY_PATCH = 100_000  # videos
 
 # Names of rows that others are compared with, in the table and by the targets.
 COARSE, FAISS = "coarse: `ExactRecall`, half", "coarse: faiss `IndexFlatIP`"
@@ -89,7 +89,8 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         return scorer.rerank_candidates(**query, **features)
 
     frames = {"frames": corpus.frames, "fused": corpus.fused}
-    stored = {"half": corpus.patches, "float32": corpus.patches.float()}
+    patches = corpus.patches
+    stored = {"half": patches, "float32": patches.float(), "int8": in_bytes(patches)}
     found[FRAMES] = Subject(two_stages(Reused(**frames), by_rows), costs["two, frames"], "frames")
     for name, patches in stored.items():
         found[f"two stages, patches in {name}"] = Subject(
@@ -107,26 +108,17 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         costs["two, patches"],
         "patches",
     )
-    numbers, factors = int8.quantized(corpus.patches)
-
-    def by_bytes(query: dict[str, Tensor], features: dict[str, Any]) -> Tensor:
-        return int8.rerank(scorer, query["text"], features, query["recall_text"])
-
-    search = two_stages(Reused(**frames, numbers=numbers, factors=factors), by_bytes)
-    try:
-        search(torch.zeros(1, dtype=torch.long))  # compiles
-        found["two stages, patches in int8"] = Subject(search, costs["two, patches"], "patches")
-    except ImportError as error:
-        missing["two stages, patches in int8"] = str(error)
-
     found[EVERYTHING] = Subject(
         functools.partial(score_all, scorer, corpus, ()), costs["all, frames"], "frames"
     )
-    found[EVERY_PATCH] = Subject(
-        functools.partial(score_all, scorer, corpus, (corpus.patches,)),
-        costs["all, patches"],
-        "patches",
-    )
+    if size <= MAX_EVERY_PATCH:
+        found[EVERY_PATCH] = Subject(
+            functools.partial(score_all, scorer, corpus, (corpus.patches,)),
+            costs["all, patches"],
+            "patches",
+        )
+    else:
+        missing[EVERY_PATCH] = f"not run above {MAX_EVERY_PATCH:,} videos: it would take minutes"
     xclip = XClip(corpus.fused, shape.words)
 
     def by_xclip(queries: Tensor) -> Tensor:

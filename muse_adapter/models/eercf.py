@@ -208,7 +208,8 @@ class EERCF(nn.Module):
             text: (D,).
             frames: (K, T, D), or K tensors (T, D).
             fused: (K, T, D), or K tensors (T, D).
-            patches: (K, T, P, D), or K tensors (T, P, D), or None.
+            patches: (K, T, P, D), or K tensors (T, P, D), or None. They may be int8: a quarter of
+                the memory of float32, each token scaled as one likes, since its norm cancels.
             frame_mask: (K, T), or K tensors (T,), or None.
             recall_text: (D,), what `recall_text` made of the text for the first stage; None: it is
                 computed again, as it is where features are not read in place.

@@ -37,14 +37,13 @@ def rerank_candidates(
     folded = None if recall_text is None else recall_text[None]
     if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, folded):
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
-        patches = None if patches is None else torch.stack(list(patches))
+        patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text, frames, fused, patches, mask)[0]
-    weights = EercfScores._fields, scorer.rerank_weights
-    has_weight = {name: bool(weight) for name, weight in zip(*weights, strict=True)}
     text = unit(text)
     if folded is None:
         folded = inner_products(text, scorer.global_mat_weight.T)  # as `EERCF.recall_text` does
     text = text[0]
+    of_patches, of_gated_patches = scorer.rerank_weights[2], scorer.rerank_weights[4]
     frame_weak, frame, video = candidate_scores(
         text,
         frames,
@@ -54,17 +53,18 @@ def rerank_candidates(
         gate_temperature=scorer.frame_temperature,
         mix=scorer.frame_logit_weight,
         mean_query=folded[0].to(text.dtype),
-    )
+    ).unbind(1)
     patch_weak = patch = None
-    if patches is not None and (has_weight["patch_weak"] or has_weight["patch"]):
-        patch_weak, patch, _ = candidate_scores(
+    if patches is not None and (of_patches or of_gated_patches):
+        patch_weak, *gated = candidate_scores(
             text,
             patches,
-            patches if has_weight["patch"] else None,
+            patches if of_gated_patches else None,
             None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
-        )
+        ).unbind(1)
+        patch = gated[0] if gated else None
     return scorer.rerank_score(EercfScores(video, frame_weak, patch_weak, frame, patch))
 
 
@@ -86,10 +86,15 @@ def _check(
         text[None],
         frames[0][None],
         fused[0][None],
-        None if patches is None else patches[0][None],
+        None if patches is None else _floating(patches[0], text)[None],
         None,
         dim=len(scorer.global_mat_weight),
         num_frames=None if matrix is None else len(matrix),
     )
     mask = None if frame_mask is None else torch.stack(list(frame_mask))
     return check_mask("frame_mask", mask, (len(frames), len(frames[0])))
+
+
+def _floating(patches: Tensor, text: Tensor) -> Tensor:
+    """Return int8 patches in the type of the text, others as they are."""
+    return patches.to(text.dtype) if patches.dtype == torch.int8 else patches

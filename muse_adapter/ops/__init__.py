@@ -5,9 +5,9 @@ from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
 from muse_adapter.ops.inputs import Direction
 from muse_adapter.ops.mixer import mamba_mixer, mamba_mixer_chunk
 from muse_adapter.ops.mixer_inputs import MambaDirection, MixerState
-from muse_adapter.ops.products import pooled_products, token_products
 from muse_adapter.ops.scan import bidirectional_scan, selective_scan
 from muse_adapter.ops.short_convolution import short_convolution
+from muse_adapter.ops.text_gate import text_gated_scores
 
 __all__ = [
     "BackendStatus",
@@ -21,9 +21,8 @@ __all__ = [
     "conv3x3",
     "mamba_mixer",
     "mamba_mixer_chunk",
-    "pooled_products",
     "selective_scan",
     "short_convolution",
-    "token_products",
+    "text_gated_scores",
     "use_backend",
 ]

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.inputs import ScanInputs, state_dtype
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select
-from muse_adapter.ops.rows import Rows, groups
 from muse_adapter.ops.short_convolution import short_convolution
+from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 _registered: dict[str, Backend] = {}
 
@@ -118,28 +118,9 @@ class Backend:
         """Convolve maps, see `muse_adapter.ops`."""
         return F.conv2d(x, weight, bias, padding=1)
 
-    def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Multiply tokens with a vector and compute their norms, see `muse_adapter.ops`."""
-        parts = []
-        for _, group in groups(rows):
-            tokens = group.flatten(1, -2).to(vector.dtype)
-            parts.append((tokens @ vector, torch.linalg.vector_norm(tokens, dim=2)))
-        products, norms = (torch.cat(results) for results in zip(*parts, strict=True))
-        return products, norms
-
-    def pooled_products(
-        self, rows: Rows, weights: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Multiply weighted sums of tokens with queries, see `muse_adapter.ops`."""
-        parts = []
-        for part, group in groups(rows):
-            tokens = group.flatten(1, -2).to(queries.dtype)
-            norms, factors = torch.linalg.vector_norm(tokens, dim=2), weights[part]
-            factors = torch.where(factors == 0, 0, factors / norms[:, None])
-            sums = factors @ tokens
-            parts.append((norms, (sums * queries).sum(2), sums.square().sum(2)))
-        norms, products, squares = (torch.cat(results) for results in zip(*parts, strict=True))
-        return norms, products, squares
+    def text_gated_scores(self, inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
+        """Compare a text with stored tokens, see `muse_adapter.ops`."""
+        return inputs.compose()
 
     def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a Mamba mixer up to its gated output, see `muse_adapter.ops`.

@@ -33,6 +33,22 @@ def row_addresses(rows: Rows) -> Tensor:
     return array.data_ptr() + positions * (array.stride(0) * array.element_size())
 
 
+def leaves(rows: Rows | None) -> Sequence[Tensor]:
+    """Return the tensors that the rows are parts of."""
+    if rows is None:
+        return ()
+    if isinstance(rows, Tensor):
+        return (rows,)
+    return rows if (found := source(rows)) is None else found[:1]
+
+
+def contiguous_rows(rows: Rows) -> bool:
+    """Whether each row is contiguous, while there may be room between them."""
+    if isinstance(rows, Tensor) or source(rows) is not None:
+        return rows[0].is_contiguous()
+    return all(row.is_contiguous() for row in rows)
+
+
 def held(rows: Rows) -> Rows:
     """Return rows that stay where they are as long as the result is kept.
 

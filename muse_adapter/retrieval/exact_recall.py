@@ -117,19 +117,20 @@ class ExactRecall:
             raise TypeError(f"k must be an int, got {type(k).__name__}")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        largest = float(queries.abs().amax()) if len(queries) else 0.0
-        if not math.isfinite(largest):
-            raise ValueError("queries must be finite, got NaN or infinity")
         queries = queries.to(self.vectors.device, self._dtype)
-        highest = torch.finfo(queries.dtype).max
-        if largest * math.sqrt(queries.shape[1]) * self._largest > highest:  # else norms are less
-            largest = float(torch.linalg.vector_norm(queries.double(), dim=1).amax())
-            if largest * self._largest > highest:
-                raise ValueError(
-                    f"inner products must not overflow {queries.dtype}, got queries and vectors "
-                    f"with norms up to {largest:.1e} and {self._largest:.1e}"
-                )
-        found = [self._search(part, min(k, len(self))) for part in queries.split(_QUERIES)]
+        units, norms = _units(queries)
+        largest = float(norms.amax()) if len(queries) else 0.0
+        if not math.isfinite(largest) and not bool(queries.isfinite().all()):
+            raise ValueError("queries must be finite, got NaN or infinity")
+        if largest * self._largest > torch.finfo(queries.dtype).max:
+            raise ValueError(
+                f"inner products must not overflow {queries.dtype}, got queries and vectors "
+                f"with norms up to {largest:.1e} and {self._largest:.1e}"
+            )
+        found = [
+            self._search(*part, min(k, len(self)))
+            for part in zip(queries.split(_QUERIES), units.split(_QUERIES), strict=True)
+        ]
         scores, positions = found[0]
         if len(found) > 1:
             scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -139,15 +140,9 @@ class ExactRecall:
         return scores, [[ids[position] for position in row] for row in positions.tolist()]
 
     @torch.no_grad()
-    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _search(self, queries: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if not len(queries):
             return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
-        wide = queries.double()
-        # The first pass takes queries of unit norm: neither their squares nor products vanish.
-        units = wide
-        if queries.dtype == torch.float64:  # others have squares that float64 can hold
-            units = wide / _not_zero(wide.abs().amax(1, keepdim=True))
-        units = units / _not_zero(torch.linalg.vector_norm(units, dim=1, keepdim=True))
         half = self._half
         if half is not None and len(queries) <= half.max_queries:
             chunks = half.scores(units.float())
@@ -165,10 +160,10 @@ class ExactRecall:
         # By position, so that the stable sort leaves equal scores in this order.
         candidates = positions.sort(1).values
         scores = queries.new_empty(candidates.shape)
-        for i in range(len(candidates)):
+        for rows, query, out in zip(candidates, queries.double(), scores, strict=True):
             # Not a matrix product, whose rounding depends on the number of rows.
-            products = self.vectors[candidates[i]].double().mul_(wide[i])
-            scores[i] = products.sum(1)
+            products = self.vectors.index_select(0, rows).double().mul_(query)
+            out.copy_(products.sum(1))
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores[:, :k], candidates.gather(1, order[:, :k])
 
@@ -217,14 +212,29 @@ def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
     """
     size = scores.shape[1]
     best, index = scores.topk(min(k + _SPARE, size), dim=1)
-    if not math.isfinite(float(best[:, 0].amax())):  # NaN comes first, too
+    if not all(map(math.isfinite, best[:, 0].tolist())):  # NaN comes first, too
         raise NotFiniteError
-    lowest = best[:, min(k, size) - 1, None] - 2 * error
-    count = int((best >= lowest).sum(1).amax())
+    least = min(k, size)
+    # Of the k-th and those after it; Python's numbers hold the differences exactly.
+    rest = best[:, least - 1 :].tolist()
+    spare = max(sum(score >= row[0] - 2 * error for score in row) for row in rest) - 1
+    count = least + spare
     if count == best.shape[1] < size:  # there may be more
+        lowest = best[:, least - 1, None].double() - 2 * error
         count = int((scores >= lowest).sum(1).amax())
         best, index = scores.topk(count, dim=1)
     return best[:, :count], index[:, :count]
+
+
+def _units(queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries (A, D) at unit norm and their norms (A, 1), all in float64."""
+    wide = queries.double()
+    if queries.dtype == torch.float64:  # others have squares that float64 can hold
+        largest = _not_zero(wide.abs().amax(1, keepdim=True))
+        norms = torch.linalg.vector_norm(wide / largest, dim=1, keepdim=True)
+        return wide / largest / _not_zero(norms), norms * largest
+    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return wide / _not_zero(norms), norms
 
 
 def _not_zero(divisor: Tensor) -> Tensor:

@@ -5,28 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.retrieval import checks, int8, subjects, table
+from benchmarks.retrieval import checks, subjects, table
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.baselines import XClip
 from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_parts
 
 SHAPE = Shape(frames=3, patches=4, dim=64, words=5, distinct=60, distinct_patches=20, queries=6)
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The loop over bytes runs in Python: compiling it takes seconds."""
-    numba = pytest.importorskip("numba", reason="the loop over bytes needs muse-adapter[cpu]")
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    int8._product.cache_clear()
-    yield
-    int8._product.cache_clear()
 
 
 def test_it_runs_and_prints_what_it_keeps(

@@ -150,6 +150,19 @@ def test_a_folded_text_is_not_folded_again(mask: Tensor | None) -> None:
     assert_close(other, expected - 2 * scorer.rerank_weights[0] * video)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+def test_patches_in_int8(dtype: torch.dtype, mask: Tensor | None) -> None:
+    """They are integers at any scale: cosines do not ask for it."""
+    scorer, inputs = shaken(dtype, rerank_weights=GATED_PATCHES), features(dtype)
+    patches = (40 * torch.randn(K, T, P, D)).to(torch.int8)
+    expected = scorer.rerank(inputs[0][None], *inputs[1:3], patches.float(), mask)[0].detach()
+    for given in (patches, list(patches)):
+        assert_close(scorer.rerank_candidates(*inputs[:3], given, mask).detach(), expected)
+        with torch.no_grad():
+            assert_close(scorer.rerank_candidates(*inputs[:3], given, mask), expected)
+
+
 def test_gradients_are_those_of_rerank() -> None:
     scorer, inputs = shaken(torch.float64), features(torch.float64)
     leaves = [tensor.requires_grad_() for tensor in inputs] + list(scorer.parameters())
@@ -177,7 +190,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "folded text": (call(recall_text=torch.zeros(D + 1)), r"recall_text.*D = 16"),
     "shapes": (
         call(patches=[torch.zeros(T, 1 + i, D) for i in range(K)]),
-        r"rows must be of one shape.*rows\[1\]",
+        r"keys must be of one shape.*keys\[1\]",
     ),
     "mask": (call(frame_mask=torch.full((K, T), 2)), "frame_mask must hold only 0 and 1"),
 }

@@ -20,7 +20,8 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
-from muse_adapter.ops.rows import Rows, source
+from muse_adapter.ops.rows import contiguous_rows, leaves
+from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
 # A shorter chunk of a stream is one slice, whose schedule costs more than it saves.
@@ -96,23 +97,13 @@ class NumbaBackend(OperatorBackend):
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
 
-    def token_products(self, rows: Rows, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Read half precision once, without gradients, see `Backend.token_products`."""
-        if not _reads_half(rows, vector):
-            return super().token_products(rows, vector)
-        from muse_adapter.ops.numba_cpu.products import multiply_tokens
+    def text_gated_scores(self, inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
+        """Read half precision and int8 once, without gradients, see `Backend.text_gated_scores`."""
+        if not _reads_rows(inputs):
+            return super().text_gated_scores(inputs)
+        from muse_adapter.ops.numba_cpu.text_gate import text_gated_scores
 
-        return multiply_tokens(rows, vector)
-
-    def pooled_products(
-        self, rows: Rows, weights: Tensor, queries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read half precision once, without gradients, see `Backend.pooled_products`."""
-        if not _reads_half(rows, weights, queries):
-            return super().pooled_products(rows, weights, queries)
-        from muse_adapter.ops.numba_cpu.products import multiply_sums
-
-        return multiply_sums(rows, weights, queries)
+        return text_gated_scores(inputs)
 
     def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
@@ -130,21 +121,22 @@ class NumbaBackend(OperatorBackend):
         return mixer_operator.mamba_inference(inputs)
 
 
-def _reads_half(rows: Rows, *tensors: Tensor) -> bool:
-    """Whether the kernels for stored tokens serve: half precision, without gradients."""
-    first, found = rows[0], source(rows)
-    alike = [first] if found is not None else [rows] if isinstance(rows, Tensor) else rows
+def _reads_rows(inputs: TextGateInputs) -> bool:
+    """Whether the kernel for stored tokens serves: their types, without gradients."""
+    first, values = inputs.keys[0], inputs.values
     if (
-        first.dtype != torch.float16
+        first.dtype not in (torch.float16, torch.int8)
+        or inputs.text.dtype != torch.float32
+        or (values is not None and values[0].dtype != first.dtype)
         or first.shape[-1] % LANES
         or not values_can_be_asked(first)
-        or gradient_wanted([*tensors, *alike, None if found is None else found[0]])
-        or not all(tensor.is_contiguous() for tensor in alike)
+        or not all(contiguous_rows(rows) for rows in (inputs.keys, values) if rows is not None)
+        or gradient_wanted([*inputs[2:6], *leaves(inputs.keys), *leaves(values)])
     ):
         return False
-    from muse_adapter.ops.numba_cpu.products import has_half_precision
+    from muse_adapter.ops.numba_cpu.stored import has_half_precision
 
-    return has_half_precision()
+    return first.dtype == torch.int8 or has_half_precision()
 
 
 NUMBA = NumbaBackend()

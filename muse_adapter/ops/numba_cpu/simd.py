@@ -262,6 +262,26 @@ def lane_sums(context: Any, source: Any, index: Any) -> Any:
 
 
 @intrinsic
+def lane_sum(context: Any, value: Any) -> Any:
+    """Sum a vector over its lanes, halves added to halves."""
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        (vector,), count = arguments, WIDTH
+        while count > 1:
+            count //= 2
+            low, high = (
+                ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(at, at + count)))
+                for at in (0, count)
+            )
+            vector = builder.fadd(
+                *(builder.shuffle_vector(vector, vector, lanes) for lanes in (low, high))
+            )
+        return builder.extract_element(vector, ir.IntType(32)(0))
+
+    return value.dtype(value), lowered
+
+
+@intrinsic
 def magnitude(context: Any, value: Any) -> Any:
     """Return absolute values."""
 

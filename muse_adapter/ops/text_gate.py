@@ -1,0 +1,117 @@
+"""Scores of a text and the stored tokens of candidates, in one pass over them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.checks import check_tensor
+from muse_adapter.ops.choice import choose
+from muse_adapter.ops.inputs import state_dtype
+from muse_adapter.ops.rows import Rows, held, source
+from muse_adapter.ops.text_gate_inputs import TextGateInputs
+
+
+def text_gated_scores(
+    keys: Rows,
+    values: Rows | None,
+    text: Tensor,
+    mean_query: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    mix: Tensor | None = None,
+    weak_temperature: float = 0.01,
+    gate_temperature: float = 0.1,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compare a text with the tokens of candidates, and with sums of tokens.
+
+        sim[n]   = text . unit(key_n)
+        weak     = sum over n of sim[n] * (softmax(sim / weak_temperature) @ mix)[n]
+        gated    = text . unit(sum over n of softmax(sim / gate_temperature)[n] * unit(value_n))
+        mean     = mean_query . unit(sum over n of unit(value_n))
+
+    Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
+    a float64 text. Squares of very large and very small tokens overflow and vanish there: the norms
+    that are returned say of which candidates the scores hold. A token of zeros has the cosine 0.
+
+    Args:
+        keys: (K, ..., D), or K tensors (..., D) of one shape, type and device, floating point or
+            int8; K is at least 1.
+        values: Likewise, with as many tokens; None: `weak` alone.
+        text: (D,), of unit norm.
+        mean_query: (D,); None: the text.
+        mask: (K, N) bool, for the N tokens of a candidate; masked ones may hold any values.
+        mix: (N, N), or None.
+        weak_temperature: 0 is the maximum, infinity the mean.
+        gate_temperature: Positive.
+        backend: Name of a backend; None chooses.
+
+    Returns:
+        (K, 3): `weak`, `gated`, `mean`, or (K, 1) without values, 0 for a candidate without a valid
+        token; and the smallest and largest norm of its tokens (K, 2), where masked ones count as 1.
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown backend.
+        TypeError: Tensors of other types.
+        RuntimeError: The backend asked for cannot run.
+    """
+    keys, values = held(keys), None if values is None else held(values)
+    first = _check_rows("keys", keys)
+    like, count, width = ("keys[0]", first), len(keys), first.shape[-1]
+    tokens = first.numel() // width
+    if values is not None:
+        other = _check_rows("values", values)
+        if len(values) != count or other.numel() != first.numel() or other.shape[-1] != width:
+            raise ValueError(
+                f"values must have the tokens of keys, {count} times {tokens} of width {width}, "
+                f"got {len(values)} of shape {tuple(other.shape)}"
+            )
+    check_tensor("text", text, (width,), like)
+    check_tensor("mean_query", mean_query, (width,), like)
+    check_tensor("mix", mix, (tokens, tokens), like)
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (count, tokens)):
+        raise ValueError(
+            f"mask must be bool of shape {(count, tokens)}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+    dtype = state_dtype(text)
+    text = text.to(dtype)
+    inputs = TextGateInputs(
+        keys,
+        values,
+        text,
+        text if mean_query is None else mean_query.to(dtype),
+        mask,
+        None if mix is None else mix.to(dtype),
+        weak_temperature,
+        gate_temperature,
+    )
+    with without_autocast(first.device.type):
+        return choose(first.device, backend).text_gated_scores(inputs)
+
+
+def _check_rows(name: str, rows: Rows) -> Tensor:
+    """Refuse rows that are not alike, since kernels read by address; return the first."""
+    if not len(rows):
+        raise ValueError(f"{name} must be at least one, got none")
+    first = rows[0]
+    if first.dtype != torch.int8:
+        check_tensor(f"{name}[0]", first, None, (f"{name}[0]", first))
+    if first.dim() < 2 or not first.numel():
+        raise ValueError(
+            f"{name} must be tensors (..., D), no size 0, got shape {tuple(first.shape)}"
+        )
+    if (found := source(rows)) is not None:
+        array, positions = found
+        if not 0 <= min(positions) <= max(positions) < len(array):
+            raise ValueError(f"positions of {name} must lie between 0 and {len(array) - 1}")
+    elif not isinstance(rows, Tensor):
+        shape, dtype, device = first.shape, first.dtype, first.device
+        for index, row in enumerate(rows):
+            if row.shape != shape or row.dtype != dtype or row.device != device:
+                raise ValueError(
+                    f"{name} must be of one shape, type and device, got {tuple(shape)} {dtype} "
+                    f"{device} and {name}[{index}] {tuple(row.shape)} {row.dtype} {row.device}"
+                )
+    return first

@@ -1,0 +1,92 @@
+"""Scores of a text and the stored tokens of candidates: what they are computed from, and how."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.rows import Rows, groups, joined
+
+
+class TextGateInputs(NamedTuple):
+    """Arguments of `muse_adapter.ops.text_gated_scores`, checked.
+
+    Attributes:
+        keys: (K, ..., D), or K tensors (..., D): N tokens of each candidate.
+        values: Likewise, or None.
+        text: (D,), in the type of the sums, as `mean_query` and `mix` are.
+        mean_query: (D,).
+        mask: (K, N) bool, or None.
+        mix: (N, N), or None.
+        weak_temperature: Of the token similarity.
+        gate_temperature: Of the gate.
+    """
+
+    keys: Rows
+    values: Rows | None
+    text: Tensor
+    mean_query: Tensor
+    mask: Tensor | None
+    mix: Tensor | None
+    weak_temperature: float
+    gate_temperature: float
+
+    def compose(self) -> tuple[Tensor, Tensor]:
+        """Compute the scores and norms by operators of torch, candidates in groups."""
+        parts = []
+        for part, keys in groups(self.keys):
+            mask = None if self.mask is None else self.mask[part]
+            tokens, norms = self._tokens(keys, mask)
+            sims = tokens @ self.text * _inverse(norms)
+            scores = [self._weak(sims, mask)]
+            ranges = [norms]
+            if self.values is not None:
+                tokens, norms = self._tokens(joined(self.values[part]), mask)
+                ranges.append(norms)
+                gate = _softmax(sims / self.gate_temperature, mask)
+                factors = torch.stack([gate, torch.ones_like(gate)], 1) * _inverse(norms)[:, None]
+                sums = factors @ tokens  # (k, 2, D)
+                products = (sums * torch.stack([self.text, self.mean_query])).sum(2)
+                squares = sums.square().sum(2)
+                # Unit vectors that cancel leave no direction, and a video without a token has none.
+                smallest = torch.finfo(squares.dtype).eps ** 2
+                scores += (products * squares.clamp(min=smallest).rsqrt()).unbind(1)
+            smallest, largest = torch.cat(ranges, 1).aminmax(dim=1)
+            parts.append((torch.stack(scores, 1), torch.stack([smallest, largest], 1)))
+        scores, norms = (torch.cat(results) for results in zip(*parts, strict=True))
+        return scores, norms
+
+    def _tokens(self, group: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return tokens (k, N, D), 0 where masked, and their norms (k, N), 1 where masked."""
+        tokens = group.flatten(1, -2).to(self.text.dtype)
+        if mask is None:
+            return tokens, torch.linalg.vector_norm(tokens, dim=2)
+        tokens = tokens.masked_fill(~mask[..., None], 0)
+        return tokens, torch.linalg.vector_norm(tokens, dim=2).masked_fill(~mask, 1)
+
+    def _weak(self, sims: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute the token similarities (k,) from cosines (k, N), which are 0 where masked."""
+        if self.weak_temperature == 0:
+            lowered = sims if mask is None else sims.masked_fill(~mask, -math.inf)
+            weights = (lowered == lowered.amax(1, keepdim=True)).to(sims.dtype)
+            weights = weights / weights.sum(1, keepdim=True)
+        else:
+            weights = _softmax(sims / self.weak_temperature, mask)
+        if self.mix is not None:
+            weights = weights @ self.mix
+        return (sims * weights).sum(1)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """Invert norms; a token of zeros stays one when it is normalised."""
+    return norms.masked_fill(norms == 0, math.inf).reciprocal()
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute the softmax of (k, N) over the last axis; uniform if all tokens are masked."""
+    if mask is not None:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    return logits.softmax(1)

@@ -1,0 +1,236 @@
+"""Scores of a text and stored tokens against plain formulas in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from muse_adapter.ops import backends, text_gated_scores, use_backend
+from muse_adapter.ops import rows as rows_module
+
+BACKENDS = [
+    pytest.param(name, marks=[pytest.mark.skipif(bool(status.reason), reason=str(status.reason))])
+    for name, status in backends("cpu").items()
+    if name in ("torch", "numba")
+]
+EACH = pytest.mark.parametrize("backend", BACKENDS)
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8]
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def draw(dtype: torch.dtype, *shape: int) -> Tensor:
+    return (20 * torch.randn(shape)).to(dtype)
+
+
+def plain(
+    keys: Tensor,
+    values: Tensor | None,
+    text: Tensor,
+    mean_query: Tensor,
+    mask: Tensor | None = None,
+    mix: Tensor | None = None,
+    weak_temperature: float = 0.01,
+    gate_temperature: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """Score candidate by candidate, token by token, in float64."""
+    scores, ranges = [], []
+    for k in range(len(keys)):
+        valid = torch.ones(keys[k][..., 0].numel(), dtype=torch.bool) if mask is None else mask[k]
+        tokens = keys[k].double().flatten(0, -2)
+        norms = tokens.norm(dim=1)[valid].tolist()
+        sims = F.normalize(tokens, dim=1) @ text.double()
+        logits = sims.masked_fill(~valid, -math.inf)
+        if weak_temperature:
+            weights = (logits / weak_temperature).masked_fill(~valid, -math.inf).softmax(0)
+        else:
+            weights = (logits == logits.max()).double() / (logits == logits.max()).sum()
+        weights = weights if mix is None else mix.double().T @ weights
+        row = [(weights * sims)[valid].sum()]
+        if values is not None:
+            tokens = values[k].double().flatten(0, -2)
+            norms += tokens.norm(dim=1)[valid].tolist()
+            tokens = F.normalize(tokens, dim=1)[valid]
+            gate = (sims[valid] / gate_temperature).softmax(0)
+            row.append(F.normalize(gate @ tokens, dim=0) @ text.double())
+            row.append(F.normalize(tokens.sum(0), dim=0) @ mean_query.double())
+        scores.append(torch.stack(row) if valid.any() else torch.zeros(len(row)).double())
+        norms += [1.0] * (not valid.all())
+        ranges.append([min(norms), max(norms)])
+    return torch.stack(scores), torch.tensor(ranges, dtype=torch.float64)
+
+
+def check(
+    keys: Any, values: Any, backend: str, bound: float, mask: Tensor | None = None, **options: Any
+) -> None:
+    """Compare with the plain formulas."""
+    first = keys[0]
+    kind = torch.float64 if first.dtype == torch.float64 else torch.float32
+    text = F.normalize(torch.randn(first.shape[-1], dtype=kind), dim=0)
+    mean_query = torch.randn(first.shape[-1], dtype=kind)
+    got = text_gated_scores(keys, values, text, mean_query, mask=mask, backend=backend, **options)
+    stacked = [None if rows is None else torch.stack(list(rows)) for rows in (keys, values)]
+    expected = plain(*stacked, text, mean_query, mask, **options)
+    for ours, exact in zip(got, expected, strict=True):
+        assert ours.dtype == kind
+        torch.testing.assert_close(ours.double(), exact, rtol=bound, atol=bound * 10)
+
+
+def bound_of(dtype: torch.dtype) -> float:
+    return 1e-13 if dtype == torch.float64 else 2e-6
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [16, 48, 20])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (18,)], ids=str)
+def test_scores(backend: str, dtype: torch.dtype, width: int, shape: tuple[int, ...]) -> None:
+    keys, values = draw(dtype, 9, *shape, width), draw(dtype, 9, *shape, width)
+    bound = bound_of(dtype)
+    check(keys, values, backend, bound)
+    check([keys[4], keys[0], keys[8]], [values[1], values[1], values[2]], backend, bound)
+    check(keys.transpose(0, 1) if len(shape) > 1 else keys[::2], None, backend, bound)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mixed", [False, True], ids=["no mix", "mix"])
+@pytest.mark.parametrize("temperature", [0.0, 0.01, math.inf], ids=str)
+def test_masks_mixes_and_temperatures(
+    backend: str, dtype: torch.dtype, mixed: bool, temperature: float
+) -> None:
+    """Masked tokens hold what would be seen; a candidate has no token, another has zeros."""
+    keys, values = draw(dtype, 6, 7, 32), draw(dtype, 6, 7, 32)
+    mask = torch.rand(6, 7) > 0.3
+    mask[1], mask[2, 0] = False, True
+    for tokens in (keys, values):
+        tokens[~mask] = torch.nan if dtype.is_floating_point else 127
+        tokens[2, 0] = 0
+    mix = torch.eye(7) + 0.1 * torch.randn(7, 7) if mixed else None
+    mix = mix.double() if mixed and dtype == torch.float64 else mix
+    options = {"mix": mix, "weak_temperature": temperature}
+    zeroed = [tokens.clone() for tokens in (keys, values)]
+    for tokens in zeroed:
+        tokens[~mask] = 0
+    check(*zeroed, backend, bound_of(dtype), mask, **options)
+    text, query = torch.randn(2, 32, dtype=torch.promote_types(zeroed[0].dtype, torch.float32))
+    both = [
+        text_gated_scores(*rows, text, query, mask=mask, backend=backend, **options)
+        for rows in ((keys, values), zeroed)
+    ]
+    for ours, expected in zip(*both, strict=True):
+        assert torch.equal(ours, expected)
+    assert (both[0][0][1] == 0).all()
+
+
+@EACH
+def test_groups_and_threads_change_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, values, text = *torch.randn(2, 40, 60, 512).half(), torch.randn(512)
+    expected = text_gated_scores(keys, values, text, backend=backend)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        got = text_gated_scores(list(keys), values, text, backend=backend)
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(rows_module, "_GROUP_NUMBERS", 1)
+    for one in (got, text_gated_scores(keys, values, text, backend=backend)):
+        for ours, theirs in zip(one, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@EACH
+def test_special_values_of_half_precision(backend: str) -> None:
+    """The largest and smallest numbers are exact; norms say where scores do not hold."""
+    special = [65504.0, 2.0**-24, -(2.0**-14), -torch.inf, torch.nan]
+    keys = torch.zeros(len(special), 1, 16, dtype=torch.float16)
+    keys[:, 0, 3] = torch.tensor(special)
+    scores, norms = text_gated_scores(keys, None, torch.full((16,), 0.25), backend=backend)
+    expected = torch.tensor([0.25, 0.25, -0.25])
+    torch.testing.assert_close(scores[:3, 0], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(norms[:3, 0], torch.tensor(special[:3]).abs(), rtol=1e-7, atol=0)
+    assert not norms[3:].isfinite().any()
+
+
+@EACH
+def test_gradients(backend: str) -> None:
+    """The kernel has none: torch computes then."""
+    keys = torch.randn(2, 3, 16).half().requires_grad_()
+    text = torch.randn(16, requires_grad=True)
+    with use_backend(backend):
+        got, _ = text_gated_scores(keys, keys, text)
+    expected, _ = text_gated_scores(keys.float(), keys.float(), text, backend="torch")
+    gradients = [torch.autograd.grad(scores.sum(), (keys, text)) for scores in (got, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+HALF = torch.zeros(2, 3, 16, dtype=torch.float16)
+TEXT = torch.zeros(16)
+
+
+def call(keys: Any = HALF, values: Any = None, text: Tensor = TEXT, **options: Any) -> Any:
+    return lambda: text_gated_scores(keys, values, text, **options)
+
+
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "none": (call([]), ValueError, "at least one"),
+    "integers": (call(HALF.long()), TypeError, "floating type"),
+    "one axis": (call(HALF[0]), ValueError, r"\(\.\.\., D\)"),
+    "no width": (call(HALF[..., :0], text=torch.zeros(0)), ValueError, "no size 0"),
+    "no token": (call(HALF[:, :0]), ValueError, "no size 0, got shape"),
+    "width": (call(text=torch.zeros(8)), ValueError, r"text must have shape \(16,\), got \(8,"),
+    "mean query": (call(mean_query=torch.zeros(8)), ValueError, r"mean_query must have shape \(16"),
+    "values": (call(values=HALF[:, :2]), ValueError, r"2 times 3 of width 16, got 2 of shape \(2"),
+    "mask": (call(mask=torch.ones(2, 3)), ValueError, r"mask must be bool of shape \(2, 3\)"),
+    "mix": (call(mix=torch.eye(2)), ValueError, r"mix must have shape \(3, 3\), got \(2, 2\)"),
+    "shapes": (
+        call([HALF[0], HALF[1, :2]]),
+        ValueError,
+        r"of one shape, type and device, got \(3, 16\) .*keys\[1\] \(2, 16\)",
+    ),
+    "types": (
+        call(HALF, [HALF[0], HALF[1].float()]),
+        ValueError,
+        r"values must be of one shape, type and device.*values\[1\] .*float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("run", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_refuses(run: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run()
+
+
+class MadeWhenAsked(Sequence[Tensor]):
+    """Tensors that nobody else holds."""
+
+    def __init__(self, array: Tensor) -> None:
+        self.of = array
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return self.of[index].clone()
+
+
+@EACH
+def test_rows_that_are_made_when_they_are_asked_for(backend: str) -> None:
+    keys, values = torch.randn(2, 50, 7, 16).half()
+    check(MadeWhenAsked(keys), MadeWhenAsked(values), backend, 2e-6)
+
+
+@pytest.mark.parametrize("positions", [[0, 10**9], [-1, 2], [3]], ids=str)
+def test_positions_outside_of_their_array(positions: list[int]) -> None:
+    rows = MadeWhenAsked(torch.zeros(2, 7, 16))
+    rows.array, rows.positions = torch.zeros(3, 7, 16), positions  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="positions of keys must lie between 0 and 2"):
+        text_gated_scores(rows, None, torch.zeros(16))
