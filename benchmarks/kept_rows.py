@@ -1,0 +1,77 @@
+"""Rows of figures that several calls of a benchmark collect, each of them for a limited time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine, write_json
+
+Row = dict[str, Any]
+
+
+class OutOfTime(Exception):
+    """The time of this call is over; what was built is there for the next one."""
+
+
+class KeptRows:
+    """Rows in a JSON file: those that are there, those that were begun, those that were left out.
+
+    Args:
+        file: Of earlier calls too, if it exists; None: nothing is kept.
+        minutes: After which `check_time` stops this call.
+    """
+
+    def __init__(self, file: Path | None, minutes: float) -> None:
+        self._file, self._minutes = file, minutes
+        self._end = time.monotonic() + 60 * minutes
+        self.figures: dict[str, Any] = {"machine": machine(), "rows": [], "begun": []}
+        if file is not None and file.exists():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            self.figures |= {name: value for name, value in kept.items() if name != "machine"}
+        self.figures["left_out"] = []
+
+    def find(self, store: str, segments: int) -> Row | None:
+        """Return a row that is there."""
+        return _find(self.figures["rows"], store, segments)
+
+    def begin(self, store: str, segments: int) -> Row:
+        """Return a row that was begun, or an empty one: nothing was built yet."""
+        row = _find(self.figures["begun"], store, segments)
+        if row is None:
+            row = {"store": store, "segments": segments, "appended": 0, "append": 0.0}
+            self.figures["begun"].append(row)
+        return row
+
+    def finish(self, row: Row) -> None:
+        """Keep a row that is there now."""
+        self.figures["begun"].remove(row)
+        row["command"] = self.figures["machine"]["command"]
+        self.figures["rows"].append(row)
+        self.save()
+
+    def leave_out(self, store: str, segments: int) -> None:
+        """Note that there was no time for a row."""
+        self.figures["left_out"].append({"store": store, "segments": segments})
+
+    def check_time(self) -> None:
+        """Stop this call if its time is over.
+
+        Raises:
+            OutOfTime: It is.
+        """
+        if time.monotonic() > self._end:
+            raise OutOfTime(f"{self._minutes:g} minutes are over")
+
+    def save(self) -> None:
+        """Write the file."""
+        if self._file is not None:
+            write_json(self._file, self.figures)
+
+
+def _find(rows: Sequence[Row], store: str, segments: int) -> Row | None:
+    matching = (row for row in rows if (row["store"], row["segments"]) == (store, segments))
+    return next(matching, None)
