@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,46 @@ class KeptRows:
 def _find(rows: Sequence[Row], store: str, segments: int) -> Row | None:
     matching = (row for row in rows if (row["store"], row["segments"]) == (store, segments))
     return next(matching, None)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a benchmark whose calls go on with each other."""
+    parser.add_argument("--json", type=Path, help="keep the figures in this file, go on with them")
+    parser.add_argument("--minutes", type=float, default=30, help="of this call (%(default)s)")
+    parser.add_argument(
+        "--only-build", action="store_true", help="build, and leave the searches to the next call"
+    )
+    parser.add_argument(
+        "--busy", action="store_true", help="say of what is built that others use the machine"
+    )
+
+
+def measure_rows(rows: KeptRows, wanted: Any, measure: Callable[[int, str], Row | None]) -> None:
+    """Measure the rows that are not there, as long as there is time.
+
+    Args:
+        rows: Takes them.
+        wanted: Sizes, and stores by their names.
+        measure: Returns a row, or None if it is not to be finished by this call.
+    """
+    in_time = True
+    try:
+        for size, store in wanted:
+            if rows.find(store, size) is not None:
+                continue
+            try:
+                row = measure(size, store) if in_time else None
+            except OutOfTime:
+                in_time, row = False, None
+            if row is not None:
+                rows.finish(row)
+            else:
+                rows.leave_out(store, size)
+    finally:
+        rows.save()
+
+
+def left_out(figures: dict[str, Any]) -> list[str]:
+    """Say what there was no time for."""
+    what = [f"{row['store']} at {row['segments']:,}" for row in figures["left_out"]]
+    return ["", f"Not finished in the time of this call: {'; '.join(what)}."] if what else []

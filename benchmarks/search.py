@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.kept_rows import KeptRows, OutOfTime, Row
+from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
 from benchmarks.machine import where
 from benchmarks.search_stores import FLAT, FOLDER, STORES, Folder, Searched, here
 from benchmarks.vectors import BLOCK, FRAMES, QUERIES, Vectors
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stores", nargs="+", choices=STORES, default=here())
     parser.add_argument("--repeats", type=int, default=100, help="single queries that are timed")
     parser.add_argument("--folder", type=Path, help="where indexes are written, for a while")
-    add_kept(parser)
+    add_options(parser)
     options = parser.parse_args(arguments)
 
     rows = KeptRows(options.json, options.minutes)
@@ -61,43 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = itertools.product(options.sizes, options.stores)
         measure_rows(rows, wanted, functools.partial(measure, folder, rows, options))
     print(markdown_table(rows.figures))
-
-
-def add_kept(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a benchmark whose calls go on with each other."""
-    parser.add_argument("--json", type=Path, help="keep the figures in this file, go on with them")
-    parser.add_argument("--minutes", type=float, default=30, help="of this call (%(default)s)")
-    parser.add_argument(
-        "--only-build", action="store_true", help="build, and leave the searches to the next call"
-    )
-    parser.add_argument(
-        "--busy", action="store_true", help="say of what is built that others use the machine"
-    )
-
-
-def measure_rows(rows: KeptRows, wanted: Any, measure: Callable[[int, str], Row | None]) -> None:
-    """Measure the rows that are not there, as long as there is time.
-
-    Args:
-        rows: Takes them.
-        wanted: Sizes, and stores by their names.
-        measure: Returns a row, or None if it is not to be finished by this call.
-    """
-    in_time = True
-    try:
-        for size, store in wanted:
-            if rows.find(store, size) is not None:
-                continue
-            try:
-                row = measure(size, store) if in_time else None
-            except OutOfTime:
-                in_time, row = False, None
-            if row is not None:
-                rows.finish(row)
-            else:
-                rows.leave_out(store, size)
-    finally:
-        rows.save()
 
 
 def measure(
@@ -226,7 +189,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
             f"{100 * row['recall']:.1f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += _left_out(figures)
+    lines += left_out(figures)
     folders = [row for row in rows if row["store"] == FOLDER]
     if folders:
         lines += ["", *_folder_table(folders)]
@@ -234,12 +197,6 @@ def markdown_table(figures: dict[str, Any]) -> str:
         if row["segments"] == FIRST_SIZE:
             lines += ["", *_targets(row, rows)]
     return "\n".join(lines)
-
-
-def _left_out(figures: dict[str, Any]) -> list[str]:
-    """Say what there was no time for."""
-    left_out = [f"{row['store']} at {row['segments']:,}" for row in figures["left_out"]]
-    return ["", f"Left out for lack of time: {'; '.join(left_out)}."] if left_out else []
 
 
 def _folder_table(rows: list[Row]) -> list[str]:
