@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ class KeptRows:
     def __init__(self, file: Path | None, minutes: float) -> None:
         self._file, self._minutes = file, minutes
         self._end = time.monotonic() + 60 * minutes
-        self.figures: dict[str, Any] = {"machine": machine(), "rows": [], "begun": []}
+        self.figures: dict[str, Any] = {"machine": machine()}
+        self.figures |= {"rows": [], "begun": [], "left_out": []}
         if file is not None and file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
             self.figures |= {name: value for name, value in kept.items() if name != "machine"}
-        self.figures["left_out"] = []
 
     def find(self, store: str, segments: int) -> Row | None:
         """Return a row that is there."""
@@ -50,13 +50,16 @@ class KeptRows:
     def finish(self, row: Row) -> None:
         """Keep a row that is there now."""
         self.figures["begun"].remove(row)
+        left_out = self.figures["left_out"]
+        left_out[:] = [other for other in left_out if not _is(other, row["store"], row["segments"])]
         row["command"] = self.figures["machine"]["command"]
         self.figures["rows"].append(row)
         self.save()
 
     def leave_out(self, store: str, segments: int) -> None:
-        """Note that there was no time for a row."""
-        self.figures["left_out"].append({"store": store, "segments": segments})
+        """Note that a call did not finish a row."""
+        if _find(self.figures["left_out"], store, segments) is None:
+            self.figures["left_out"].append({"store": store, "segments": segments})
 
     def check_time(self) -> None:
         """Stop this call if its time is over.
@@ -73,9 +76,12 @@ class KeptRows:
             write_json(self._file, self.figures)
 
 
+def _is(row: Row, store: str, segments: int) -> bool:
+    return (row["store"], row["segments"]) == (store, segments)
+
+
 def _find(rows: Sequence[Row], store: str, segments: int) -> Row | None:
-    matching = (row for row in rows if (row["store"], row["segments"]) == (store, segments))
-    return next(matching, None)
+    return next((row for row in rows if _is(row, store, segments)), None)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +96,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def measure_rows(rows: KeptRows, wanted: Any, measure: Callable[[int, str], Row | None]) -> None:
+def measure_rows(
+    rows: KeptRows, wanted: Iterable[tuple[int, str]], measure: Callable[[int, str], Row | None]
+) -> None:
     """Measure the rows that are not there, as long as there is time.
 
     Args:
@@ -116,6 +124,6 @@ def measure_rows(rows: KeptRows, wanted: Any, measure: Callable[[int, str], Row 
 
 
 def left_out(figures: dict[str, Any]) -> list[str]:
-    """Say what there was no time for."""
+    """Say what was wanted and is not there."""
     what = [f"{row['store']} at {row['segments']:,}" for row in figures["left_out"]]
-    return ["", f"Not finished in the time of this call: {'; '.join(what)}."] if what else []
+    return ["", f"Left out, in the time that the calls had: {'; '.join(what)}."] if what else []

@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
 from benchmarks.machine import where
 from benchmarks.search import DIM, build, recall, timed
@@ -64,13 +66,17 @@ class Collection:
 
     Args:
         store: The index.
-        appended: How many vectors are in it.
+        vectors: That it is filled with.
+        appended: How many of them are in.
     """
 
-    def __init__(self, store: MilvusStore, appended: int) -> None:
-        self.store, self._appended = store, appended
+    def __init__(self, store: MilvusStore, vectors: Vectors, appended: int) -> None:
+        self.store, self._vectors, self._appended = store, vectors, appended
 
-    def append(self, vectors: Any) -> None:
+    def __len__(self) -> int:
+        return self._appended
+
+    def append(self, vectors: Tensor) -> None:
         """Add the next block."""
         with self.store.write() as writer:
             writer.append(segments(self._appended, vectors))
@@ -79,7 +85,7 @@ class Collection:
     def save(self) -> None:
         """Do nothing: the server has it."""
 
-    def search(self, queries: Any) -> Any:
+    def search(self, queries: Tensor) -> Any:
         """Find the K best for each query."""
         return self.store.read().search(queries, K)[1]
 
@@ -87,6 +93,10 @@ class Collection:
         """Return the numbers of the vectors that were found."""
         table = self.store.read()
         return [[number_of(hit.video) for hit in table.segments(row)] for row in found]
+
+    def best(self) -> list[list[int]]:
+        """Return what should be found."""
+        return self._vectors.best(K)
 
 
 def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) -> Row | None:
@@ -112,18 +122,20 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
     row["server"] = store._client.version
     try:
-        collection = Collection(store, row["appended"])
+        collection = Collection(store, vectors, row["appended"])
         build(collection, vectors, row, rows, options.busy)
         wait_for_index(store, name, row, rows)
+        if "best" not in row:
+            row["best"] = collection.best()
         if options.only_build:
             return None
-        best, queries = vectors.best(K), vectors.queries
+        queries = vectors.queries
         for level in CONSISTENCY:
             rows.check_time()
             reader = MilvusStore(f"{address}&consistency={level}", name)
-            row[level] = timed(Collection(reader, size).search, queries, options.repeats)
+            row[level] = timed(Collection(reader, vectors, size).search, queries, options.repeats)
             reader.close()
-        row["recall"] = recall(collection.numbers(collection.search(queries)), best)
+        row["recall"] = recall(collection.numbers(collection.search(queries)), row.pop("best"))
         store._client.call("drop_collection", name)
         return row
     finally:

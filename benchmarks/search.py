@@ -93,15 +93,17 @@ def measure(
             f"{own} has {len(searched)} segments of {row['appended']}: delete it, or the begun row"
         )
     build(searched, vectors, row, rows, options.busy)
+    if "best" not in row:
+        row["best"] = searched.best()
     if options.only_build:
         return None
+    rows.check_time()
     if isinstance(searched, Folder):
         searched.store.close()
         opening, searched = seconds(lambda: STORES[store](own, vectors))
     queries = vectors.queries
     first, _ = seconds(lambda: searched.search(queries[:1]))
-    rows.check_time()
-    row["recall"] = recall(searched.numbers(searched.search(queries)), searched.best())
+    row["recall"] = recall(searched.numbers(searched.search(queries)), row["best"])
     if store == FOLDER and row["recall"] < 1:
         raise RuntimeError(f"the search of a folder is exact, but recall@10 is {row['recall']}")
     rows.check_time()
@@ -113,6 +115,7 @@ def measure(
         verify, _ = seconds(searched.store.verify)
         row |= {"opening": opening, "first": first, "names": names, "verify": verify}
     shutil.rmtree(own)
+    del row["best"]
     return row
 
 

@@ -29,7 +29,7 @@ def test_a_call_goes_on_with_the_one_before(
     arguments = [str(uri), "--sizes", "70", "--indexes", "FLAT", "--repeats", "2"]
     arguments += ["--json", str(target)]
     milvus.main([*arguments, "--only-build", "--busy"])
-    assert "Not finished in the time of this call: FLAT at 70." in capsys.readouterr().out
+    assert "Left out, in the time that the calls had: FLAT at 70." in capsys.readouterr().out
     milvus.main(arguments)
     (row,) = json.loads(target.read_text())["rows"]
     assert row["recall"] == 1 and row["busy"]

@@ -31,7 +31,7 @@ def test_small_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(row["recall"] == 1 for row in rows if row["store"] == FOLDER)
     assert all(row[key] > 0 for row in rows for key in ("append", "p50", "p95", "together"))
     printed = capsys.readouterr().out
-    assert printed.count("| 1,100 |") == 3 and "Not finished" not in printed
+    assert printed.count("| 1,100 |") == 3 and "Left out" not in printed
     assert not list(folder.iterdir())
     search.main(arguments)
     assert json.loads(target.read_text())["rows"] == rows, "what is there is not measured again"
@@ -45,7 +45,7 @@ def test_a_call_goes_on_with_the_one_before(
     arguments = ["--sizes", "70", "--repeats", "1", "--json", str(target), "--stores", FOLDER]
     arguments += ["--folder", str(tmp_path)]
     search.main([*arguments, "--minutes", "0"])
-    assert "Not finished in the time of this call: folder at 70." in capsys.readouterr().out
+    assert "Left out, in the time that the calls had: folder at 70." in capsys.readouterr().out
     search.main([*arguments, "--only-build", "--busy"])
     figures = json.loads(target.read_text())
     assert figures["rows"] == [] and figures["begun"][0]["appended"] == 70

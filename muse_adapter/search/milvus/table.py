@@ -142,10 +142,11 @@ class MilvusTable:
             nonlocal iterator
             try:
                 if iterator is None:
+                    conditions = [condition] * bool(condition) + [f'id > "{last}"'] * bool(last)
                     iterator = client.query_iterator(
                         self._name,
                         batch_size=IDS_AT_ONCE,
-                        filter=f'({condition}) and id > "{last}"' if last else condition,
+                        filter=" and ".join(conditions),
                         output_fields=["id", *fields],
                         consistency_level="Strong",
                         timeout=timeout,
