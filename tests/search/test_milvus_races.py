@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from muse_adapter.search.milvus import MilvusStore
+from muse_adapter.search.milvus import table as milvus_table
 from muse_adapter.search.milvus.client import Client
+from muse_adapter.search.milvus.rows import row_ids, video_id
 from muse_adapter.search.segments import VideoSegments
 from tests.support.search_models import segments_of, settings
 from tests.support.search_stores import append, assert_same, videos
@@ -31,103 +35,82 @@ def other(tmp_path: Path, store: MilvusStore) -> Iterator[MilvusStore]:
     other.close()
 
 
-def windows(seed: int = 1) -> dict[str, VideoSegments]:
-    """Return a video of several segments."""
-    return {"v.mp4": segments_of("v.mp4", seed, count=5)}
+@contextlib.contextmanager
+def before(method: str, number: int, happens: Callable[[], None]) -> Iterator[None]:
+    """Inside the `with` block something happens before a call of a method, by its number."""
+    real, calls = Client.call, 0
 
-
-def during(monkeypatch: pytest.MonkeyPatch, method: str, number: int, other: Callable[[], None]):
-    """Let something happen before a call of a method, by its number."""
-    calls, real = 0, Client.call
-
-    def call(self: Client, name: str, *arguments: object, **options: object) -> object:
+    def call(self: Client, name: str, *arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += name == method
         if name == method and calls == number + 1:
-            calls = 1000
-            other()
+            patch.undo()
+            happens()
         return real(self, name, *arguments, **options)
 
-    monkeypatch.setattr(Client, "call", call)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "call", call)
+        yield
+    assert calls == number + 1
 
 
-@pytest.mark.parametrize("before", range(3))
-def test_an_addition_during_a_removal(before, store, other, monkeypatch):
-    """It is whole, or it was removed too, whenever it comes."""
-    content = windows()
+def remove(store: MilvusStore, content: dict[str, VideoSegments]) -> None:
+    with store.write() as writer:
+        writer.remove(content)
+
+
+def test_additions_and_removals_at_once(store, other):
+    """A video is whole afterwards, or it is not there, wherever one meets the other."""
+    content = {"v.mp4": segments_of("v.mp4", 1, count=5)}
+    there = []
+    # The first and the second deletion, and the look whether it was added again.
+    for method, number in (("delete", 0), ("delete", 1), ("query", 1)):
+        append(store, content)
+        with before(method, number, lambda: append(other, content)):
+            remove(store, content)
+        there.append(store.read().num_videos)
+        assert_same(store, content if there[-1] else {})
+    # The segments but the first, the first, and the look whether all of them are there.
+    for method, number in (("upsert", 0), ("upsert", 1), ("query", 0)):
+        append(store, content)
+        with before(method, number, lambda: remove(other, content)):
+            append(store, content)
+        there.append(store.read().num_videos)
+        assert_same(store, content if there[-1] else {})
+    assert there == [0, 0, 0, 1, 1, 1], "who is last wins, and here that is who was interrupted"
+
+
+def test_a_removal_that_deletes_behind_an_addition(store, other):
+    """It began before, and deletes the segments when the addition has written all of them."""
+    content = {"v.mp4": segments_of("v.mp4", 1, count=5)}
     append(store, content)
-
-    def remove() -> None:
-        with store.write() as writer:
-            writer.remove(content)
-
-    # Before the first or second deletion, or before the look whether it was added again.
-    method, number = [("delete", 0), ("delete", 1), ("query", 1)][before]
-    during(monkeypatch, method, number, lambda: append(other, content))
-    remove()
-    assert store.read().num_videos in (0, 1)
-    assert_same(store, content if store.read().num_videos else {})
-
-
-@pytest.mark.parametrize("before", range(3))
-def test_a_removal_during_an_addition(before, store, other, monkeypatch):
-    """Rows that a removal of the same content deletes are written again."""
-    content = windows()
-    append(store, content)
-    method, number = [("upsert", 0), ("upsert", 1), ("query", 0)][before]
-
-    def remove() -> None:
-        with other.write() as writer:
-            writer.remove(content)
-
-    during(monkeypatch, method, number, remove)
-    append(store, content)
-    assert_same(store, content if store.read().num_videos else {})
-    assert store.read().num_videos or before == 2
-
-
-def test_a_removal_that_ends_behind_an_addition(store, other, monkeypatch):
-    """The removal deletes segments after the addition has written all of them."""
-    content = windows()
-    append(store, content)
-    real = Client.call
-
-    def call(self: Client, name: str, *arguments: object, **options: object) -> object:
-        if name == "upsert" and len(arguments[1]) == 1:  # type: ignore[arg-type]
-            answer = real(self, name, *arguments, **options)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Client, "call", real)
-                ids = [f"{arguments[1][0]['addition']}/{i}" for i in range(1, 5)]  # type: ignore[index]
-                other._client.call("delete", "videos", ids=ids)
-            monkeypatch.setattr(Client, "call", real)
-            return answer
-        return real(self, name, *arguments, **options)
-
-    monkeypatch.setattr(Client, "call", call)
-    append(store, content)
+    (head,) = store.read().rows([video_id("v.mp4")], ["addition"])
+    segments = row_ids(head["addition"], 5)[1:]
+    with before("query", 0, lambda: other._client.call("delete", "videos", ids=segments)):
+        append(store, content)
     assert_same(store, content)
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_connection_that_is_lost_during_a_scan(failing, store, monkeypatch):
-    """Every row once, wherever it was lost."""
+def test_a_connection_that_is_lost_during_a_scan(store, monkeypatch):
+    """Every row comes once, wherever it was lost."""
     from pymilvus import MilvusClient
     from pymilvus.exceptions import MilvusException
 
     append(store, videos(30))
-    table, real, calls = store.read(), MilvusClient.query_iterator, 0
+    table, real = store.read(), MilvusClient.query_iterator
     expected = sorted(row["id"] for block in table.scan("", []) for row in block)
-    monkeypatch.setattr("muse_adapter.search.milvus.table.IDS_AT_ONCE", 7)
+    monkeypatch.setattr(milvus_table, "IDS_AT_ONCE", 7)
+    lost, calls = 0, 0
 
-    def query_iterator(self: object, *arguments: object, **options: object) -> object:
+    def query_iterator(self: Any, *arguments: Any, **options: Any) -> Any:
         iterator = real(self, *arguments, **options)
         following = iterator.next
 
-        def following_or_lost() -> object:
+        def following_or_lost() -> Any:
             nonlocal calls
             calls += 1
-            if calls == failing + 1:
+            if calls == lost:
                 raise MilvusException(2, "service unavailable")
             return following()
 
@@ -135,6 +118,8 @@ def test_a_connection_that_is_lost_during_a_scan(failing, store, monkeypatch):
         return iterator
 
     monkeypatch.setattr(MilvusClient, "query_iterator", query_iterator)
-    blocks = list(table.scan("", []))
-    assert [row["id"] for block in blocks for row in block] == expected
-    assert calls == len(blocks) + 2, "each block, the empty one, and one again"
+    for condition, lost in (("", 1), ("", 2), ("number >= 0", 4)):  # noqa: B007
+        calls = 0
+        blocks = list(table.scan(condition, []))
+        assert [row["id"] for block in blocks for row in block] == expected
+        assert calls == len(blocks) + 2, "each block, the end, and one of them again"
