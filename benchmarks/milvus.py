@@ -1,11 +1,14 @@
-"""Searching an index in Milvus: building, single queries, recall against exact search.
+"""Searching an index in Milvus: building, single queries, many at once, recall.
 
     python -m benchmarks.milvus http://localhost:19530                   # a server that runs
     python -m benchmarks.milvus clips.db --sizes 10000 --json FILE       # a file, for a while
 
-What a model takes is left out: vectors are random, of width 512, one a video, and queries are some
-of them with noise. Random vectors have no near neighbours but that one, which makes recall@10 lower
-than that of real embeddings. An index of this benchmark's name is created, and dropped at the end.
+Vectors, queries and what they are compared with are those of `benchmarks.search`. Random vectors
+have no near neighbours but the one that a query was made from, which makes recall@10 lower than
+that of real embeddings. Indexes named after this benchmark are created, and dropped at the end.
+
+A call ends after `--minutes`, says what it has left out, and leaves on the server what it has
+built: with a file, the same call goes on with it, also after the server was started again.
 """
 
 from __future__ import annotations
@@ -14,24 +17,22 @@ import argparse
 import functools
 import itertools
 import re
-import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.machine import machine, where, write_json
-from benchmarks.search import BATCH, DIM, NOISE, QUERIES, name, seconds
-from muse_adapter.retrieval import ExactRecall
+from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
+from benchmarks.machine import where
+from benchmarks.search import DIM, build, recall, timed
+from benchmarks.search_stores import K, number_of, segments
+from benchmarks.vectors import QUERIES, Vectors
 from muse_adapter.search.milvus import MilvusStore
-from muse_adapter.search.segments import Settings, VideoSegments
+from muse_adapter.search.segments import Settings
 
 SIZES = 10_000, 100_000
-INDEXES = "FLAT", "HNSW", "IVF_SQ8"
+INDEXES = "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"
 NAME = "muse_adapter_benchmark"
 CONSISTENCY = "Session", "Strong"
 
@@ -42,128 +43,149 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Of the command line (None: the process's).
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("uri", help="address of Milvus, without options and credentials")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--indexes", nargs="+", default=INDEXES)
+    parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
     parser.add_argument("--repeats", type=int, default=64, help="single queries that are timed")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    add_options(parser)
     options = parser.parse_args(arguments)
     if "@" in options.uri:
         parser.error("the command is kept with the figures: give credentials in MILVUS_TOKEN")
 
-    figures: dict[str, Any] = {"machine": machine(), "rows": []}
-    for size, index in itertools.product(options.sizes, options.indexes):
-        version, row = measure(options.uri, size, index, options.repeats)
-        figures["server"] = version
-        figures["rows"].append(row)
-    print(markdown_table(figures))
-    if options.json:
-        write_json(options.json, figures)
+    rows = KeptRows(options.json, options.minutes)
+    wanted = itertools.product(options.sizes, options.indexes)
+    measure_rows(rows, wanted, functools.partial(measure, rows, options))
+    print(markdown_table(rows.figures))
 
 
-def measure(uri: str, size: int, index: str, repeats: int) -> tuple[str, dict[str, Any]]:
+class Collection:
+    """An index in Milvus, as `benchmarks.search.build` fills it.
+
+    Args:
+        store: The index.
+        vectors: That it is filled with.
+        appended: How many of them are in.
+    """
+
+    def __init__(self, store: MilvusStore, vectors: Vectors, appended: int) -> None:
+        self.store, self._vectors, self._appended = store, vectors, appended
+
+    def __len__(self) -> int:
+        return self._appended
+
+    def append(self, vectors: Tensor) -> None:
+        """Add the next block."""
+        with self.store.write() as writer:
+            writer.append(segments(self._appended, vectors))
+        self._appended += len(vectors)
+
+    def save(self) -> None:
+        """Do nothing: the server has it."""
+
+    def search(self, queries: Tensor) -> Any:
+        """Find the K best for each query."""
+        return self.store.read().search(queries, K)[1]
+
+    def numbers(self, found: Any) -> list[list[int]]:
+        """Return the numbers of the vectors that were found."""
+        table = self.store.read()
+        return [[number_of(hit.video) for hit in table.segments(row)] for row in found]
+
+    def best(self) -> list[list[int]]:
+        """Return what should be found."""
+        return self._vectors.best(K)
+
+
+def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) -> Row | None:
     """Build an index and time it.
 
     Args:
-        uri: Address of Milvus.
+        rows: What is there of it.
+        options: Of the command.
         size: Number of segments.
         index: Its kind.
-        repeats: Single queries that are timed, for each consistency level.
 
     Returns:
-        Version of the server, and the figures in seconds.
+        The figures, in seconds; None: it was only built.
+
+    Raises:
+        OutOfTime: The time of this call is over.
     """
-    generator = torch.Generator().manual_seed(0)
-    vectors = F.normalize(torch.randn(size, DIM, generator=generator), dim=1).half().float()
-    numbers = torch.randint(size, (QUERIES,), generator=generator)
-    noise = NOISE * torch.randn(QUERIES, DIM, generator=generator)
-    queries = F.normalize(vectors[numbers] + noise, dim=1)
-    address = f"{uri}?index={index}&timeout=600"
-    store = MilvusStore.create(address, NAME, Settings(DIM), b"")
+    vectors, row = Vectors(size, DIM), rows.begin(index, size)
+    name, address = f"{NAME}_{index}_{size}", f"{options.uri}?timeout=600"
+    if row["appended"]:
+        store = MilvusStore(address, name)
+    else:
+        store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
+    row["server"] = store._client.version
     try:
-        row: dict[str, Any] = {"segments": size, "index": index}
-        row["append"], _ = seconds(lambda: append(store, vectors))
-        row["build"], _ = seconds(lambda: wait_for_index(store))
+        collection = Collection(store, vectors, row["appended"])
+        build(collection, vectors, row, rows, options.busy)
+        wait_for_index(store, name, row, rows)
+        if "best" not in row:
+            row["best"] = collection.best()
+        if options.only_build:
+            return None
+        queries = vectors.queries
         for level in CONSISTENCY:
-            reader = MilvusStore(f"{address}&consistency={level}", NAME)
-            times = [
-                seconds(functools.partial(reader.read().search, query[None], 10))[0]
-                for query in itertools.islice(itertools.cycle(queries), repeats)
-            ]
-            row[level] = {
-                "p50": statistics.median(times),
-                "p95": statistics.quantiles(times, n=20, method="inclusive")[-1],
-            }
+            rows.check_time()
+            reader = MilvusStore(f"{address}&consistency={level}", name)
+            row[level] = timed(Collection(reader, vectors, size).search, queries, options.repeats)
             reader.close()
-        row["together"] = statistics.median(
-            seconds(lambda: store.read().search(queries, 10))[0] for _ in range(3)
-        )
-        row["recall"] = recall(store, vectors, queries)
-        return store._client.version, row
+        row["recall"] = recall(collection.numbers(collection.search(queries)), row.pop("best"))
+        store._client.call("drop_collection", name)
+        return row
     finally:
-        store._client.call("drop_collection", NAME)
         store.close()
 
 
-def append(store: MilvusStore, vectors: Tensor) -> None:
-    """Append a video for each vector."""
-    with store.write() as writer:
-        for start in range(0, len(vectors), BATCH):
-            writer.append(
-                [
-                    VideoSegments(name(start + i), [(0.0, 10.0)], vector[None])
-                    for i, vector in enumerate(vectors[start : start + BATCH])
-                ]
-            )
+def wait_for_index(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> None:
+    """Let the server write all vectors, and wait until it has built their index.
 
-
-def wait_for_index(store: MilvusStore) -> None:
-    """Let the server write all rows, and wait until it has built their index."""
-    store._client.call("flush", NAME)
+    Raises:
+        OutOfTime: The time of this call is over.
+    """
+    start, before = time.monotonic(), row.get("build", 0.0)
+    store._client.call("flush", name)
     while True:
-        state = store._client.call("describe_index", NAME, "vector")
+        state = store._client.call("describe_index", name, "vector")
+        row["build"] = before + time.monotonic() - start
         if int(state.get("pending_index_rows", 0)) == 0:
             return
+        rows.check_time()
         time.sleep(0.2)
-
-
-def recall(store: MilvusStore, vectors: Tensor, queries: Tensor) -> float:
-    """Return the share of the 10 best that are found."""
-    _, exact = ExactRecall(vectors).search(queries, 10)
-    table = store.read()
-    _, ids = table.search(queries, 10)
-    found = 0
-    for row, expected in zip(ids, exact.tolist(), strict=True):
-        names = {segment.video for segment in table.segments(row)}
-        found += len(names & {name(number) for number in expected})
-    return found / exact.numel()
 
 
 def markdown_table(figures: dict[str, Any]) -> str:
     """Write a row for each size and index."""
-    version = re.sub(r"^v", "", figures["server"])
+    rows = sorted(figures["rows"], key=lambda row: (row["segments"], INDEXES.index(row["store"])))
+    versions = {re.sub(r"^v", "", row["server"]) for row in rows}
     lines = [
-        f"{where(figures['machine'])}, Milvus {version}: vectors of width {DIM}, one a video.",
+        f"{where(figures['machine'])}, Milvus {', '.join(sorted(versions))}: vectors of width "
+        f"{DIM}, one a video. Built \\*: while others used the machine.",
         "",
-        "| segments | index | appended a second | index built | a query: p50 | p95 | p50, `Strong` "
+        "| segments | index | appended in | index built in | a query: p50 | p95 | p50, `Strong` "
         f"| queries a second, {QUERIES} at once | recall@10 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in figures["rows"]:
+    for row in rows:
+        busy = " \\*" * row["busy"]
         cells = [
             f"{row['segments']:,}",
-            f"`{row['index']}`",
-            f"{row['segments'] / row['append']:,.0f}",
-            f"{row['build']:,.1f} s",
+            f"`{row['store']}`",
+            f"{row['append']:,.1f} s{busy}",
+            f"{row['build']:,.1f} s{busy}",
             f"{1000 * row['Session']['p50']:,.1f} ms",
             f"{1000 * row['Session']['p95']:,.1f} ms",
             f"{1000 * row['Strong']['p50']:,.0f} ms",
-            f"{QUERIES / row['together']:,.0f}",
+            f"{QUERIES / row['Session']['together']:,.0f}",
             f"{100 * row['recall']:.1f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_out(figures)])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.machine import ROOT
+from benchmarks.search_stores import FOLDER
 
 RESULTS = ROOT / "benchmarks" / "results"
 SEGMENTS = 10_000_000, 1_000_000_000
@@ -64,7 +65,7 @@ class Parts(NamedTuple):
 def measured(search: Figures, decoding: Figures, gpu: Figures) -> Parts:
     """Take the parts from what the benchmarks kept."""
     row = max(
-        (row for row in search["rows"] if row.get("store", "folder") == "folder"),
+        (row for row in search["rows"] if row["store"] == FOLDER),
         key=lambda row: row["segments"],
     )
     reading = next(
@@ -85,7 +86,7 @@ def measured(search: Figures, decoding: Figures, gpu: Figures) -> Parts:
         row["bytes"] / count,
         row["p50"] / count,
         row["together"] / 64 / count,
-        row["build"] / count,
+        row["append"] / count,
         reading["seconds"][1],
         head["seconds"]["bimamba inference"] / 16,
     )

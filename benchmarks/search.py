@@ -1,20 +1,24 @@
-"""Searching an index of videos: building, opening, the first query and the following ones.
+"""Searching an index of videos, beside faiss: building, opening, single queries and many, recall.
 
     python -m benchmarks.search                                  # 10,000 to 1,000,000 segments
     python -m benchmarks.search --sizes 10000 --json FILE
+    python -m benchmarks.search --sizes 1000000 --stores "faiss, HNSW" --folder DIR --json FILE
 
 What a model takes is left out: vectors are random, of width 512, one a video, and queries are some
-of them with noise, so that the right answers are known. A size is timed only after all of them were
-found. Files are in the page cache, as after writing them. Where faiss is installed, its flat index
-in memory is measured beside, on the same vectors in float32.
+of them with noise. What a search finds is compared with the exact answer, which is computed without
+any index. Files are in the page cache, as after writing them. faiss is measured where it is
+installed, on the same vectors in float32.
+
+A call ends after `--minutes`, says what it has left out, and with a file and a folder the same call
+goes on with it: rows that the file has are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import itertools
+import shutil
 import statistics
 import tempfile
 import time
@@ -22,109 +26,129 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.machine import machine, where, write_json
-from muse_adapter.search.segments import Settings, VideoSegments
-from muse_adapter.search.store import create_store, open_store
+from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
+from benchmarks.machine import where
+from benchmarks.search_stores import FLAT, FOLDER, STORES, Folder, Searched, here
+from benchmarks.vectors import BLOCK, FRAMES, QUERIES, Vectors
 
 SIZES = 10_000, 100_000, 1_000_000
 DIM = 512
-BATCH = 1000  # videos that are appended at once
-QUERIES = 64
-NOISE = 0.02  # of each number of a query; a unit vector's are 0.04
 LONG_S = 2.0  # all queries at once: from here on one run is enough
 FIRST_S, FIRST_SIZE = 1.0, 1_000_000  # the first query of an index of this size: a target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its table.
+    """Run the benchmark and print its tables.
 
     Args:
         arguments: Of the command line (None: the process's).
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=here())
     parser.add_argument("--repeats", type=int, default=100, help="single queries that are timed")
-    parser.add_argument("--folder", type=Path, help="where the index is written, for a while")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--folder", type=Path, help="where indexes are written, for a while")
+    add_options(parser)
     options = parser.parse_args(arguments)
 
-    figures: dict[str, Any] = {"machine": machine(), "rows": []}
-    for size in options.sizes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            figures["rows"].append(measure(Path(folder), size, options.repeats))
-        if options.json:
-            write_json(options.json, figures)
-    print(markdown_table(figures))
+    rows = KeptRows(options.json, options.minutes)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        wanted = itertools.product(options.sizes, options.stores)
+        measure_rows(rows, wanted, functools.partial(measure, folder, rows, options))
+    print(markdown_table(rows.figures))
 
 
-def measure(folder: Path, size: int, repeats: int) -> dict[str, Any]:
+def measure(
+    folder: Path, rows: KeptRows, options: argparse.Namespace, size: int, store: str
+) -> Row | None:
     """Build an index and time it.
 
     Args:
-        folder: An empty folder.
+        folder: Where it is written.
+        rows: What is there of it.
+        options: Of the command.
         size: Number of segments.
-        repeats: Single queries that are timed.
+        store: Where they are searched, one of `STORES`.
 
     Returns:
-        The figures of this size, in seconds and bytes.
+        The figures, in seconds and bytes; None: it was only built.
 
     Raises:
+        OutOfTime: The time of this call is over.
         RuntimeError: A search does not find what it should.
     """
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randint(size, (QUERIES,), generator=generator)
-    queries = torch.empty(QUERIES, DIM)
-    store = create_store(folder, "videos", Settings(DIM), b"")
-    flat = _flat_index()
-    build = 0.0
-    for start in range(0, size, BATCH):
-        vectors = F.normalize(
-            torch.randn(min(BATCH, size - start), DIM, generator=generator), dim=1
+    vectors, row = Vectors(size, DIM), rows.begin(store, size)
+    own = folder / f"{store.replace(', ', '-').replace(' ', '-')}-{size}"
+    if not row["appended"]:  # of a call whose figures were lost, if it is there
+        shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True, exist_ok=True)
+    opening, searched = seconds(lambda: STORES[store](own, vectors))
+    if len(searched) != row["appended"]:
+        raise RuntimeError(
+            f"{own} has {len(searched)} segments of {row['appended']}: delete it, or the begun row"
         )
-        for i, number in enumerate(numbers.tolist()):
-            if start <= number < start + len(vectors):
-                noise = NOISE * torch.randn(DIM, generator=generator)
-                queries[i] = F.normalize(vectors[number - start] + noise, dim=0)
-        videos = [
-            VideoSegments(name(start + i), [(0.0, 10.0)], vectors[i : i + 1])
-            for i in range(len(vectors))
-        ]
-        if flat is not None:
-            flat.add(vectors.numpy())
-        with store.write() as writer:
-            build += seconds(functools.partial(writer.append, videos))[0]
-    store.close()
-
-    opening, store = seconds(lambda: open_store(folder, "videos"))
-    first, _ = seconds(lambda: store.read().search(queries[:1], 10))
-    check(store.read(), queries, numbers)
-    found = _timed(lambda some: store.read().search(some, 10), queries, repeats)
-    if flat is not None:
-        beside = _timed(lambda some: flat.search(some.numpy(), 10), queries, repeats)
-        found |= {f"faiss_{name}": value for name, value in beside.items()}
-    with store.write() as writer:
-        names, _ = seconds(lambda: writer.present(["a video"]))
-    verifying, _ = seconds(store.verify)
-    return {
-        "segments": size,
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        "build": build,
-        "opening": opening,
-        "first": first,
-        "names": names,
-        "verify": verifying,
-        **found,
-    }
+    build(searched, vectors, row, rows, options.busy)
+    if "best" not in row:
+        row["best"] = searched.best()
+    if options.only_build:
+        return None
+    rows.check_time()
+    if isinstance(searched, Folder):
+        searched.store.close()
+        opening, searched = seconds(lambda: STORES[store](own, vectors))
+    queries = vectors.queries
+    first, _ = seconds(lambda: searched.search(queries[:1]))
+    row["recall"] = recall(searched.numbers(searched.search(queries)), row["best"])
+    if store == FOLDER and row["recall"] < 1:
+        raise RuntimeError(f"the search of a folder is exact, but recall@10 is {row['recall']}")
+    rows.check_time()
+    row |= timed(searched.search, queries, options.repeats)
+    row["bytes"] = sum(path.stat().st_size for path in own.rglob("*") if path.is_file())
+    if store == FOLDER:
+        with searched.store.write() as writer:
+            names, _ = seconds(lambda: writer.present(["a video"]))
+        verify, _ = seconds(searched.store.verify)
+        row |= {"opening": opening, "first": first, "names": names, "verify": verify}
+    shutil.rmtree(own)
+    del row["best"]
+    return row
 
 
-def _timed(search: Callable[[Tensor], Any], queries: Tensor, repeats: int) -> dict[str, float]:
+def build(searched: Searched, vectors: Vectors, row: Row, rows: KeptRows, busy: bool) -> None:
+    """Append the blocks that are missing, and note in the row how long they took.
+
+    Raises:
+        OutOfTime: The time of this call is over; what was built is saved.
+    """
+    if row["appended"] == vectors.size:
+        return
+    row["busy"] = busy or row.get("busy", False)
+    try:
+        for number in range(row["appended"] // BLOCK, vectors.num_blocks):
+            rows.check_time()
+            block = vectors.block(number)
+            row["append"] += seconds(functools.partial(searched.append, block))[0]
+            row["appended"] += len(block)
+    finally:
+        searched.save()
+        rows.save()
+
+
+def recall(found: Sequence[Sequence[int]], best: Sequence[Sequence[int]]) -> float:
+    """Return which share of the best were found."""
+    hits = sum(len({*some} & {*others}) for some, others in zip(found, best, strict=True))
+    return hits / sum(map(len, best))
+
+
+def timed(search: Callable[[Tensor], Any], queries: Tensor, repeats: int) -> dict[str, float]:
     """Time single queries, one after the other, and all of them at once."""
-    rows = itertools.islice(itertools.cycle(queries.split(1)), repeats)
-    single = [seconds(functools.partial(search, row))[0] for row in rows]
+    some = itertools.islice(itertools.cycle(queries.split(1)), repeats)
+    single = [seconds(functools.partial(search, query))[0] for query in some]
     together = [seconds(functools.partial(search, queries))[0]]
     if together[0] < LONG_S:
         together += [seconds(functools.partial(search, queries))[0] for _ in range(2)]
@@ -136,34 +160,6 @@ def _timed(search: Callable[[Tensor], Any], queries: Tensor, repeats: int) -> di
     }
 
 
-def _flat_index() -> Any:
-    """Return faiss's `IndexFlatIP`, empty; None: faiss is not installed."""
-    try:
-        faiss = importlib.import_module("faiss")
-    except ImportError:
-        return None
-    return faiss.IndexFlatIP(DIM)
-
-
-def name(number: int) -> str:
-    """Return the path of a made-up video."""
-    return f"videos/of/some/corpus/{number:09d}.mp4"
-
-
-def check(table: Any, queries: Tensor, numbers: Tensor) -> None:
-    """Check that each query finds the video it was made from.
-
-    Raises:
-        RuntimeError: One does not.
-    """
-    _, ids = table.search(queries, 10)
-    found = [table.segments(row)[0].video for row in ids]
-    expected = [name(number) for number in numbers.tolist()]
-    if found != expected:
-        wrong = sum(a != b for a, b in zip(found, expected, strict=True))
-        raise RuntimeError(f"{wrong} of {len(expected)} queries did not find their video")
-
-
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     """Return how long a call takes, and its result."""
     start = time.perf_counter()
@@ -172,55 +168,74 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def markdown_table(figures: dict[str, Any]) -> str:
-    """Write a row for each size."""
+    """Write a row for each size and store, and what is particular to a folder."""
+    rows = sorted(figures["rows"], key=lambda row: (row["segments"], [*STORES].index(row["store"])))
     lines = [
-        f"{where(figures['machine'])}: vectors of width {DIM} in half precision, one a video.",
+        f"{where(figures['machine'])}: vectors of width {DIM}, one a video; in a folder in half "
+        f"precision, for the second stage with {FRAMES} frame features of width {DIM} each. Recall "
+        "is against all vectors compared one by one, and for the second stage against the score of "
+        "the frames of all videos. The second stage takes one query at a time, also of "
+        f"{QUERIES}. Built \\*: while others used the machine.",
         "",
-        "| segments | bytes each | appended a second | opening | first query | a query: p50 | p95 "
-        f"| queries a second, {QUERIES} at once | names, before the first `add` | `verify` |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| segments | searched in | built in | bytes each | a query: p50 | p95 "
+        f"| queries a second, {QUERIES} at once | recall@10 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in figures["rows"]:
+    for row in rows:
         cells = [
             f"{row['segments']:,}",
+            row["store"],
+            f"{row['append']:,.1f} s" + " \\*" * row["busy"],
             f"{row['bytes'] / row['segments']:,.0f}",
-            f"{row['segments'] / row['build']:,.0f}",
-            *(f"{1000 * row[key]:,.1f} ms" for key in ("opening", "first", "p50", "p95")),
+            *(f"{1000 * row[key]:,.2f} ms" for key in ("p50", "p95")),
             f"{QUERIES / row['together']:,.0f}",
-            *(f"{row[key]:,.2f} s" for key in ("names", "verify")),
+            f"{100 * row['recall']:.1f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    beside = [row for row in figures["rows"] if "faiss_p50" in row]
-    if beside:
-        lines += ["", *_beside_faiss(beside)]
-    for row in figures["rows"]:
+    lines += left_out(figures)
+    folders = [row for row in rows if row["store"] == FOLDER]
+    if folders:
+        lines += ["", *_folder_table(folders)]
+    for row in folders:
         if row["segments"] == FIRST_SIZE:
-            spent = row["opening"] + row["first"]
-            met = "met" if spent < FIRST_S else "missed"
-            lines += [
-                "",
-                f"Opening an index of {FIRST_SIZE:,} segments and answering the first query takes "
-                f"{spent:.2f} s, target {FIRST_S:g} s: {met}.",
-            ]
+            lines += ["", *_targets(row, rows)]
     return "\n".join(lines)
 
 
-def _beside_faiss(rows: list[dict[str, Any]]) -> list[str]:
-    """Write a row for each size, the index against faiss."""
+def _folder_table(rows: list[Row]) -> list[str]:
+    """Write what is particular to a folder, for each size."""
     lines = [
-        "Beside faiss's `IndexFlatIP`, in memory, in float32:",
-        "",
-        f"| segments | a query: p50 | faiss | {QUERIES} at once | faiss | times faster |",
-        "|---|---|---|---|---|---|",
+        "| segments in a folder | opening | first query | names, before the first `add` | `verify` "
+        "|",
+        "|---|---|---|---|---|",
     ]
     for row in rows:
-        ours, theirs = row["together"], row["faiss_together"]
         lines.append(
-            f"| {row['segments']:,} | {1000 * row['p50']:,.1f} ms | "
-            f"{1000 * row['faiss_p50']:,.1f} ms | {1000 * ours:,.0f} ms | {1000 * theirs:,.0f} ms "
-            f"| {theirs / ours:.1f} |"
+            f"| {row['segments']:,} | {1000 * row['opening']:,.1f} ms | "
+            f"{1000 * row['first']:,.1f} ms | {row['names']:,.2f} s | {row['verify']:,.2f} s |"
         )
     return lines
+
+
+def _targets(folder: Row, rows: list[Row]) -> list[str]:
+    """Say whether the largest folder meets its targets."""
+    spent = folder["opening"] + folder["first"]
+    lines = [
+        f"Opening an index of {folder['segments']:,} segments and answering the first query takes "
+        f"{spent:.2f} s, target {FIRST_S:g} s: {_met(spent < FIRST_S)}.",
+    ]
+    for row in rows:
+        if (row["store"], row["segments"]) == (FLAT, folder["segments"]):
+            ratio = row["together"] / folder["together"]
+            lines[0] += (
+                f" {QUERIES} queries at once take {ratio:.2g} times less time than in faiss's flat "
+                f"index, target 1: {_met(ratio > 1)}."
+            )
+    return lines
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 if __name__ == "__main__":

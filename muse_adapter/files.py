@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
 import os
@@ -18,6 +19,9 @@ from pathlib import Path
 # without a pause.
 ABANDONED = 24 * 3600
 
+# What a file system answers that has no way to bring the names in a folder to the disk.
+_NO_SYNC = errno.EINVAL, errno.EBADF, errno.ENOTSUP
+
 _PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 _own_parts: set[str] = set()  # names of the temporary files that this process writes now
 
@@ -26,9 +30,10 @@ def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) 
     """Write files atomically: after a crash, each is complete or as it was before.
 
     Every file is first written under a temporary name in its own folder; they are renamed, in the
-    given order, once all of them are written. The names are unique, so that others may write the
-    same files at the same time: the last rename wins. Temporary files of writers that were killed
-    are removed.
+    given order, once all of them are written, and their folders are brought to the disk: when this
+    returns, a power cut loses nothing. The names are unique, so that others may write the same
+    files at the same time: the last rename wins. Temporary files of writers that were killed are
+    removed.
 
     Args:
         contents: Content of each file.
@@ -36,7 +41,8 @@ def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) 
             first wins. Existing files are replaced otherwise.
 
     Raises:
-        OSError: A file cannot be written. No file was changed, unless a rename failed.
+        OSError: A file cannot be written. No file was changed, unless a rename failed, or the disk
+            behind the renames.
     """
     own = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
     parts = {path: path.with_name(f".{path.name}.{own}.part") for path in contents}
@@ -50,6 +56,8 @@ def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) 
                 os.fsync(file.fileno())
         for path, part in parts.items():
             (_create if keep_existing else os.replace)(part, path)
+        for folder in dict.fromkeys(path.parent for path in contents):
+            sync_folder(folder)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
@@ -70,10 +78,18 @@ def _create(part: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: after new files, renames, deletions."""
+    """Wait until the names in a folder are on the disk: after new files, renames, deletions.
+
+    This is done on POSIX systems; others bring names to the disk by themselves, some time later.
+    """
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

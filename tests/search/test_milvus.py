@@ -107,9 +107,8 @@ def test_an_interrupted_removal(store, after):
     assert_found(store, content)
 
 
-@pytest.mark.parametrize("version", ["v2.4.0", "2.6.1-dev", "v2.3.5-lite"])
-def test_grouping_by_the_server(version, store):
-    """Where the server groups, and where it does not although its version says so."""
+def long_videos() -> dict[str, VideoSegments]:
+    """Return videos of which one has more segments than an answer has rows, all of them near."""
     content = videos(12)
     content["v0.mp4"] = VideoSegments(
         "v0.mp4",
@@ -117,9 +116,48 @@ def test_grouping_by_the_server(version, store):
         torch.nn.functional.normalize(torch.eye(DIM)[0] + 0.1 * torch.randn(200, DIM), dim=1),
         [torch.zeros(1, 6)] * 200,
     )
+    return content
+
+
+def test_grouping_by_the_server(store, monkeypatch):
+    """Milvus Lite groups: an answer has each video once, although another has more segments."""
+    content, real, answers = long_videos(), Client.call, []
     append(store, content)
+
+    def call(self: Client, name: str, *arguments: object, **options: object) -> object:
+        answer = real(self, name, *arguments, **options)
+        if name == "search":
+            assert options["group_by_field"] == "addition"
+            answers.extend(answer)
+        return answer
+
+    monkeypatch.setattr(Client, "call", call)
+    assert store._client.knows_grouping()
+    assert_same(store, content)
+    for answer in answers:
+        additions = [row["entity"]["addition"] for row in answer]
+        assert len(additions) == len(set(additions))
+    assert max(map(len, answers)) > 1
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("v2.3.5-lite", False), ("v2.4.0", True), ("2.6.1-dev", True), ("?", False)],
+)
+def test_grouping_by_the_version(version, known, store, monkeypatch):
+    """The same hits where a server does not know it, and where it does not do what it says."""
+    content, real = long_videos(), Client.call
+    append(store, content)
+
+    def call(self: Client, name: str, *arguments: object, **options: object) -> object:
+        assert options.pop("group_by_field", None) == (
+            "addition" if known and name == "search" else None
+        )
+        return real(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Client, "call", call)
     store._client.version = version
-    assert store._client.knows_grouping() == (not version.startswith("v2.3"))
+    assert store._client.knows_grouping() == known
     assert_same(store, content)
 
 

@@ -2,6 +2,7 @@
 
 The files, each importing only files above it:
 
+    address     the options that say which index it is
     failures    an error in one line, and the exit status
     processes   those that torchrun has started, which share the work
     indexing    `index`

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 
+from muse_adapter.search.commands.address import add_address
 from muse_adapter.search.commands.failures import ERRORS, one_line, reporting_errors
 from muse_adapter.search.commands.processes import started_processes
 from muse_adapter.search.index import VideoIndex
@@ -32,19 +33,13 @@ def add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="FOLDER",
         help="folder that is searched for video files, or a video",
     )
-    parser.add_argument(
-        "--to",
-        required=True,
-        metavar="URI",
-        help="folder, .db file or http://host:port of the index",
-    )
+    add_address(parser, "--to")
     parser.add_argument(
         "--model",
         metavar="MODEL",
         help="saved SentenceTransformer with a VideoTransformer: a folder, or a "
         "name on the Hugging Face hub; an index that is there remembers it",
     )
-    parser.add_argument("--name", default="videos", help="of the index at its URI (%(default)s)")
     parser.add_argument(
         "--window",
         type=float,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from muse_adapter.search.commands.address import add_address
 from muse_adapter.search.commands.failures import reporting_errors
 from muse_adapter.search.index import VideoIndex
 from muse_adapter.search.listing import clock, printable
@@ -22,13 +23,7 @@ def add_search(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Find the videos of an index that fit a text best, and where in them.",
     )
     parser.add_argument("words", help="what to search for, in quotes")
-    parser.add_argument(
-        "--index",
-        required=True,
-        metavar="URI",
-        help="folder, .db file or http://host:port of the index",
-    )
-    parser.add_argument("--name", default="videos", help="of the index at its URI (%(default)s)")
+    add_address(parser, "--index")
     parser.add_argument(
         "--model", metavar="MODEL", help="copy of the model (default: from where it was saved)"
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from muse_adapter.files import sync_folder, write_whole
+from muse_adapter.files import write_whole
 from muse_adapter.search.segments import Settings
 from muse_adapter.strict_json import parse_json, read_text
 from muse_adapter.version import VERSION
@@ -74,7 +74,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     versions = {"format": FORMAT, "muse_adapter_version": VERSION}
     text = json.dumps({**versions, **values, "crc32": _checksum(values)}, indent=2) + "\n"
     write_whole({folder / MANIFEST_NAME: text.encode()})
-    sync_folder(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from muse_adapter.search.milvus.address import TOKEN_VARIABLE, Address
 
 _PAUSES_S = 0.1, 3.0  # between attempts: the first, and the longest
-_NOT_LOADED = "collection not loaded"
-# Parts of messages of a server that starts, or is not reached; it is asked again.
+# Codes of Milvus (numbers) and of gRPC below it (names), and parts of the messages of errors whose
+# code says nothing. Of a server that starts, or is not reached, which is asked again:
+_NOT_LOADED = 101  # the collection; nobody asks for it, or the server has not noted who did
+_PASSING_CODES = {
+    *(2, 4, 8),  # the service is not available, too many requests
+    *(_NOT_LOADED, 103, 106, 202),  # loading
+    *(401, 500, 501, 503, 901, 902, 905),  # replicas, channels and nodes that are not there yet
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED"),
+}
 _PASSING = (
     "fail connecting",
     "illegal connection params",
@@ -24,8 +32,8 @@ _PASSING = (
     "not ready",
     "not healthy",
     "not available",
+    "not loaded",
     "not fully loaded",
-    _NOT_LOADED,
     "no available",
     "not serviceable",
     "node not found",
@@ -34,7 +42,12 @@ _PASSING = (
     "context canceled",
     "rate limit",
 )
-_DENIED = "auth check failure", "unauthenticated", "authenticat", "permission", "privilege"
+# Of one that denies access:
+_DENIED_CODES = {1400, 1401, "UNAUTHENTICATED", "PERMISSION_DENIED"}
+_DENIED = "auth check failure", "authenticated", "permission", "privilege"
+_UNKNOWN_CODES = {0, 1, 65535}  # 1 is also of every error of pymilvus itself
+
+T = TypeVar("T")
 
 # How many clients of this process use each file; Milvus Lite serves it until it is released.
 _users: dict[str, int] = {}
@@ -85,6 +98,20 @@ class Client:
             PermissionError: It denies access.
             OSError: It reports another error.
         """
+
+        def attempt(client: Any, timeout: float) -> Any:
+            return getattr(client, method)(*arguments, timeout=timeout, **options)
+
+        return self.attempt(attempt, str(arguments[0]) if arguments else "")
+
+    def attempt(self, function: Callable[[Any, float], T], collection: str = "") -> T:
+        """Call a function, again while the server is not ready, with errors as `call` has them.
+
+        Args:
+            function: Of a `MilvusClient` and the seconds that are left; without effect when it is
+                called again.
+            collection: That it is about.
+        """
         from pymilvus.exceptions import MilvusException
 
         deadline, (pause, longest) = time.monotonic() + self.address.timeout, _PAUSES_S
@@ -94,36 +121,24 @@ class Client:
                 with _without_logs():
                     if self._client is None:
                         self._client = self._connect(left)
-                    return getattr(self._client, method)(*arguments, timeout=left, **options)
+                    return function(self._client, left)
             except (MilvusException, ValueError) as error:
-                failure = _translated(error, self.address)
+                failure = translated(error, self.address, collection)
                 if not isinstance(failure, ConnectionError):
                     raise failure from error
                 if time.monotonic() + pause >= deadline:
                     raise failure from error
-                if _NOT_LOADED in str(error):
+                if _NOT_LOADED in _codes(error) and collection:
                     # Somebody released it, or the server was killed before it had noted the wish.
                     with contextlib.suppress(MilvusException), _without_logs():
-                        self._client.load_collection(arguments[0], timeout=left)
+                        self._client.load_collection(collection, timeout=left)
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Inside the `with` block errors are those of `call`, which are not tried again."""
-        from pymilvus.exceptions import MilvusException
-
-        try:
-            with _without_logs():
-                yield
-        except MilvusException as error:
-            raise _translated(error, self.address) from error
-
     def knows_grouping(self) -> bool:
         """Return whether the server groups results by a field; older ones ignore the wish."""
-        major, _, rest = self.version.removeprefix("v").partition(".")
-        minor = rest.partition(".")[0]
-        return major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= (2, 4)
+        version = re.match(r"(?:v|milvus_lite-)?(\d+)\.(\d+)", self.version)
+        return version is not None and (int(version[1]), int(version[2])) >= (2, 4)
 
     def close(self) -> None:
         """Close the connection, and let go of a file that nobody in this process uses."""
@@ -164,17 +179,28 @@ def _release(path: str) -> None:
             server_manager_instance.release_server(path)
 
 
-def _translated(error: Exception, address: Address) -> OSError:
-    """Return the error of ours that says what an error of pymilvus means."""
+def translated(error: Exception, address: Address, collection: str = "") -> OSError:
+    """Return the error of ours that says what an error of pymilvus means.
+
+    Args:
+        error: Of pymilvus.
+        address: Of the server.
+        collection: That was asked for. Its name may be of words that mean something in a message.
+    """
     message = str(getattr(error, "message", "") or error)
+    codes, words = _codes(error), ""
+    if not any(isinstance(code, int) for code in codes - _UNKNOWN_CODES):
+        # One word at a time: a message without the name may still say what it means.
+        names = "|".join(re.escape(name) for name in (collection, address.database) if name)
+        words = re.sub(rf"\b(?:{names})\b", "…", message).lower() if names else message.lower()
     # pymilvus says "server unavailable" where the password is wrong; gRPC, below it, knows better.
-    lower = f"{message} {_status(error)}".lower()
-    if any(part in lower for part in _DENIED):
+    if codes & _DENIED_CODES or any(part in words for part in _DENIED):
         return PermissionError(
             f"Milvus at {address} denies access: give user:password@ in the address, or the "
             f"environment variable {TOKEN_VARIABLE}"
         )
-    if any(part in lower for part in _PASSING):
+    is_passing = codes & _PASSING_CODES or getattr(error, "retriable", False)
+    if is_passing or any(part in words for part in _PASSING):
         return ConnectionError(
             f"Milvus at {address} does not answer, tried for {address.timeout:g} s (timeout= in "
             f"the address): {_first_line(message)}"
@@ -182,16 +208,18 @@ def _translated(error: Exception, address: Address) -> OSError:
     return OSError(f"Milvus at {address}: {_first_line(message)}")
 
 
-def _status(error: BaseException) -> str:
+def _codes(error: BaseException) -> set[int | str]:
     """Return the codes of an error and of those that led to it, gRPC's by name."""
-    codes = []
+    codes: set[int | str] = set()
     cause: BaseException | None = error
     while cause is not None:
-        code = getattr(cause, "code", "")
-        codes.append(str(code() if callable(code) else code))
+        code = getattr(cause, "code", None)
+        code = code() if callable(code) else code
+        if code is not None:
+            codes.add(int(code) if isinstance(code, int) else str(getattr(code, "name", code)))
         # pymilvus raises errors from themselves.
         cause = cause.__cause__ if cause.__cause__ is not cause else None
-    return " ".join(codes)
+    return codes
 
 
 def _first_line(message: str) -> str:

@@ -166,8 +166,13 @@ class MilvusWriter:
             ValueError: A value is not finite in half precision; nothing was added.
         """
         rows = [make_rows(video, self._settings.frame_features) for video in videos]
-        self._upsert([row for each in rows for row in each[1:]])
-        self._upsert([each[0] for each in rows])
+        while rows:
+            self._upsert([row for each in rows for row in each[1:]])
+            self._upsert([each[0] for each in rows])
+            # A removal that began before may have deleted rows of the same content: again, then.
+            ids = [row["id"] for each in rows for row in each[1:]]
+            found = {row["id"] for row in self._table.rows(ids, [], "Strong")}
+            rows = [each for each in rows if not found.issuperset(r["id"] for r in each[1:])]
 
     def remove(self, videos: Iterable[str]) -> None:
         """Remove videos that are in the table, each whole.
@@ -182,8 +187,14 @@ class MilvusWriter:
         if unknown := [video for identity, video in names.items() if identity not in found]:
             others = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
             raise KeyError(f"not in the index: {unknown[0]!r}{others}")
-        self._delete(list(names))
-        self._delete([i for row in rows for i in row_ids(row["addition"], row["count"])[1:]])
+        while rows:
+            self._delete([row["id"] for row in rows])
+            self._delete([i for row in rows for i in row_ids(row["addition"], row["count"])[1:]])
+            # An addition of the same content may have ended meanwhile, and lost rows to this one.
+            # Then it comes first: its video is removed.
+            removed = {row["addition"] for row in rows}
+            again = self._table.rows([row["id"] for row in rows], ["addition", "count"], "Strong")
+            rows = [row for row in again if row["addition"] in removed]
 
     def compact(self) -> None:
         """Delete rows of interrupted additions; Milvus frees space by itself.

@@ -131,24 +131,39 @@ class MilvusTable:
         ]
 
     def scan(self, condition: str, fields: list[str]) -> Iterator[list[Row]]:
-        """Iterate over all rows that meet a condition, in blocks."""
-        iterator = self._client.call(
-            "query_iterator",
-            self._name,
-            batch_size=IDS_AT_ONCE,
-            filter=condition,
-            output_fields=["id", *fields],
-            consistency_level="Strong",
-        )
+        """Iterate over all rows that meet a condition, in blocks.
+
+        Rows come in the order of their ids, so that after a lost connection the scan goes on behind
+        the last one.
+        """
+        iterator, last = None, ""
+
+        def next_block(client: Any, timeout: float) -> list[Row]:
+            nonlocal iterator
+            try:
+                if iterator is None:
+                    conditions = [condition] * bool(condition) + [f'id > "{last}"'] * bool(last)
+                    iterator = client.query_iterator(
+                        self._name,
+                        batch_size=IDS_AT_ONCE,
+                        filter=" and ".join(conditions),
+                        output_fields=["id", *fields],
+                        consistency_level="Strong",
+                        timeout=timeout,
+                    )
+                block: list[Row] = iterator.next()
+            except BaseException:
+                iterator = None
+                raise
+            return block
+
         try:
-            while True:
-                with self._client.errors():
-                    block = iterator.next()
-                if not block:
-                    return
+            while block := self._client.attempt(next_block, self._name):
+                last = block[-1]["id"]
                 yield block
         finally:
-            iterator.close()
+            if iterator is not None:
+                iterator.close()
 
     def segments(self, ids: Sequence[Row]) -> list[Segment]:
         """Return segments as `search` found them."""

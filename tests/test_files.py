@@ -1,0 +1,46 @@
+"""Whole files that are on the disk when `write_whole` returns, and names of a folder that are."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from muse_adapter.files import sync_folder, write_whole
+from tests.support.stopped_writes import StoppedWrites
+
+posix = pytest.mark.skipif(os.name != "posix", reason="folders are brought to the disk on POSIX")
+
+
+@posix
+def test_a_power_cut_after_the_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the files stand in several folders."""
+    first, second = tmp_path / "first.bin", tmp_path / "folder" / "second.bin"
+    second.parent.mkdir()
+    first.write_bytes(b"old")
+    calls = StoppedWrites()
+    with monkeypatch.context() as patch:
+        calls.patch(patch)
+        write_whole({first: b"new", second: b"also new"})
+    calls.cut_power()
+    assert (first.read_bytes(), second.read_bytes()) == (b"new", b"also new")
+
+
+@posix
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_file_systems_that_cannot_sync_a_folder(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of the disk are raised; that there is no such call is none."""
+
+    def fail(file: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            sync_folder(tmp_path)
+    else:
+        sync_folder(tmp_path)
