@@ -35,8 +35,8 @@ MAY_BE_MISSING = {"timm", "open_clip", "torchvision", "clip", "mteb"}
 # A page may write ... for what differs from machine to machine.
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-# These build whole models of several libraries, trace the head several times, or import mteb for ten
-# seconds.
+# These build whole models of several libraries, trace the head several times, or import mteb for
+# ten seconds.
 SLOW_PAGES = {"backbones", "compile", "mteb", "onnx"}
 
 # Distributions whose module has another name, and what calls of ours need beyond their imports.
