@@ -124,6 +124,10 @@ def measure_rows(
 
 
 def left_out(figures: dict[str, Any]) -> list[str]:
-    """Say what was wanted and is not there."""
+    """Say what was wanted and is not there, and which other calls the rows came from."""
+    others = {f"`{row['command']}`" for row in figures["rows"]}
+    others -= {f"`{figures['machine']['command']}`"}
+    calls = ["", f"Rows also came from {', '.join(sorted(others))}."] if others else []
     what = [f"{row['store']} at {row['segments']:,}" for row in figures["left_out"]]
-    return ["", f"Left out, in the time that the calls had: {'; '.join(what)}."] if what else []
+    missing = ["", f"Left out, in the time that the calls had: {'; '.join(what)}."] if what else []
+    return [*missing, *calls]

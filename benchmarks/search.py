@@ -189,7 +189,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
             f"{row['bytes'] / row['segments']:,.0f}",
             *(f"{1000 * row[key]:,.2f} ms" for key in ("p50", "p95")),
             f"{QUERIES / row['together']:,.0f}",
-            f"{100 * row['recall']:.1f} %",
+            "not measured" if row["recall"] is None else f"{100 * row['recall']:.1f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += left_out(figures)

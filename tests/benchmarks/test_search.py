@@ -87,7 +87,7 @@ def test_recall(found: list[list[int]], recall: float) -> None:
 def test_targets_in_the_table() -> None:
     keys = ("bytes", "append", "opening", "first", "p50", "p95", "together", "names", "verify")
     row = {"segments": search.FIRST_SIZE, "store": FOLDER, **dict.fromkeys(keys, 0.5)}
-    row |= {"busy": False, "recall": 1.0}
+    row |= {"busy": False, "recall": 1.0, "command": "a command"}
     about = {"processor": "a processor", "threads": 2, "torch": "2", "date": "2026-01-01"}
     about |= {"command": "a command", "python": "3", "muse_adapter": "0", "code": "0"}
     figures = {"machine": about, "rows": [row], "left_out": []}
@@ -96,7 +96,10 @@ def test_targets_in_the_table() -> None:
     table = search.markdown_table(figures)
     assert "the first query takes 1.00 s, target 1 s: missed" in table
     assert "take 3 times less time than in faiss's flat index, target 1: met" in table
-    assert "| 43 | 87.6 % |" in table
+    assert "| 43 | 87.6 % |" in table and "also came from" not in table
+    figures["rows"] = [row | {"recall": None, "command": "another"}]
+    table = search.markdown_table(figures)
+    assert "| not measured |" in table and "Rows also came from `another`." in table
 
 
 def test_faiss(tmp_path: Path) -> None:
