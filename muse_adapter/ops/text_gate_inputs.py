@@ -52,12 +52,12 @@ class TextGateInputs(NamedTuple):
                 products = (sums * torch.stack([self.text, self.mean_query])).sum(2)
                 squares = sums.square().sum(2)
                 # Unit vectors that cancel leave no direction, and a video without a token has none.
-                smallest = torch.finfo(squares.dtype).eps ** 2
-                scores += (products * squares.clamp(min=smallest).rsqrt()).unbind(1)
+                cancelled = torch.finfo(squares.dtype).eps ** 2
+                scores += (products * squares.clamp(min=cancelled).rsqrt()).unbind(1)
             smallest, largest = torch.cat(ranges, 1).aminmax(dim=1)
             parts.append((torch.stack(scores, 1), torch.stack([smallest, largest], 1)))
-        scores, norms = (torch.cat(results) for results in zip(*parts, strict=True))
-        return scores, norms
+        all_scores, all_norms = (torch.cat(results) for results in zip(*parts, strict=True))
+        return all_scores, all_norms
 
     def _tokens(self, group: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return tokens (k, N, D), 0 where masked, and their norms (k, N), 1 where masked."""
