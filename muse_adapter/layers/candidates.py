@@ -6,6 +6,7 @@ norms, and candidates with norms that one precision cannot hold are scored once 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable
 
@@ -19,12 +20,10 @@ from muse_adapter.ops.inputs import gradient_wanted
 from muse_adapter.ops.rows import Rows, leaves
 
 
-def can_read_in_place(parameters: Iterable[Tensor], first: Rows, *others: Rows | None) -> bool:
+def can_read_in_place(parameters: Iterable[Tensor], text: Tensor, *features: Rows | None) -> bool:
     """Whether the functions here serve: on a CPU, in eager mode, where no gradient is wanted."""
-    if not torch.is_grad_enabled():
-        return values_can_be_asked(first[0])
-    tensors = itertools.chain(parameters, *(leaves(rows) for rows in (first, *others)))
-    return values_can_be_asked(first[0]) and not gradient_wanted(tensors)
+    tensors = itertools.chain(parameters, [text], *(leaves(rows) for rows in features))
+    return values_can_be_asked(text) and not gradient_wanted(tensors)
 
 
 def candidate_scores(
@@ -55,25 +54,22 @@ def candidate_scores(
         cosine of the text and the values that the keys gate; the inner product of `mean_query` and
         the unit mean of the values at unit norm.
     """
-
-    def scores_of(keys: Rows, values: Rows | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return text_gated_scores(
-            keys,
-            values,
-            text,
-            mean_query,
-            mask=mask,
-            mix=mix,
-            weak_temperature=weak_temperature,
-            gate_temperature=gate_temperature,
-        )
-
-    scores, norms = scores_of(keys, values, mask)
+    score = functools.partial(
+        text_gated_scores,
+        text=text,
+        mean_query=mean_query,
+        mix=mix,
+        weak_temperature=weak_temperature,
+        gate_temperature=gate_temperature,
+    )
+    scores, norms = score(keys, values, mask=mask)
     for k in _unsafe(norms):
         part = None if mask is None else mask[k, None]
         unit_keys = unit_tokens(keys[k][None].flatten(1, -2), part)
-        unit_values = None if values is None else unit_tokens(values[k][None].flatten(1, -2), part)
-        scores[k] = scores_of(unit_keys, unit_values, part)[0][0]
+        unit_values = None
+        if values is not None:
+            unit_values = unit_tokens(values[k][None].flatten(1, -2), part)
+        scores[k] = score(unit_keys, unit_values, mask=part)[0][0]
     return scores
 
 

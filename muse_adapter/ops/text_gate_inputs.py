@@ -41,7 +41,7 @@ class TextGateInputs(NamedTuple):
             mask = None if self.mask is None else self.mask[part]
             tokens, norms = self._tokens(keys, mask)
             sims = tokens @ self.text * _inverse(norms)
-            columns = [self._weak(sims, mask)]
+            scores = [self._weak(sims, mask)]
             ranges = [norms]
             if self.values is not None:
                 tokens, norms = self._tokens(joined(self.values[part]), mask)
@@ -52,12 +52,12 @@ class TextGateInputs(NamedTuple):
                 products = (sums * torch.stack([self.text, self.mean_query])).sum(2)
                 squares = sums.square().sum(2)
                 # Unit vectors that cancel leave no direction, and a video without a token has none.
-                least = torch.finfo(squares.dtype).eps ** 2
-                columns += (products * squares.clamp(min=least).rsqrt()).unbind(1)
+                cancelled = torch.finfo(squares.dtype).eps ** 2
+                scores += (products * squares.clamp(min=cancelled).rsqrt()).unbind(1)
             smallest, largest = torch.cat(ranges, 1).aminmax(dim=1)
-            parts.append((torch.stack(columns, 1), torch.stack([smallest, largest], 1)))
-        scores, norms = (torch.cat(results) for results in zip(*parts, strict=True))
-        return scores, norms
+            parts.append((torch.stack(scores, 1), torch.stack([smallest, largest], 1)))
+        all_scores, all_norms = (torch.cat(results) for results in zip(*parts, strict=True))
+        return all_scores, all_norms
 
     def _tokens(self, group: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return tokens (k, N, D), 0 where masked, and their norms (k, N), 1 where masked."""
