@@ -1,9 +1,6 @@
 """The filters of `winograd`: G g G^T of every pair of channels, and the gradient of g.
 
-Products with a matrix of 16 x 9 numbers, by torch, took longer for 512 x 512 filters on one thread:
-6.0 against 3.1 ms, of transposed filters (for the gradient of the maps) 13.1 against 6.0, and for
-their gradient 24.2 against 2.5 (AMD EPYC, torch 2.13.0, 2026-11-28, medians of 15). What that means
-to the head is the row "without filter kernels" of `python -m benchmarks.ablation`.
+Torch would multiply by a matrix of 9 x 16 numbers, which meets each number on its own: @@
 """
 
 from __future__ import annotations
