@@ -24,13 +24,10 @@ from torch import Tensor
 from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, view
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, load, pointer, splat, store
-from muse_adapter.ops.numba_cpu.winograd_filters import (
-    MIN_ELEMENTS,
-    filter_gradient,
-    filters_of,
-)
+from muse_adapter.ops.numba_cpu.winograd_filters import filter_gradient, filters_of
 
 TILES = 300  # of one round: what stands between its steps is 16 numbers of each in each channel
+MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
 
 
 @inline

@@ -41,7 +41,7 @@ def times_g_transposed(m: Any) -> Any:
 
 @inline
 def load_filters(weight: Any, at: int, row: int, strides: Any) -> Any:
-    """Load a row of the 3x3 numbers of WIDTH filters."""
+    """Load a row of the 3x3 numbers, each of WIDTH filters."""
     _, apart, down, right = strides
     at += row * down
     return (
@@ -52,8 +52,8 @@ def load_filters(weight: Any, at: int, row: int, strides: Any) -> Any:
 
 
 @inline
-def load_plane_row(tiles: Any, at: int, plane: int) -> Any:
-    """Load a row of the 4x4 numbers, each from its plane."""
+def load_row(tiles: Any, at: int, plane: int) -> Any:
+    """Load a row of the 4x4 numbers."""
     return (
         load(tiles, at),
         load(tiles, at + plane),
@@ -116,10 +116,10 @@ def transform_back(memory: Any) -> None:
             return
         for channel in range(0, channels, WIDTH):
             at, to = output * strides[0] + channel * strides[1], output * channels + channel
-            a = times_g_transposed(load_plane_row(filters, to, plane))
-            b = times_g_transposed(load_plane_row(filters, to + 4 * plane, plane))
-            c = times_g_transposed(load_plane_row(filters, to + 8 * plane, plane))
-            d = times_g_transposed(load_plane_row(filters, to + 12 * plane, plane))
+            a = times_g_transposed(load_row(filters, to, plane))
+            b = times_g_transposed(load_row(filters, to + 4 * plane, plane))
+            c = times_g_transposed(load_row(filters, to + 8 * plane, plane))
+            d = times_g_transposed(load_row(filters, to + 12 * plane, plane))
             for column in range(3):
                 g = times_g_transposed((a[column], b[column], c[column], d[column]))
                 for row in range(3):
