@@ -23,6 +23,7 @@ ABANDONED = 24 * 3600
 _NO_SYNC = errno.EINVAL, errno.EBADF, errno.ENOTSUP
 
 _PART = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
+_PART_OF_FILE = re.compile(r"\..+" + _PART.pattern)
 _own_parts: set[str] = set()  # names of the temporary files that this process writes now
 
 
@@ -96,6 +97,11 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file has the name of a temporary file of `write_whole`."""
+    return _PART_OF_FILE.fullmatch(name) is not None
 
 
 @contextlib.contextmanager

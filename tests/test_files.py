@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muse_adapter.files import sync_folder, write_whole
+from muse_adapter.files import is_part, sync_folder, write_whole
 from tests.support.stopped_writes import StoppedWrites
 
 posix = pytest.mark.skipif(os.name != "posix", reason="folders are brought to the disk on POSIX")
@@ -61,3 +61,18 @@ def test_a_folder_that_may_be_written_but_not_read(
     monkeypatch.setattr(os, "open", refuse)
     write_whole({tmp_path / "file": b"content"})
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_names_of_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    replace = os.replace
+
+    def look(part: Path, path: Path) -> None:
+        seen.extend(file.name for file in tmp_path.iterdir())
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", look)
+    write_whole({tmp_path / "videos.json": b"{}"})
+    assert [is_part(name) for name in seen] == [True]
+    for name in ("videos.json", "a.part", ".a.part", seen[0].removeprefix("."), f"{seen[0]}.mp4"):
+        assert not is_part(name)

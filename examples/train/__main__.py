@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from examples.command_line import exit_status
+from examples.train.processes import ReportedError, launched, same_error
 from examples.train.settings import CACHE_DTYPES, OBJECTIVES, Execution, RunSettings
 from muse_adapter.data.annotations import DATA_SETS
 
@@ -65,21 +67,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 after an error, 130 after an interrupt.
     """
-    options = vars(build_parser().parse_args(arguments))
+    with _silent_unless_first():
+        options = vars(build_parser().parse_args(arguments))
     logging.basicConfig(level=logging.WARNING)
-    return exit_status(lambda: _train(options))
+    try:
+        return exit_status(lambda: _train(options))
+    except ReportedError:
+        return 2
+
+
+@contextlib.contextmanager
+def _silent_unless_first() -> Iterator[None]:
+    """Inside the `with` block only the first of several processes prints."""
+    if launched()[0] == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        yield
 
 
 def _train(options: dict[str, Any]) -> None:
-    from examples.train.run import processes_of_launch, run
+    from examples.train.run import run
 
     if options["cache_tokens"] is not None:
         options["cache_dtype"] = options["cache_dtype"] or "float32"
     names = Execution.__dataclass_fields__
     how = {name: options.pop(name) for name in list(options) if name in names}
-    execution = Execution(processes=processes_of_launch(), **how)
-    result = run(RunSettings.of(options.pop("data_set"), **options), execution)
-    if result["test"]:  # the first process
+    rank, processes = launched()
+    with same_error():
+        execution = Execution(processes=processes, **how)
+        settings = RunSettings.of(options.pop("data_set"), **options)
+    result = run(settings, execution)
+    if rank == 0:
         print(f"test, {result['tested']} epoch:")
         for name, value in result["test"].items():
             print(f"  {name:8} {value:6.2f}" if isinstance(value, float) else f"  {name:8} {value}")

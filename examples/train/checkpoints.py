@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-STATE = "trainer_state.json"  # written last by the first process
+STATE = "trainer_state.json"  # written last, see `RetrievalTrainer`
 
 
 def last_checkpoint(folder: Path, processes: int) -> Path | None:

@@ -19,23 +19,27 @@ class Part:
         videos: The files of m videos.
         targets: For each caption the index of its video.
         left_out: How many videos of the data set are not among them, with their captions.
+        missing: The names of those that have no file.
     """
 
     captions: list[str]
     videos: list[str]
     targets: list[int]
     left_out: int = 0
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, captions: list[VideoCaption], files: Mapping[str, Path]) -> Part:
         """Put captions and files together; captions of videos without a file are left out."""
         kept = [caption for caption in captions if caption.video in files]
         index = {video: i for i, video in enumerate(dict.fromkeys(c.video for c in kept))}
+        missing = tuple(dict.fromkeys(c.video for c in captions if c.video not in files))
         return cls(
             [caption.text for caption in kept],
             [str(files[video]) for video in index],
             [index[caption.video] for caption in kept],
-            len({caption.video for caption in captions}) - len(index),
+            len(missing),
+            missing,
         )
 
     def without(self, unreadable: Collection[str]) -> Part:
@@ -52,11 +56,17 @@ class Part:
             [self.videos[i] for i in kept],
             [index[target] for _, target in pairs],
             self.left_out + len(self.videos) - len(kept),
+            self.missing,
         )
 
 
-def load_parts(settings: RunSettings) -> dict[str, Part]:
+def load_parts(settings: RunSettings, missing: Collection[str] | None = None) -> dict[str, Part]:
     """Read the annotations and find the videos.
+
+    Args:
+        settings: Of the run.
+        missing: The videos without a file when the run began: they are left out, and no others.
+            None: the run begins.
 
     Returns:
         "train", "validation" unless all videos are trained on, and "test".
@@ -74,8 +84,15 @@ def load_parts(settings: RunSettings) -> dict[str, Part]:
         parts["train"], parts["validation"] = hold_out(
             parts["train"], settings.held_out, settings.seed
         )
-    names = (caption.video for captions in parts.values() for caption in captions)
-    files = find_videos(settings.videos, names, skip_missing=settings.skip_missing)
+    names = [caption.video for captions in parts.values() for caption in captions]
+    if missing is None:
+        files = find_videos(settings.videos, names, skip_missing=settings.skip_missing)
+    else:
+        names = [name for name in names if name not in missing]
+        try:
+            files = find_videos(settings.videos, names)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. The run began with these files") from error
     names_of: dict[Path, list[str]] = {}
     for name, file in files.items():
         names_of.setdefault(file.resolve(), []).append(name)
@@ -84,6 +101,11 @@ def load_parts(settings: RunSettings) -> dict[str, Part]:
     found = {name: Part.of(captions, files) for name, captions in parts.items()}
     check_parts(found, settings)
     return found
+
+
+def missing_of(parts: Mapping[str, Part]) -> list[str]:
+    """Return the names of all videos without a file."""
+    return list(dict.fromkeys(name for part in parts.values() for name in part.missing))
 
 
 def leave_out(

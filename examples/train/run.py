@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from examples.train.checkpoints import last_checkpoint
-from examples.train.data import Part, leave_out, load_parts
+from examples.train.data import Part, leave_out, load_parts, missing_of
 from examples.train.evaluation import RetrievalEvaluator
-from examples.train.folder import check_same_run, keep_run, kept_unreadable
+from examples.train.folder import LeftOut, check_same_run, keep_run, kept_left_out
 from examples.train.model import RunModel, build_model
 from examples.train.objective import Objective
-from examples.train.processes import rank_and_world
+from examples.train.processes import on_all, rank_and_world, same_error, same_on_all
 from examples.train.settings import Execution, RunSettings
-from examples.train.tokens import store_tokens
+from examples.train.tokens import TokenFolder
 from examples.train.trainer import RetrievalTrainer, SaveEvery, freeze_unused
 from examples.train.unreadable import describe, find_unreadable
 from muse_adapter.files import write_whole
@@ -42,33 +41,38 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
         What `results.json` holds: the metrics of the test, those of the validation after each
         epoch, the numbers of captions and videos, and the settings.
     """
-    if (execution.cache_tokens is None) != (settings.cache_dtype is None):
-        raise ValueError("tokens need both a folder, --cache-tokens, and their --cache-dtype")
-    check_same_run(settings, execution)
-    results = execution.output / "results.json"
-    if results.is_file():
+    with same_error():
+        check_execution(settings, execution)
+    arguments = training_arguments(settings, execution)  # from here on the processes can talk
+    on_all(lambda: check_same_run(settings, execution))
+    results, checkpoints = execution.output / "results.json", Path(arguments.output_dir)
+    finished, kept, last = same_on_all(
+        lambda: (
+            results.is_file(),
+            kept_left_out(execution),
+            last_checkpoint(checkpoints, execution.processes),
+        )
+    )
+    if finished:
         return json.loads(results.read_text())
     if not execution.progress:
         disable_progress_bar()
-    parts = load_parts(settings)
-    arguments = training_arguments(settings, execution)
-    unreadable = check_videos(parts, execution)
-    parts = leave_out(parts, unreadable, settings)
+    parts = on_all(lambda: load_parts(settings, None if kept is None else kept.missing))
     torch.manual_seed(settings.seed)
-    model = build_model(settings, skip_unreadable=execution.skip_unreadable).to(arguments.device)
-    if execution.grad_checkpointing:
-        model[0].gradient_checkpointing_enable()
-    objective = Objective(model, settings.objective, skip_unreadable=execution.skip_unreadable).to(
-        arguments.device
-    )
+    model, objective = on_all(lambda: build(settings, execution, arguments.device))
+    # Last, since they are many.
+    unreadable = check_videos(parts, execution, kept)
+    parts = on_all(lambda: leave_out(parts, unreadable, settings))
     trainer = build_trainer(settings, execution, arguments, objective, parts)
-    # Everything that the settings name is there and fits: now they are those of the folder.
-    keep_run(settings, execution, unreadable)
-    if execution.cache_tokens is not None:
-        read_tokens(model, parts, settings, execution.cache_tokens, execution)
+    tokens = token_folder(model, parts, settings, execution)
+    if tokens is not None:
+        tokens.check()
+    # All inputs are valid: record the settings.
+    left_out = LeftOut(missing_of(parts), unreadable)
+    on_all(lambda: keep_run(settings, execution, left_out))
+    if tokens is not None:
+        read_tokens(model, tokens, execution)
 
-    checkpoints = Path(arguments.output_dir)
-    last = last_checkpoint(checkpoints, execution.processes)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     history = [
         {
@@ -110,8 +114,26 @@ def run(settings: RunSettings, execution: Execution) -> dict[str, Any]:
     return result
 
 
-def check_videos(parts: dict[str, Part], execution: Execution) -> dict[str, str]:
+def build(
+    settings: RunSettings, execution: Execution, device: torch.device
+) -> tuple[RunModel, Objective]:
+    """Build the model, and what it is trained with."""
+    skip = execution.skip_unreadable
+    model = build_model(settings, skip_unreadable=skip).to(device)
+    if execution.grad_checkpointing:
+        model[0].gradient_checkpointing_enable()
+    return model, Objective(model, settings.objective, skip_unreadable=skip).to(device)
+
+
+def check_videos(
+    parts: dict[str, Part], execution: Execution, kept: LeftOut | None
+) -> dict[str, str]:
     """Find the videos that cannot be read, or take up what was found when the run began.
+
+    Args:
+        parts: All videos.
+        execution: How the run is carried out.
+        kept: What was found when it began; None: it is a new run.
 
     Returns:
         Why, by their paths.
@@ -120,37 +142,54 @@ def check_videos(parts: dict[str, Part], execution: Execution) -> dict[str, str]
         ValueError: There are some, and they are not to be left out.
     """
     videos = [video for part in parts.values() for video in part.videos]
-    unreadable = kept_unreadable(execution)
-    if unreadable is None:
+    if kept is None:
         unreadable = find_unreadable(videos, progress=execution.progress)
-    if unreadable:
-        message = describe(unreadable, len(videos))
-        if not execution.skip_unreadable:
-            raise ValueError(f"{message}\nLeave them out with --skip-unreadable")
-        if rank_and_world()[0] == 0:
-            logger.warning("%s\nThey are left out", message)
+    else:
+        unreadable = kept.unreadable
+    on_all(lambda: report_unreadable(unreadable, len(videos), execution))
     return unreadable
 
 
-def read_tokens(
-    model: RunModel,
-    parts: dict[str, Part],
-    settings: RunSettings,
-    folder: Path,
-    execution: Execution,
+def report_unreadable(
+    unreadable: dict[str, str], total: int, execution: Execution, remedy: str = ""
 ) -> None:
-    """Keep the tokens of all videos in a folder, and let the model read them from there."""
-    # What loaders of data draw must not depend on how much is there already.
+    """Warn of videos that are left out, once for all processes.
+
+    Raises:
+        ValueError: There are some, and they are not to be left out.
+    """
+    if not unreadable:
+        return
+    message = describe(unreadable, total)
+    if not execution.skip_unreadable:
+        raise ValueError(f"{message}\nLeave them out with --skip-unreadable{remedy}")
+    if rank_and_world()[0] == 0:
+        logger.warning("%s\nThey are left out", message)
+
+
+def token_folder(
+    model: RunModel, parts: dict[str, Part], settings: RunSettings, execution: Execution
+) -> TokenFolder | None:
+    """Return the folder of the tokens of all videos; None: they are not kept."""
+    if execution.cache_tokens is None:
+        return None
+    videos = [video for part in parts.values() for video in part.videos]
+    dtype = getattr(torch, str(settings.cache_dtype))
+    return TokenFolder(execution.cache_tokens, model, videos, settings.videos, dtype)
+
+
+def read_tokens(model: RunModel, tokens: TokenFolder, execution: Execution) -> None:
+    """Keep the tokens of all videos in a folder, and let the model read them from there.
+
+    Raises:
+        ValueError: Some could not be read when they were encoded, and are not to be left out.
+    """
+    # Loaders draw seeds: keep the random state independent of what is already cached.
     with torch.random.fork_rng(devices=[]):
-        stored = store_tokens(
-            model,
-            [video for part in parts.values() for video in part.videos],
-            settings.videos,
-            folder,
-            dtype=getattr(torch, str(settings.cache_dtype)),
-            workers=execution.workers,
-            progress=execution.progress,
-        )
+        stored = tokens.store(workers=execution.workers, progress=execution.progress)
+    empty = on_all(lambda: stored.without_frames(tokens.videos))
+    remedy = ", or delete these files of tokens: the same command reads their videos again"
+    on_all(lambda: report_unreadable(empty, len(tokens.videos), execution, remedy))
     model.read_from(stored)
 
 
@@ -170,11 +209,7 @@ def build_trainer(
     """Build the trainer."""
     model, train = objective.model, parts["train"]
     files = [train.videos[target] for target in train.targets]
-    videos = (model.preprocess([video]) for video in train.videos)
-    video = next((video for video in videos if video["attention_mask"].any()), None)
-    if video is None:
-        raise ValueError("no video of the training can be read")
-    example = [model.preprocess([train.captions[0]]), video]
+    example = on_all(lambda: read_example(model, train))
     unused = freeze_unused(objective, [batch_to_device(e, arguments.device) for e in example])
     if unused:
         logger.info("frozen, since the loss does not depend on them: %s", ", ".join(unused))
@@ -196,31 +231,47 @@ def build_trainer(
     )
 
 
-def training_arguments(
-    settings: RunSettings, execution: Execution
-) -> SentenceTransformerTrainingArguments:
-    """Build the trainer's arguments.
+def read_example(model: RunModel, train: Part) -> list[dict[str, Any]]:
+    """Return the inputs of a caption, and of the first video that can be read."""
+    videos = (model.preprocess([video]) for video in train.videos)
+    video = next((video for video in videos if video["attention_mask"].any()), None)
+    if video is None:
+        raise ValueError("no video of the training can be read")
+    return [model.preprocess([train.captions[0]]), video]
+
+
+def check_execution(settings: RunSettings, execution: Execution) -> None:
+    """Check that a run can be carried out as it is asked for.
 
     Raises:
-        ValueError: The processes cannot share a batch, or one process has several GPUs.
+        ValueError: The processes cannot share a batch, one process has several GPUs, a reporter is
+            unknown, or a folder of tokens and their dtype are not both given.
     """
+    if (execution.cache_tokens is None) != (settings.cache_dtype is None):
+        raise ValueError("tokens need both a folder, --cache-tokens, and their --cache-dtype")
     processes = execution.processes
     if settings.batch_size % processes:
         raise ValueError(
             f"a batch of {settings.batch_size} cannot be shared by {processes} processes"
         )
     get_reporting_integration_callbacks(execution.report_to)  # refuses names it does not know
-    cuda = torch.cuda.is_available()
-    if cuda and processes == 1 and torch.cuda.device_count() > 1:
+    if processes == 1 and torch.cuda.is_available() and torch.cuda.device_count() > 1:
         raise ValueError(
             f"there are {torch.cuda.device_count()} GPUs: start one process for each with torchrun "
             "--nproc-per-node, or choose one with CUDA_VISIBLE_DEVICES"
         )
+
+
+def training_arguments(
+    settings: RunSettings, execution: Execution
+) -> SentenceTransformerTrainingArguments:
+    """Build the trainer's arguments; of several processes this starts the group."""
+    cuda = torch.cuda.is_available()
     strategy = "epoch" if settings.validate else "no"
     return SentenceTransformerTrainingArguments(
         output_dir=str(execution.output / "checkpoints"),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_train_batch_size=settings.batch_size // execution.processes,
         learning_rate=settings.lr,
         max_grad_norm=1.0,
         seed=settings.seed,
@@ -236,7 +287,7 @@ def training_arguments(
         # Each text and each video is a forward pass of its own: parameters unused in one of them
         # are used in the other, and those unused in both are frozen.
         ddp_find_unused_parameters=False,
-        ddp_backend=None if cuda or processes == 1 else "gloo",
+        ddp_backend=None if cuda or execution.processes == 1 else "gloo",
         use_cpu=not cuda,
         logging_steps=10,
         report_to=execution.report_to or "none",
@@ -251,8 +302,3 @@ def evaluate_test(
     evaluator = RetrievalEvaluator(part, objective, batch_size=execution.eval_batch_size)
     with distributed_evaluation(model) as is_first:
         return evaluator(model) if is_first else {}
-
-
-def processes_of_launch() -> int:
-    """Return the number of processes that torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

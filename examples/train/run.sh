@@ -9,7 +9,12 @@
 #
 #   PROCESSES   how many are started; each takes a GPU if there is one (default: the number of GPUs, or 1)
 set -euo pipefail
-gpus=$( (nvidia-smi -L 2>/dev/null || true) | wc -l)
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+    gpus=${#visible[@]}
+else
+    gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+fi
 processes=${PROCESSES:-$((gpus > 1 ? gpus : 1))}
 if [ "$processes" -gt 1 ]; then
     export LAUNCH="torch.distributed.run --standalone --nproc-per-node $processes -m"

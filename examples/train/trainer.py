@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from examples.train.batches import DistinctVideos
 from examples.train.objective import Objective
+from examples.train.processes import on_all
 from examples.train.settings import RunSettings
 from muse_adapter import param_groups
 
@@ -84,6 +85,10 @@ class RetrievalTrainer(SentenceTransformerTrainer):
         """Clip what is trained beside the model with it: the trainer knows the model alone."""
         parameters = [*model.parameters(), *self.loss.own_parameters().values()]
         return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random numbers, and wait for all: the file that marks a checkpoint is next."""
+        on_all(lambda: super(RetrievalTrainer, self)._save_rng_state(output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -66,6 +66,8 @@ def export(
     """
     _check(model)
     path = Path(path)
+    if not path.parent.is_dir():  # before the trace, which takes long
+        raise FileNotFoundError(f"no such folder: {path.parent}")
     whole = _Whole(model, grid, features)
     shape = tuple(example.shape[2:])
     with _evaluating(whole), tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -20,8 +20,7 @@ def publish(made: Path, path: Path) -> None:
 
     A graph names the file of its weights. Each export has a file of its own, `model.onnx.….data`,
     so the old graph has its old weights until the new graph replaces it; then they are removed, and
-    those of exports that were killed. Two exports to one path at the same time are not provided
-    for.
+    those of exports that were killed. Two exports to one path at the same time are not supported.
 
     Args:
         made: The graph, of a name from `unique_name`; its weights stand beside it, if anywhere.

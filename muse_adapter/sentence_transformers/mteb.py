@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,9 +123,13 @@ class TwoStageSearch:
             **task: What mteb tells of the task; not used.
 
         Raises:
-            ValueError: The documents are no videos.
+            ValueError: The documents are no videos, or an id is repeated.
         """
         corpus = _columns(corpus, "document", "id", "video")
+        if repeated := [name for name, count in Counter(corpus["id"]).items() if count > 1]:
+            raise ValueError(
+                f"{len(repeated)} ids of the corpus are repeated, the first {repeated[0]!r}"
+            )
         options = {"batch_size": 32, **encode_kwargs}
         options |= {"output_value": None, "show_progress_bar": False}
         vectors: list[Tensor] = []
@@ -168,6 +173,8 @@ class TwoStageSearch:
             raise RuntimeError("no corpus was indexed: call index first")
         queries = _columns(queries, "query", "id", "text")
         names = list(queries["id"])
+        if not names:
+            return {}
         vectors: Any = self.model.encode_query(
             list(queries["text"]), **{**encode_kwargs, "convert_to_tensor": True}
         )

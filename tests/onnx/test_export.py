@@ -101,6 +101,12 @@ def test_the_example_must_fit_the_model(tmp_path):
         export(small_head(depth=1), tmp_path / "model.onnx", torch.empty(1, 1, 5, 8))
 
 
+def test_a_folder_that_is_missing_is_named_before_the_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_translate", lambda *arguments: pytest.fail("traced"))
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        export(small_head(depth=1), tmp_path / "nowhere" / "model.onnx", torch.empty(1, 1, 5, 16))
+
+
 def torch_export(head):
     """Export as torch documents it, without a function of ours."""
     free = {0: "batch", 1: "frames"}

@@ -244,5 +244,10 @@ def test_what_is_refused(model: SentenceTransformer, clips: list[str]) -> None:
     with pytest.raises(ValueError, match="id and video of a document, got no video"):
         search.index(texts, encode_kwargs={})
     search.index(video_dataset(["v0"], clips[:1]), encode_kwargs={})
+    with pytest.raises(ValueError, match="1 ids of the corpus are repeated, the first 'v1'"):
+        search.index(video_dataset(["v0", "v1", "v1"], clips[:3]), encode_kwargs={})
+    none = datasets.Dataset.from_dict({"id": [], "text": []})
+    assert search.search(none, top_k=1, encode_kwargs={}) == {}
+    assert search.search(none, top_k=1, encode_kwargs={}, top_ranked={}) == {}
     with pytest.raises(ValueError, match="id and text of a query, got no text"):
         search.search(video_dataset(["v0"], clips[:1]), top_k=1, encode_kwargs={})

@@ -66,9 +66,21 @@ def settings_of(folder: Path, **fields: Any) -> Any:
 
 
 def run_in_process(
-    settings: Any, execution: Any, environment: dict[str, str], kill_at: int | None = None
+    settings: Any,
+    execution: Any,
+    environment: dict[str, str],
+    kill_at: int | None = None,
+    kill_saving: int | None = None,
 ) -> None:
-    """Run in a process of its own, which ends itself with SIGKILL at the end of a step."""
+    """Run in a process of its own, which may end itself with SIGKILL.
+
+    Args:
+        settings: Of the run.
+        execution: How it is carried out.
+        environment: As torchrun sets it.
+        kill_at: At the end of this step.
+        kill_saving: While it writes its random numbers to the checkpoint of this step.
+    """
     os.environ.update(environment)
     import torch
 
@@ -84,6 +96,16 @@ def run_in_process(
                 os.kill(os.getpid(), signal.SIGKILL)
 
         trainer.LimitLogitScale.on_step_end = kill  # type: ignore[method-assign]
+    if kill_saving is not None:
+
+        def write_half(self: Any, folder: str) -> None:
+            if self.state.global_step == kill_saving:
+                Path(folder, f"rng_state_{self.args.process_index}.pth").write_bytes(b"PK")
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, folder)
+
+        save = trainer.SentenceTransformerTrainer._save_rng_state
+        trainer.SentenceTransformerTrainer._save_rng_state = write_half
     run.run(settings, execution)
 
 

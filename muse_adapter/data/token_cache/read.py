@@ -67,12 +67,13 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
         self.dtype = torch.promote_types(stored, torch.float32) if dtype is None else dtype
         self._files: dict[int, Any] = {}
         self._checked: set[int] = set()  # videos that were compared with their checksums
-        self._check_files()
+        # Before the files, so that another encoder is named while some are still missing.
         if encoder is not None:
             check_frozen(encoder)
             frame_type = getattr(torch, self.description.frame_type)
             tokens = run_probe(encoder, self.description.frame_size, frame_type)
             check_probe(tokens, read_probe(self.folder, self.description))
+        self._check_files()
 
     def _check_files(self) -> None:
         """Check that every file is there and matches the description."""
@@ -95,25 +96,38 @@ class CachedTokens(Dataset[tuple[Tensor, Tensor]]):
         """Patch grid (H, W) of every frame, the head's `grid`."""
         return self.description.grid
 
+    def file_of(self, index: int) -> Path:
+        """Return the file with the tokens of a video."""
+        return shard_path(self.folder, self._shard_of(index))
+
+    def mask(self, index: int) -> Tensor:
+        """Read the mask (T,), bool, of a video without its tokens."""
+        return self._open(self._shard_of(index)).get_tensor(f"{index % len(self)}.mask").clone()
+
     def __len__(self) -> int:
         return self.description.num_videos
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"video {index} of {len(self)}")
+        file = self._open(self._shard_of(index))
         index %= len(self)
-        shard = index // self.description.videos_per_shard
-        path = shard_path(self.folder, shard)
-        if shard not in self._files:
-            self._files[shard] = open_shard(path)
-        stored, mask = read_video(self._files[shard], index)
+        stored, mask = read_video(file, index)
         if index not in self._checked:
-            check_video(path, self._files[shard], index, stored, mask)
+            check_video(self.file_of(index), file, index, stored, mask)
             self._checked.add(index)
         # Copies: an in-place change of the mapped memory would show at the next read.
         tokens = torch.zeros(len(mask), *stored.shape[1:], dtype=self.dtype)
         tokens[mask] = stored.to(self.dtype)
         return tokens, mask.clone()
+
+    def _shard_of(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"video {index} of {len(self)}")
+        return index % len(self) // self.description.videos_per_shard
+
+    def _open(self, shard: int) -> Any:
+        if shard not in self._files:
+            self._files[shard] = open_shard(shard_path(self.folder, shard))
+        return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # every process maps the files itself

@@ -117,7 +117,7 @@ def write_tokens(
     progress: Callable[[int, int], object] | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write what `cache_tokens` writes, or of several processes one's share of the files.
+    """Write the tokens as `cache_tokens` does, or only this process's share of the files.
 
     Args:
         encoder: See `cache_tokens`.

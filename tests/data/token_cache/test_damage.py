@@ -166,5 +166,10 @@ def test_reader_checks_the_encoder(tmp_path: Path) -> None:
     CachedTokens(tmp_path, encoder=VideoEncoder(encoder.backbone, small_head(), freeze=True))
     with pytest.raises(ValueError, match=r"differ by 1\.0%"):
         CachedTokens(tmp_path, encoder=other_weights())
+    (tmp_path / "tokens-00001.safetensors").unlink()  # a folder that is not complete yet
+    with pytest.raises(ValueError, match=r"differ by 1\.0%"):
+        CachedTokens(tmp_path, encoder=other_weights())
+    with pytest.raises(FileNotFoundError, match=r"lacks tokens-00001"):
+        CachedTokens(tmp_path, encoder=encoder)
     with pytest.raises(ValueError, match=r"\(17, 12\), float64 in the folder and .* float32 now"):
         CachedTokens(tmp_path, encoder=encoder.float())

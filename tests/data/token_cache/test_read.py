@@ -126,6 +126,10 @@ def test_frames_without_mask_and_videos_of_different_lengths(tmp_path: Path) -> 
         data[1][0], encoder.forward_tokens(frames[1:2, :1])[0], **ROUNDING[torch.float64]
     )
     assert data[2][0].shape == (T, 17, 12) and (data[2][0] == 0).all()
+    assert all(torch.equal(data.mask(i), data[i][1]) for i in (0, 1, 2, 3, -1))
+    assert {data.file_of(i).name for i in (0, -1)} == {"tokens-00000.safetensors"}
+    with pytest.raises(IndexError, match="video 4 of 4"):
+        data.mask(4)
 
 
 def test_custom_tokens_and_wide_grid(tmp_path: Path) -> None:

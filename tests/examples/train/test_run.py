@@ -94,6 +94,24 @@ def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
     )
 
 
+def test_a_process_that_is_killed_while_it_writes_a_checkpoint(corpus: Path) -> None:
+    """The others do not mark the checkpoint as complete: the run goes on from the one before."""
+    from examples.train.checkpoints import last_checkpoint
+    from examples.train.settings import Execution
+
+    settings = settings_of(corpus, epochs=1)
+    how = Execution(output=corpus / "half", save_steps=2, progress=False, processes=2)
+    first, second = ((settings, how, rank) for rank in launch(2))
+    codes = start(first, (*second, None, 4))
+    assert codes[0] and codes[1] == -signal.SIGKILL
+    checkpoints = how.output / "checkpoints"
+    assert (checkpoints / "checkpoint-4" / "rng_state_1.pth").read_bytes() == b"PK"
+    last = last_checkpoint(checkpoints, 2)
+    assert last is not None and last.name == "checkpoint-2"
+    assert start(*((settings, how, rank) for rank in launch(2))) == [0, 0]
+    assert json.loads((how.output / "results.json").read_text())["steps"] == 4
+
+
 def weights_of_clip(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 

@@ -13,7 +13,7 @@ pytest.importorskip("datasets", reason="needs datasets: muse-adapter[train]")
 
 from examples.train.__main__ import main
 from examples.train.data import load_parts
-from examples.train.folder import check_same_run, keep_run
+from examples.train.folder import LeftOut, check_same_run, keep_run
 from examples.train.settings import Execution, RunSettings
 from examples.train.trainer import SaveEvery, learning_rate_factor
 
@@ -70,7 +70,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     settings = RunSettings.of("msvd", **PLACES)
     check_same_run(settings, execution)
     assert not execution.output.exists()
-    keep_run(settings, execution, {})
+    keep_run(settings, execution, LeftOut([], {}))
     check_same_run(settings, execution)
     with pytest.raises(ValueError, match="holds a run with seed 0 and not 1: use another --output"):
         check_same_run(RunSettings.of("msvd", **PLACES, seed=1), execution)

@@ -15,8 +15,11 @@ pytest.importorskip("sentence_transformers", reason="needs sentence-transformers
 pytest.importorskip("datasets", reason="needs datasets: muse-adapter[train]")
 
 from examples.train.model import build_model
-from examples.train.settings import RunSettings
-from examples.train.tokens import StoredTokens, store_tokens
+from examples.train.run import read_tokens
+from examples.train.settings import Execution, RunSettings
+from examples.train.token_list import LIST_FILE
+from examples.train.tokens import TokenFolder
+from muse_adapter import files
 from tests.support.training_corpus import settings_of
 
 
@@ -36,20 +39,29 @@ def store(
     **fields: Any,
 ) -> Any:
     """Return a model that reads from the folder, after writing what is missing."""
+    tokens = folder_of(corpus, folder, videos, root, **fields)
+    tokens.check()
+    model: Any = tokens.model
+    model.read_from(tokens.store(progress=False))
+    return model
+
+
+def folder_of(
+    corpus: Path,
+    folder: Path,
+    videos: list[str] | None = None,
+    root: str | None = None,
+    **fields: Any,
+) -> TokenFolder:
     torch.manual_seed(0)
     wanted = settings(corpus, **fields)
-    model = build_model(wanted).eval()
-    stored = store_tokens(
-        model,
+    return TokenFolder(
+        folder,
+        build_model(wanted).eval(),
         videos_of(corpus) if videos is None else videos,
         root or wanted.videos,
-        folder,
-        dtype=getattr(torch, str(wanted.cache_dtype)),
-        progress=False,
+        getattr(torch, str(wanted.cache_dtype)),
     )
-    assert isinstance(stored, StoredTokens)
-    model.read_from(stored)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +97,7 @@ def test_the_size_is_said_first_and_then_the_folder_is_read(
     store(corpus, folder)
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     said = capsys.readouterr().out
-    assert "4 videos, up to 4 frames of " in said and " on the disk, where " in said
+    assert "4 of 4 videos, up to 4 frames of " in said and " on the disk, where " in said
     model = store(corpus, folder, videos_of(corpus)[1:3])  # some of them will do
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert capsys.readouterr().out == ""
@@ -136,7 +148,11 @@ def test_another_model_is_refused(corpus: Path, kept: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("image_mean", [0.1, 0.2, 0.3]), ("crop_size", {"height": 32, "width": 32})],
+    [
+        ("image_mean", [0.1, 0.2, 0.3]),
+        ("crop_size", {"height": 32, "width": 32}),
+        ("do_normalize", False),
+    ],
 )
 def test_other_pixels_are_refused(
     name: str, value: Any, corpus: Path, kept: Path, tmp_path: Path
@@ -157,6 +173,114 @@ def test_videos_that_are_not_kept_are_named(corpus: Path, kept: Path) -> None:
     videos = sorted(map(str, (corpus / "videos").iterdir()))[:6]
     with pytest.raises(ValueError, match="tokens of 4 videos, but not of 2, the first v2"):
         store(corpus, kept, videos)
+
+
+def test_videos_that_were_replaced_are_named(corpus: Path, kept: Path, tmp_path: Path) -> None:
+    """They have the names of videos whose tokens are kept."""
+    moved = tmp_path / "videos"
+    shutil.copytree(corpus / "videos", moved)
+    shutil.copyfile(moved / "v0.mp4", moved / "v1.mp4")
+    videos = [str(moved / Path(video).name) for video in videos_of(corpus)]
+    with pytest.raises(
+        ValueError, match=r"other files, by their sizes, for 1 videos: v1\.mp4; use"
+    ):
+        folder_of(corpus, kept, videos, root=str(moved)).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "[]",
+            r"videos\.json is damaged \(it must be an object, got list\): use another --cache-t",
+        ),
+        ("{}", r"videos\.json is damaged \(it lists no videos\)"),
+        (None, r"holds the tokens of 4 videos, but videos\.json lists 3: use another"),
+    ],
+    ids=["list", "empty", "one less"],
+)
+def test_a_damaged_list(
+    content: str | None, message: str, corpus: Path, kept: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(kept, tmp_path / "tokens")
+    path = tmp_path / "tokens" / LIST_FILE
+    if content is None:
+        listed = json.loads(path.read_text())
+        listed["videos"].pop("v11.mp4")
+        content = json.dumps(listed)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        folder_of(corpus, path.parent, videos_of(corpus)[:1]).check()
+
+
+def test_a_check_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    """Neither does it mind what a killed process left; the list of another is read."""
+    folder = tmp_path / "tokens"
+    tokens = folder_of(corpus, folder)
+    tokens.check()
+    assert not folder.exists()
+    folder.mkdir()
+    left = folder / f".{LIST_FILE}.01234567-1-89abcdef.part"
+    left.write_text("{")
+    tokens.check()
+    assert list(folder.iterdir()) == [left]
+    write_whole = files.write_whole
+
+    def slower_than_another(contents: Any, **options: Any) -> None:
+        write_whole(contents, **options)
+        written = folder / LIST_FILE
+        before = written.stat().st_ino
+        write_whole(contents, **options)
+        assert written.stat().st_ino == before
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("examples.train.token_list.write_whole", slower_than_another)
+        assert len(tokens.store(progress=False).cached) == 4
+
+
+def test_a_list_that_is_written_while_the_folder_is_read(
+    corpus: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    iterate = Path.iterdir
+
+    def write_first(self: Path) -> Any:
+        shutil.copytree(kept, self, dirs_exist_ok=True)
+        return iterate(self)
+
+    tokens = folder_of(corpus, folder)
+    monkeypatch.setattr(Path, "iterdir", write_first)
+    tokens.check()
+
+
+def test_videos_without_frames(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that left them out kept their tokens: another is not to use them without a word."""
+    shutil.copytree(corpus / "videos", tmp_path / "videos")
+    size = (tmp_path / "videos" / "v0.mp4").stat().st_size
+    (tmp_path / "videos" / "v0.mp4").write_bytes(bytes(size))
+    videos = [str(tmp_path / "videos" / f"v{i}.mp4") for i in range(2)]
+    tokens = folder_of(corpus, tmp_path / "tokens", videos, root=str(tmp_path / "videos"))
+    model: Any = tokens.model
+    model.skip_unreadable = True
+    skipping = Execution(output=tmp_path, skip_unreadable=True, progress=False)
+    with pytest.warns(UserWarning, match="no video, or its header is damaged"):
+        read_tokens(model, tokens, skipping)
+    file = tmp_path / "tokens" / "tokens-00000.safetensors"
+    assert f"1 of 2 videos cannot be read:\n  {videos[0]} has no frames in {file}" in caplog.text
+    strict = Execution(output=tmp_path, progress=False)
+    with pytest.raises(
+        ValueError, match=r"(?s)v0\.mp4 has no frames .* or delete these files"
+    ) as e:
+        read_tokens(model, tokens, strict)
+    assert "--skip-unreadable" in str(e.value)
+    shutil.copyfile(corpus / "videos" / "v0.mp4", videos[0])
+    file.unlink()
+    model.stored = None
+    read_tokens(model, tokens, strict)
+    assert model.stored.features(videos)["attention_mask"].any(1).all()
 
 
 def test_other_folders_are_refused(corpus: Path, tmp_path: Path) -> None:
