@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muse_adapter.layers.candidates import can_read_in_place, candidate_scores
+from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.pairs import inner_products, unit
 from muse_adapter.models.eercf_levels import check_sizes
 from muse_adapter.models.eercf_objective import EercfScores
-from muse_adapter.ops.rows import Rows
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
