@@ -83,9 +83,8 @@ def index(arguments: argparse.Namespace) -> int:
         if processes.rank == 0:
             try:
                 # What is wrong here is said before an index is made.
-                listed = _list(arguments)
+                prepared = _list(arguments)
                 opened = stack.enter_context(_open(arguments))
-                prepared = listed
             except ERRORS:
                 processes.broadcast(None)
                 raise

@@ -251,7 +251,7 @@ def _unpack_index(text: str | None, what: str) -> tuple[Settings, str, dict[str,
         version = values["format"]
         if version == FORMAT:
             settings, kind = Settings(**values["settings"]), values["index"]
-            # A kind that is not known, or parameters that it has not.
+            # KeyError: the kind is unknown, or a parameter of it is missing.
             build = {name: int(values["build"][name]) for name in INDEXES[kind][0]}
             return settings, kind, build
     except KeyError as error:
