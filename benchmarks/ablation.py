@@ -43,14 +43,7 @@ from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
 from muse_adapter.ops import use_backend
 from muse_adapter.ops.backend import Backend
-from muse_adapter.ops.numba_cpu import (
-    NumbaBackend,
-    function,
-    kernel,
-    parallel,
-    slices,
-    winograd,
-)
+from muse_adapter.ops.numba_cpu import NumbaBackend, function, kernel, parallel, slices
 from muse_adapter.ops.numba_cpu.schedule import Task
 from muse_adapter.ops.numba_cpu.simd import inline
 
@@ -276,22 +269,6 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _filter_matrix(like: Tensor) -> Tensor:
-    """Return the matrix (16, 9) that turns the 9 numbers of a filter into its 16 of Winograd."""
-    g = like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    return torch.kron(g, g)
-
-
-def _filters_by_product(weight: Tensor) -> Tensor:
-    filters = _filter_matrix(weight) @ weight.reshape(-1, 9).t()
-    return filters.view(16, *weight.shape[:2])
-
-
-def _filter_gradient_by_product(grad: Tensor) -> Tensor:
-    gradient = grad.view(16, -1).t() @ _filter_matrix(grad)
-    return gradient.view(*grad.shape[1:], 3, 3)
-
-
 def _one_after_the_other(tasks: Sequence[Task], threads: int) -> None:
     for task in tasks:
         task.run()
@@ -304,9 +281,6 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
 # What the head is without one of them.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
-    "filter kernels": lambda: patch.multiple(
-        winograd, filters_of=_filters_by_product, filter_gradient=_filter_gradient_by_product
-    ),
     "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),
     "schedule": lambda: patch.object(slices, "run_tasks", _one_after_the_other),

@@ -123,6 +123,12 @@ def measure_rows(
         rows.save()
 
 
+def busy_note(rows: Sequence[Row]) -> str:
+    """Say what the mark of some rows means, where one of them has it."""
+    note = " Built \\*: while others used the machine."
+    return note if any(row["busy"] for row in rows) else ""
+
+
 def left_out(figures: dict[str, Any]) -> list[str]:
     """Say what was wanted and is not there, and which other calls the rows came from."""
     others = {f"`{row['command']}`" for row in figures["rows"]}

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -33,7 +34,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "muse_adapter": __version__,
         "date": now(),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
         "code": _code(),
     }
     for package in ("numba", "triton", "mamba-ssm", "causal-conv1d"):

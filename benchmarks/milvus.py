@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
+from benchmarks.kept_rows import KeptRows, Row, add_options, busy_note, left_out, measure_rows
 from benchmarks.machine import where
 from benchmarks.search import DIM, build, recall, timed
 from benchmarks.search_stores import K, number_of, segments
@@ -165,7 +165,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
     versions = {re.sub(r"^v", "", row["server"]) for row in rows}
     lines = [
         f"{where(figures['machine'])}, Milvus {', '.join(sorted(versions))}: vectors of width "
-        f"{DIM}, one a video. Built \\*: while others used the machine.",
+        f"{DIM}, one a video.{busy_note(rows)}",
         "",
         "| segments | index | appended in | index built in | a query: p50 | p95 | p50, `Strong` "
         f"| queries a second, {QUERIES} at once | recall@10 |",

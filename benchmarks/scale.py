@@ -31,6 +31,7 @@ USABLE = 0.75  # of a machine's memory, for vectors; the rest is the system's an
 # layer and M in each of the 1 / (M - 1) layers above it, of four bytes each.
 # Frame features are kept beside them in base64, four bytes for three.
 HNSW_M = 16
+FRAME_BYTES = 2 * FRAMES * DIM
 HNSW_BYTES = 4 * DIM + 4 * (2 * HNSW_M + HNSW_M / (HNSW_M - 1))
 
 # A ViT-B/32 at 224 pixels: products of a frame, and what is assumed of the GPU that computes them.
@@ -101,7 +102,7 @@ def vit_flops() -> float:
 def needs(parts: Parts, segments: int) -> dict[str, str]:
     """Compute what a number of segments needs, by what it is."""
     usable = USABLE * NODE_GIB * GIB
-    vectors, frames = segments * parts.bytes, segments * 2.0 * FRAMES * DIM
+    vectors, frames = segments * parts.bytes, segments * FRAME_BYTES
     graph = segments * HNSW_BYTES
     backbone = segments * FRAMES * vit_flops() / (PEAK_FLOPS * ACHIEVED)
     return {
@@ -123,12 +124,16 @@ def needs(parts: Parts, segments: int) -> dict[str, str]:
 
 
 def limits(parts: Parts) -> dict[str, str]:
-    """Compute where a folder stops."""
+    """Compute where a folder stops, and a single server."""
     usable = USABLE * NODE_GIB * GIB
     return {
-        f"vectors fill a machine of {NODE_GIB} GiB": f"{usable / parts.bytes:,.0f}",
-        "one query takes a second": f"{1 / parts.query:,.0f}",
-        "one of 64 queries at once takes a second": f"{1 / parts.together:,.0f}",
+        f"a folder: vectors fill a machine of {NODE_GIB} GiB": f"{usable / parts.bytes:,.0f}",
+        "a folder: one query takes a second": f"{1 / parts.query:,.0f}",
+        "a folder: one of 64 queries at once takes a second": f"{1 / parts.together:,.0f}",
+        f"a Milvus server: HNSW fills {NODE_GIB} GiB, by formula": f"{usable / HNSW_BYTES:,.0f}",
+        f"a Milvus server: HNSW with {FRAMES} frame features a segment fills them": (
+            f"{usable / (HNSW_BYTES + 4 / 3 * FRAME_BYTES):,.0f}"
+        ),
     }
 
 
@@ -146,7 +151,7 @@ def markdown_table(search: Figures, decoding: Figures, gpu: Figures) -> str:
         "|---|" + "---|" * len(SEGMENTS),
         *(f"| {what} | {' | '.join(column[what] for column in columns)} |" for what in columns[0]),
         "",
-        "| a folder stops being enough where | segments |",
+        "| a store stops being enough where, computed | segments |",
         "|---|---|",
         *(f"| {what} | {count} |" for what, count in limits(parts).items()),
     ]

@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.kept_rows import KeptRows, Row, add_options, left_out, measure_rows
+from benchmarks.kept_rows import KeptRows, Row, add_options, busy_note, left_out, measure_rows
 from benchmarks.machine import where
 from benchmarks.search_stores import FLAT, FOLDER, STORES, Folder, Searched, here
 from benchmarks.vectors import BLOCK, FRAMES, QUERIES, Vectors
@@ -172,10 +172,11 @@ def markdown_table(figures: dict[str, Any]) -> str:
     rows = sorted(figures["rows"], key=lambda row: (row["segments"], [*STORES].index(row["store"])))
     lines = [
         f"{where(figures['machine'])}: vectors of width {DIM}, one a video; in a folder in half "
-        f"precision, for the second stage with {FRAMES} frame features of width {DIM} each. Recall "
-        "is against all vectors compared one by one, and for the second stage against the score of "
+        f"precision, for the second stage with {FRAMES} frame features of width {DIM} each. Files "
+        "are in the page cache, as after writing them: nothing is read from the disk. Recall is "
+        "against all vectors compared one by one, and for the second stage against the score of "
         "the frames of all videos. The second stage takes one query at a time, also of "
-        f"{QUERIES}. Built \\*: while others used the machine.",
+        f"{QUERIES}.{busy_note(rows)}",
         "",
         "| segments | searched in | built in | bytes each | a query: p50 | p95 "
         f"| queries a second, {QUERIES} at once | recall@10 |",

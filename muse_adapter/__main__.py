@@ -37,12 +37,21 @@ PACKAGES = {
     "safetensors": "hub",
     "huggingface-hub": "hub",
     "av": "video",
+    "sentence-transformers": "search",
+    "transformers": "search",
+    "pillow": "search",
+    "pymilvus": "milvus",
+    "milvus-lite": "milvus",
+    "mteb": "mteb",
+    "datasets": "train",
+    "accelerate": "train",
+    "tensorboard": "train",
+    "h5py": "prvr",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "matplotlib": "bench",
     "tqdm": "bench",
-    "transformers": "test",
 }
 
 VARIABLES = (
@@ -126,11 +135,11 @@ def as_text(report: dict[str, Any]) -> str:
         missing = (
             f"not installed: pip install 'muse-adapter[{extra}]'" if extra else "not installed"
         )
-        lines.append(f"  {package:<16}{version or missing}")
+        lines.append(f"  {package:<23}{version or missing}")
     for device, backends in report["backends"].items():
         lines += ["", f"backends on {device} (taken: {backends['chosen'] or backends['error']})"]
         for name, reason in backends["status"].items():
-            lines.append(f"  {name:<16}{'runs' if reason is None else f'does not run: {reason}'}")
+            lines.append(f"  {name:<23}{'runs' if reason is None else f'does not run: {reason}'}")
     return "\n".join(lines)
 
 

@@ -81,11 +81,15 @@ def _create(part: Path, path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk: after new files, renames, deletions.
 
-    This is done on POSIX systems; others bring names to the disk by themselves, some time later.
+    This is done on POSIX systems; others bring names to the disk by themselves, some time later,
+    and so does a POSIX system where the folder may be written but not read.
     """
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

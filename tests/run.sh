@@ -59,7 +59,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --target "$libraries" \
         -r tests/backbone-libraries.txt &
     # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
-    "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]"
+    "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]" || {
+        status=$?
+        wait # or the other pip would go on, behind the prompt
+        exit $status
+    }
     wait $!
     printf '%s\n' "$wanted" >"$stamp"
 fi

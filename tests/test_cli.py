@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,20 @@ def test_info_names_the_extra_of_a_missing_package(
         line = next(line for line in text.splitlines() if line.startswith(f"  {package} "))
         assert "not installed" in line
         assert extra is None or f"pip install 'muse-adapter[{extra}]'" in line
+
+
+def test_info_knows_the_packages_of_the_extras() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras: dict[str, set[str]] = {}
+    for extra, lines in config["options.extras_require"].items():
+        if extra not in ("docs", "test", "dev"):
+            for package in re.findall(r"^[\w-]+", lines, re.MULTILINE):
+                extras.setdefault(package.replace("_", "-"), set()).add(extra)
+    del extras["muse-adapter"]
+    assert set(extras) == {package for package, extra in cli.PACKAGES.items() if extra}
+    for package in extras:
+        assert cli.PACKAGES[package] in extras[package]
 
 
 def test_info_reports_the_environment(

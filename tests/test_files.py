@@ -46,6 +46,23 @@ def test_file_systems_that_cannot_sync_a_folder(
         sync_folder(tmp_path)
 
 
+@posix
+def test_a_folder_that_may_be_written_but_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of the mode 0o300, which root could read."""
+    real = os.open
+
+    def refuse(path: Path, *arguments: int) -> int:
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    write_whole({tmp_path / "file": b"content"})
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
 def test_names_of_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     replace = os.replace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -180,3 +181,23 @@ def test_wheel_is_pure_and_holds_the_package_alone(tmp_path: Path) -> None:
     required = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
     assert set(required) == CORE
     assert "muse-adapter = muse_adapter.__main__:main" in scripts
+
+
+def test_a_failed_installation_leaves_no_process(tmp_path: Path) -> None:
+    """`tests/run.sh` waits for the installation in the background, and ends as the other one."""
+    python, done = tmp_path / "bin" / "python", tmp_path / "done"
+    python.parent.mkdir()
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    *--target*) sleep 0.3; touch {done} ;;
+    *--editable*) exit 3 ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": sys.executable, "VENV": str(tmp_path), "TORCH_INDEX": ""}
+    # No pipes, on whose end `subprocess.run` would wait.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    result = subprocess.run([ROOT / "tests" / "run.sh"], env=environment, **quiet)
+    assert result.returncode == 3 and done.exists()

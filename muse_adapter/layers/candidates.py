@@ -19,6 +19,8 @@ from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import gradient_wanted
 from muse_adapter.ops.rows import Rows, leaves
 
+_NARROW = torch.float16, torch.int8
+
 
 def can_read_in_place(parameters: Iterable[Tensor], text: Tensor, *features: Rows | None) -> bool:
     """Whether the functions here serve: on a CPU, in eager mode, where no gradient is wanted."""
@@ -63,7 +65,7 @@ def candidate_scores(
         gate_temperature=gate_temperature,
     )
     scores, norms = score(keys, values, mask=mask)
-    for k in _unsafe(norms):
+    for k in _unsafe(norms, (keys, values)):
         part = None if mask is None else mask[k, None]
         unit_keys = unit_tokens(keys[k][None].flatten(1, -2), part)
         unit_values = None
@@ -73,10 +75,12 @@ def candidate_scores(
     return scores
 
 
-def _unsafe(norms: Tensor) -> list[int]:
+def _unsafe(norms: Tensor, features: Iterable[Rows | None]) -> list[int]:
     """Find candidates some of whose tokens have squares that vanished or overflowed."""
     limits = torch.finfo(norms.dtype)
     low, high = limits.tiny**0.5 / limits.eps, limits.max**0.5
+    if all(tensor.dtype in _NARROW for rows in features for tensor in leaves(rows)[:1]):
+        low = -1.0  # their squares do not vanish in float32, so a norm of 0 is that of zeros
     least, most = norms.aminmax()
     if low < float(least) and float(most) < high:  # not so for NaN
         return []

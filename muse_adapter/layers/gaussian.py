@@ -106,7 +106,7 @@ class WindowedAttention(nn.Module):
             rearrange(linear(x), "b l (h c) -> b h l c", h=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        # Torch's own attention has no second derivative on a CPU.
+        # Torch's fused attention has no second derivative.
         plain = self.width is None and not gradient_wanted((q, k, v))
         if plain and not (self.training and self.dropout.p):
             mask = None if keep is None else keep[:, None, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor
 from muse_adapter.layers.candidates import can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.pairs import inner_products, unit
-from muse_adapter.models.eercf_levels import check_levels
+from muse_adapter.models.eercf_levels import check_sizes
 from muse_adapter.models.eercf_objective import EercfScores
+from muse_adapter.ops.rows import Rows
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
-
-Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors
 
 
 def rerank_candidates(
@@ -30,9 +28,7 @@ def rerank_candidates(
     recall_text: Tensor | None,
 ) -> Tensor:
     """Compute the scores (K,) of `EERCF.rerank_candidates`, whose arguments these are."""
-    mask = _check(scorer, text, frames, fused, patches, frame_mask)
-    if recall_text is not None:
-        check_features(text=(text, "D"), recall_text=(recall_text, "D"))
+    mask = _check(scorer, text, frames, fused, patches, frame_mask, recall_text)
     text = text[None]
     folded = None if recall_text is None else recall_text[None]
     if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, folded):
@@ -75,24 +71,28 @@ def _check(
     fused: Rows,
     patches: Rows | None,
     frame_mask: Rows | None,
+    recall_text: Tensor | None,
 ) -> Tensor | None:
     """Check all arguments, and return the mask (K, T) as bool."""
     named = {"frames": frames, "fused": fused, "patches": patches, "frame_mask": frame_mask}
     counts = {name: len(rows) for name, rows in named.items() if rows is not None}
     if len(set(counts.values())) > 1 or not len(frames):
         raise ValueError(f"there must be features of all candidates, at least one, got {counts}")
-    matrix = scorer.frame_logit_weight
-    check_levels(
-        text[None],
-        frames[0][None],
-        fused[0][None],
-        None if patches is None else _floating(patches[0], text)[None],
-        None,
-        dim=len(scorer.global_mat_weight),
-        num_frames=None if matrix is None else len(matrix),
+    patch = None if patches is None else patches[0]
+    if patch is not None and patch.dtype == torch.int8:
+        patch = text.new_empty(()).expand(patch.shape)  # in the type of the text, without memory
+    sizes = check_features(
+        text=(text, "D"),
+        recall_text=(recall_text, "D"),
+        frames=(frames[0], "T D"),
+        fused=(fused[0], "T D"),
+        patches=(patch, "T P D"),
     )
+    matrix = scorer.frame_logit_weight
+    dim = len(scorer.global_mat_weight)
+    check_sizes(sizes, dim=dim, num_frames=None if matrix is None else len(matrix))
     mask = None if frame_mask is None else torch.stack(list(frame_mask))
-    return check_mask("frame_mask", mask, (len(frames), len(frames[0])))
+    return check_mask("frame_mask", mask, (len(frames), sizes["T"]))
 
 
 def _floating(patches: Tensor, text: Tensor) -> Tensor:

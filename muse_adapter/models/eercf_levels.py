@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -99,7 +99,12 @@ def check_levels(
         fused=(fused, "B T D"),
         patches=(patches, "B T P D"),
     )
+    check_sizes(sizes, dim=dim, num_frames=num_frames)
+    return check_mask("frame_mask", frame_mask, (sizes["B"], sizes["T"]))
+
+
+def check_sizes(sizes: Mapping[str, int], *, dim: int, num_frames: int | None) -> None:
+    """Check that D and T are those of the scorer; see `check_levels`."""
     for letter, wanted in (("D", dim), ("T", num_frames)):
         if wanted is not None and sizes[letter] != wanted:
             raise ValueError(f"this scorer is for {letter} = {wanted}, got {sizes[letter]}")
-    return check_mask("frame_mask", frame_mask, (sizes["B"], sizes["T"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,19 +19,22 @@ def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
     They do by attributes `array` and `positions`, as those of a lazy `FeatureRows` do: then nothing
     has to be asked of each.
     """
-    array = getattr(rows, "array", None)
-    return None if array is None else (array, rows.positions)  # type: ignore[union-attr]
+    if isinstance(rows, (Tensor, list)):
+        return None
+    tensor, positions = getattr(rows, "array", None), getattr(rows, "positions", None)
+    return None if tensor is None or positions is None else (tensor, positions)
 
 
-def row_addresses(rows: Rows) -> Tensor:
-    """Return where rows of one shape and type begin in memory, (K,) int64."""
-    if isinstance(rows, Tensor):
-        array, positions = rows, torch.arange(len(rows))
-    elif (found := source(rows)) is not None:
-        array, positions = found[0], torch.tensor(found[1])
-    else:
-        return torch.tensor([row.data_ptr() for row in rows])
-    return array.data_ptr() + positions * (array.stride(0) * array.element_size())
+def row_addresses(rows: Rows) -> array[int]:
+    """Return where rows of one shape and type begin in memory, K 64-bit integers."""
+    tensor: Rows = rows
+    positions: Sequence[int] = range(len(rows))
+    if (found := source(rows)) is not None:
+        tensor, positions = found
+    if not isinstance(tensor, Tensor):
+        return array("q", [row.data_ptr() for row in rows])
+    start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+    return array("q", [start + position * step for position in positions])
 
 
 def leaves(rows: Rows | None) -> Sequence[Tensor]:
@@ -42,10 +46,10 @@ def leaves(rows: Rows | None) -> Sequence[Tensor]:
     return rows if (found := source(rows)) is None else found[:1]
 
 
-def contiguous_rows(rows: Rows) -> bool:
-    """Whether each row is contiguous, while there may be room between them."""
+def contiguous_rows(rows: Rows, first: Tensor) -> bool:
+    """Whether each row is contiguous, as the first one is; there may be room between them."""
     if isinstance(rows, Tensor) or source(rows) is not None:
-        return rows[0].is_contiguous()
+        return first.is_contiguous()
     return all(row.is_contiguous() for row in rows)
 
 
@@ -61,6 +65,8 @@ def joined(rows: Rows) -> Tensor:
     """Return one tensor (K, ...), without a copy where that is possible."""
     if isinstance(rows, Tensor):
         return rows
+    if (found := source(rows)) is not None:
+        return found[0][list(found[1])]
     return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
 
 

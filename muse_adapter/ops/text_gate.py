@@ -53,7 +53,8 @@ def text_gated_scores(
         token; and the smallest and largest norm of its tokens (K, 2), where masked ones count as 1.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown backend.
+        ValueError: Shapes or devices that do not fit, a temperature out of range, an unknown
+            backend.
         TypeError: Tensors of other types.
         RuntimeError: The backend asked for cannot run.
     """
@@ -61,6 +62,7 @@ def text_gated_scores(
     first = _check_rows("keys", keys)
     like, count, width = ("keys[0]", first), len(keys), first.shape[-1]
     tokens = first.numel() // width
+    other = None
     if values is not None:
         other = _check_rows("values", values)
         if len(values) != count or other.numel() != first.numel() or other.shape[-1] != width:
@@ -68,6 +70,7 @@ def text_gated_scores(
                 f"values must have the tokens of keys, {count} times {tokens} of width {width}, "
                 f"got {len(values)} of shape {tuple(other.shape)}"
             )
+        _check_device("values", other, first)
     check_tensor("text", text, (width,), like)
     check_tensor("mean_query", mean_query, (width,), like)
     check_tensor("mix", mix, (tokens, tokens), like)
@@ -75,6 +78,12 @@ def text_gated_scores(
         raise ValueError(
             f"mask must be bool of shape {(count, tokens)}, got {mask.dtype} {tuple(mask.shape)}"
         )
+    if mask is not None:
+        _check_device("mask", mask, first)
+    if not weak_temperature >= 0:
+        raise ValueError(f"weak_temperature must be 0 or more, got {weak_temperature}")
+    if not gate_temperature > 0:
+        raise ValueError(f"gate_temperature must be positive, got {gate_temperature}")
     dtype = state_dtype(text)
     text = text.to(dtype)
     inputs = TextGateInputs(
@@ -86,6 +95,8 @@ def text_gated_scores(
         None if mix is None else mix.to(dtype),
         weak_temperature,
         gate_temperature,
+        first,
+        other,
     )
     with without_autocast(first.device.type):
         return choose(first.device, backend).text_gated_scores(inputs)
@@ -104,6 +115,16 @@ def _check_rows(name: str, rows: Rows) -> Tensor:
         )
     if (found := source(rows)) is not None:
         array, positions = found
+        if array.shape[1:] != first.shape or array.dtype != first.dtype:
+            raise ValueError(
+                f"{name}[0] must be a row of {name}.array, {tuple(array.shape[1:])} {array.dtype}, "
+                f"got {tuple(first.shape)} {first.dtype}"
+            )
+        _check_device(f"{name}.array", array, first)
+        if len(positions) != len(rows):
+            raise ValueError(
+                f"{name}.positions must be one for each of {len(rows)} rows, got {len(positions)}"
+            )
         if not 0 <= min(positions) <= max(positions) < len(array):
             raise ValueError(f"positions of {name} must lie between 0 and {len(array) - 1}")
     elif not isinstance(rows, Tensor):
@@ -115,3 +136,10 @@ def _check_rows(name: str, rows: Rows) -> Tensor:
                     f"{device} and {name}[{index}] {tuple(row.shape)} {row.dtype} {row.device}"
                 )
     return first
+
+
+def _check_device(name: str, tensor: Tensor, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(
+            f"{name} must be on the device of keys[0], {first.device}, got {tensor.device}"
+        )

@@ -23,6 +23,8 @@ class TextGateInputs(NamedTuple):
         mix: (N, N), or None.
         weak_temperature: Of the token similarity.
         gate_temperature: Of the gate.
+        first: The first of the keys: its shape, type and device are those of all.
+        first_value: The first of the values, or None.
     """
 
     keys: Rows
@@ -33,6 +35,8 @@ class TextGateInputs(NamedTuple):
     mix: Tensor | None
     weak_temperature: float
     gate_temperature: float
+    first: Tensor
+    first_value: Tensor | None
 
     def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the scores and norms by operators of torch, candidates in groups."""
@@ -46,7 +50,7 @@ class TextGateInputs(NamedTuple):
             if self.values is not None:
                 tokens, norms = self._tokens(joined(self.values[part]), mask)
                 ranges.append(norms)
-                gate = _softmax(sims / self.gate_temperature, mask)
+                gate = _softmax(sims, self.gate_temperature, mask)
                 factors = torch.stack([gate, torch.ones_like(gate)], 1) * _inverse(norms)[:, None]
                 sums = factors @ tokens  # (k, 2, D)
                 products = (sums * torch.stack([self.text, self.mean_query])).sum(2)
@@ -74,7 +78,7 @@ class TextGateInputs(NamedTuple):
             weights = (lowered == lowered.amax(1, keepdim=True)).to(sims.dtype)
             weights = weights / weights.sum(1, keepdim=True)
         else:
-            weights = _softmax(sims / self.weak_temperature, mask)
+            weights = _softmax(sims, self.weak_temperature, mask)
         if self.mix is not None:
             weights = weights @ self.mix
         return (sims * weights).sum(1)
@@ -85,8 +89,11 @@ def _inverse(norms: Tensor) -> Tensor:
     return norms.masked_fill(norms == 0, math.inf).reciprocal()
 
 
-def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _softmax(sims: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
     """Compute the softmax of (k, N) over the last axis; uniform if all tokens are masked."""
-    if mask is not None:
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return logits.softmax(1)
+    lowest = torch.finfo(sims.dtype).min
+    highest = (sims if mask is None else sims.masked_fill(~mask, lowest)).amax(1, keepdim=True)
+    # Subtracted first: the quotient by a tiny temperature would overflow. It is then 0 for the
+    # highest and otherwise at least the lowest number.
+    logits = ((sims - highest) / temperature).clamp(min=lowest)
+    return (logits if mask is None else logits.masked_fill(~mask, lowest)).softmax(1)

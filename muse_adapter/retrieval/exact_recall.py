@@ -117,20 +117,19 @@ class ExactRecall:
             raise TypeError(f"k must be an int, got {type(k).__name__}")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        queries = queries.to(self.vectors.device, self._dtype)
-        units, norms = _units(queries)
+        given, queries = queries, queries.to(self.vectors.device, self._dtype)
+        wide = queries.double()
+        units, norms = _units(wide, queries.dtype)
         largest = float(norms.amax()) if len(queries) else 0.0
-        if not math.isfinite(largest) and not bool(queries.isfinite().all()):
+        if not math.isfinite(largest) and not bool(given.isfinite().all()):
             raise ValueError("queries must be finite, got NaN or infinity")
         if largest * self._largest > torch.finfo(queries.dtype).max:
             raise ValueError(
                 f"inner products must not overflow {queries.dtype}, got queries and vectors "
                 f"with norms up to {largest:.1e} and {self._largest:.1e}"
             )
-        found = [
-            self._search(*part, min(k, len(self)))
-            for part in zip(queries.split(_QUERIES), units.split(_QUERIES), strict=True)
-        ]
+        parts = zip(wide.split(_QUERIES), units.split(_QUERIES), strict=True)
+        found = [self._search(*part, min(k, len(self))) for part in parts]
         scores, positions = found[0]
         if len(found) > 1:
             scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -141,14 +140,15 @@ class ExactRecall:
 
     @torch.no_grad()
     def _search(self, queries: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search with queries (A, D), and the same at unit norm, both in float64."""
         if not len(queries):
-            return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
+            return queries.new_empty(0, k, dtype=self._dtype), torch.empty(0, k, dtype=torch.long)
         half = self._half
         if half is not None and len(queries) <= half.max_queries:
             chunks = half.scores(units.float())
             error = 1.01 * half.error(self._largest / self._half_scale, queries.shape[1])
         else:
-            chunks, error = self._wide_scores(units.to(queries.dtype))
+            chunks, error = self._wide_scores(units.to(self._dtype))
         found = []
         for start, scores in chunks:
             best, index = _in_doubt(scores, k, error)
@@ -159,11 +159,12 @@ class ExactRecall:
             positions = positions.gather(1, _in_doubt(best, k, error)[1])
         # By position, so that the stable sort leaves equal scores in this order.
         candidates = positions.sort(1).values
-        scores = queries.new_empty(candidates.shape)
-        for rows, query, out in zip(candidates, queries.double(), scores, strict=True):
-            # Not a matrix product, whose rounding depends on the number of rows.
-            products = self.vectors.index_select(0, rows).double().mul_(query)
-            out.copy_(products.sum(1))
+        # No matrix products, whose rounding depends on the number of rows.
+        sums = [
+            self.vectors.index_select(0, rows).double().mul_(query).sum(1)
+            for rows, query in zip(candidates, queries, strict=True)
+        ]
+        scores = torch.stack(sums).to(self._dtype)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return scores[:, :k], candidates.gather(1, order[:, :k])
 
@@ -212,11 +213,11 @@ def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
     """
     size = scores.shape[1]
     best, index = scores.topk(min(k + _SPARE, size), dim=1)
-    if not all(map(math.isfinite, best[:, 0].tolist())):  # NaN comes first, too
+    rows = best.tolist()  # Python's numbers hold differences exactly
+    if not all(math.isfinite(row[0]) for row in rows):  # NaN comes first, too
         raise NotFiniteError
     least = min(k, size)
-    # Of the k-th and those after it; Python's numbers hold the differences exactly.
-    rest = best[:, least - 1 :].tolist()
+    rest = [row[least - 1 :] for row in rows]  # the k-th and those after it
     spare = max(sum(score >= row[0] - 2 * error for score in row) for row in rest) - 1
     count = least + spare
     if count == best.shape[1] < size:  # there may be more
@@ -226,10 +227,14 @@ def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
     return best[:, :count], index[:, :count]
 
 
-def _units(queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return queries (A, D) at unit norm and their norms (A, 1), all in float64."""
-    wide = queries.double()
-    if queries.dtype == torch.float64:  # others have squares that float64 can hold
+def _units(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return queries (A, D) at unit norm and their norms (A, 1), all in float64.
+
+    Args:
+        wide: The queries in float64.
+        dtype: Their type before.
+    """
+    if dtype == torch.float64:  # others have squares that float64 can hold
         largest = _not_zero(wide.abs().amax(1, keepdim=True))
         norms = torch.linalg.vector_norm(wide / largest, dim=1, keepdim=True)
         return wide / largest / _not_zero(norms), norms * largest

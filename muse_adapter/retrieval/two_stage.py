@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -89,7 +90,8 @@ class TwoStageRetriever:
         if as_tensor:
             found = [[item for item in row if item != -1] for row in found.tolist()]
         ranked = [
-            self._reranked(query, list(ids), k) for query, ids in zip(rows, found, strict=True)
+            self._reranked(query, ids if as_tensor else list(ids), k)
+            for query, ids in zip(rows, found, strict=True)
         ]
         width = max((len(ids) for ids, _ in ranked), default=0)
         missing = -1 if as_tensor else None
@@ -115,10 +117,10 @@ class TwoStageRetriever:
                 f"rerank must return one score for each of {len(ids)} candidates, got shape "
                 f"{tuple(scores.shape)}"
             )
-        if bool(scores.isnan().any()):
+        best, order = scores.sort(descending=True, stable=True)
+        if math.isnan(best[0].item()):  # it comes first
             wrong = int(scores.isnan().sum())
             raise ValueError(f"rerank must not return NaN, got it for {wrong} of {len(ids)} ids")
-        best, order = scores.sort(descending=True, stable=True)
         return [ids[i] for i in order[:k].tolist()], best[:k]
 
 

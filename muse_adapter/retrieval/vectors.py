@@ -121,7 +121,7 @@ class FeatureRows:
         Raises:
             KeyError: An id is unknown.
         """
-        positions = [self._position(key) for key in ids]
+        positions = self._positions_of(ids)
         rows: dict[str, Sequence[Tensor]] = {
             name: LazyRows(array, positions) for name, array in self._arrays.items()
         }
@@ -129,10 +129,10 @@ class FeatureRows:
             rows = {name: list(lazy) for name, lazy in rows.items()}
         return rows if self._named else rows["features"]
 
-    def _position(self, key: Any) -> int:
+    def _positions_of(self, ids: Sequence[Any]) -> list[int]:
         if self._positions is not None:
-            return self._positions[key]
-        position = int(key)
-        if not 0 <= position < self._length:
-            raise KeyError(key)
-        return position
+            return [self._positions[key] for key in ids]
+        positions = [int(key) for key in ids]
+        if positions and not 0 <= min(positions) <= max(positions) < self._length:
+            raise KeyError(next(i for i in positions if not 0 <= i < self._length))
+        return positions

@@ -126,6 +126,8 @@ class VideoIndex:
 
         Raises:
             FileNotFoundError: There is no index.
+            ImportError: safetensors is not installed, or pymilvus or milvus-lite is not.
+            OSError: Milvus is not reached, denies access, or reports an error.
             TypeError: `model` lacks one of its two methods.
             ValueError: The index is of another model, it is damaged or of another version of the
                 format, or there is no store for this address.
@@ -210,6 +212,7 @@ class VideoIndex:
             Hits, best first. Their scores are cosines, or those of the scorer.
 
         Raises:
+            OSError: Milvus is not reached, denies access, or reports an error.
             TypeError: `query` is no text.
             ValueError: The model cannot be loaded, `k` is below 1, the index has no frame features
                 or the model no scorer, or what was found is damaged.
@@ -230,7 +233,7 @@ class VideoIndex:
         return [Hit(*segment, score) for segment, score in zip(segments, scores, strict=True)]
 
     def remove(self, videos: Iterable[str | os.PathLike[str]]) -> None:
-        """Remove videos: all of them, or none after an error, but for one of a Milvus server.
+        """Remove videos: all or none; in Milvus, after an error, perhaps some.
 
         Their space is used until `compact` is called.
 
@@ -250,6 +253,9 @@ class VideoIndex:
     def compact(self) -> None:
         """Free the space of removed videos, without disturbing readers.
 
+        In Milvus nobody else may add in that time: a process that adds what an interrupted addition
+        has left may lose segments, which `verify` finds.
+
         Raises:
             BlockingIOError: Another process writes; the message names it.
             OSError: The index cannot be written.
@@ -261,7 +267,8 @@ class VideoIndex:
     def verify(self) -> list[str]:
         """Compare all data with their checksums.
 
-        Opening an index does not read its data, and a search checks what it shows.
+        Opening an index does not read its data. In a folder a search checks what it shows; in
+        Milvus it compares nothing.
 
         Returns:
             The damaged videos, to be removed and added again.

@@ -20,6 +20,9 @@ def list_videos(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[str], dic
     Returns:
         Absolute paths, each once, those of a folder in the order of their names; and a sentence for
         each folder that cannot be read.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
     """
     found: dict[str, None] = {}
     unreadable: dict[str, str] = {}
@@ -29,6 +32,8 @@ def list_videos(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[str], dic
         unreadable[name] = f"cannot read {name}: {error.strerror}"
 
     for path in map(os.path.abspath, paths):
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"no such file or folder: {os.fsdecode(path)!r}")
         if not os.path.isdir(path):
             found[os.fsdecode(path)] = None
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
@@ -18,6 +19,7 @@ from muse_adapter.sentence_transformers.module import VideoTransformer
 CLASSES = {cls.__name__: cls for cls in (SentenceTransformer, MultiVectorEncoder)}
 OURS = {f"{VideoTransformer.__module__}.{VideoTransformer.__name__}": VideoTransformer}
 LIBRARY = "sentence_transformers."
+HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def load(
@@ -30,7 +32,7 @@ def load(
     """Load a saved model; only classes of sentence-transformers and of this package are trusted.
 
     Args:
-        name: A folder, or a name on the Hugging Face hub.
+        name: A folder, or a name on the Hugging Face hub, "owner/name".
         model_class: `SentenceTransformer` or `MultiVectorEncoder` (None: the one that was saved). A
             model of single vectors becomes one of many, by its frames and words.
         revision: Branch, tag or commit of the hub; all files are of one commit.
@@ -40,12 +42,14 @@ def load(
         The model.
 
     Raises:
-        FileNotFoundError: `name` holds no saved model.
+        FileNotFoundError: `name` is neither, or holds no saved model.
         ValueError: It needs another class; the message names it.
     """
     keys = ("token", "cache_folder", "local_files_only")
     hub: dict[str, Any] = {k: kwargs[k] for k in keys if k in kwargs}
     name = os.fspath(name)
+    if not os.path.isdir(name) and (os.path.exists(name) or not HUB_ID.fullmatch(name)):
+        raise FileNotFoundError(f"expected a folder or a hub id 'owner/name', got {name!r}")
     path, modules = _read_json(name, "modules.json", revision=revision, **hub)
     # A branch may move between two downloads: the first file tells the commit of all.
     if not os.path.isdir(name):

@@ -65,7 +65,8 @@ def test_needs(parts: scale.Parts) -> None:
 
 
 def test_limits(parts: scale.Parts) -> None:
-    assert list(scale.limits(parts).values()) == ["50,331,648", "10,000,000", "20,000,000"]
+    folder, server = ["50,331,648", "10,000,000", "20,000,000"], ["23,639,130", "2,776,280"]
+    assert list(scale.limits(parts).values()) == folder + server
 
 
 def test_operations_of_a_vit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("fcntl", reason="writing a table needs POSIX locks")
 
 from benchmarks import search, search_stores
 from benchmarks.kept_rows import KeptRows
+from benchmarks.machine import ROOT, machine
 from benchmarks.search_stores import FLAT, FOLDER
 from benchmarks.vectors import BLOCK, QUERIES, Vectors
 
@@ -91,7 +93,10 @@ def test_targets_in_the_table() -> None:
     about = {"processor": "a processor", "threads": 2, "torch": "2", "date": "2026-01-01"}
     about |= {"command": "a command", "python": "3", "muse_adapter": "0", "code": "0"}
     figures = {"machine": about, "rows": [row], "left_out": []}
-    assert "faiss" not in search.markdown_table(figures)
+    table = search.markdown_table(figures)
+    assert "faiss" not in table and "page cache" in table and "while others" not in table
+    busy = search.markdown_table(figures | {"rows": [row | {"busy": True}]})
+    assert "Built \\*: while others used the machine." in busy
     figures["rows"] = [row | {"store": FLAT, "together": 1.5, "recall": 0.876}, row]
     table = search.markdown_table(figures)
     assert "the first query takes 1.00 s, target 1 s: missed" in table
@@ -100,6 +105,12 @@ def test_targets_in_the_table() -> None:
     figures["rows"] = [row | {"recall": None, "command": "another"}]
     table = search.markdown_table(figures)
     assert "| not measured |" in table and "Rows also came from `another`." in table
+
+
+def test_the_command_that_is_kept_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(ROOT / "benchmarks" / "search.py")
+    monkeypatch.setattr(sys, "argv", [file, "--stores", "folder", "faiss, flat"])
+    assert machine()["command"] == "python -m benchmarks.search --stores folder 'faiss, flat'"
 
 
 def test_faiss(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ if backends("cpu")["numba"].reason is not None:
     pytest.skip(backends("cpu")["numba"].reason, allow_module_level=True)
 
 from muse_adapter.ops.numba_cpu import winograd
-from muse_adapter.ops.numba_cpu.winograd_filters import filter_gradient, filters_of
 
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
@@ -124,18 +123,6 @@ def test_rounding_of_a_real_width():
         got = conv3x3(x, weight, bias, backend="numba")
         exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert (got - exact).std() < 1e-6 * exact.std()
-
-
-@pytest.mark.parametrize("dtype", BOUND, ids=["float64", "float32"])
-@pytest.mark.parametrize("outputs", [1, 33])
-def test_filters_are_transformed_wherever_they_stand(outputs, dtype):
-    stored = torch.randn(32, outputs, 3, 3, dtype=dtype)
-    weight = stored.transpose(0, 1).requires_grad_()
-    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=dtype)
-    expected = (g @ weight @ g.T).permute(2, 3, 0, 1).flatten(0, 1)
-    grad = torch.randn(16, outputs, 32, dtype=dtype)
-    assert close(filters_of(weight.detach()), expected)
-    assert close(filter_gradient(grad), torch.autograd.grad(expected, weight, grad)[0])
 
 
 def test_nothing_leaks_from_map_to_map(rounds):

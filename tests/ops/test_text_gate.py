@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from muse_adapter.ops import backends, text_gated_scores, use_backend
@@ -200,6 +201,18 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"values must be of one shape, type and device.*values\[1\] .*float32",
     ),
+    "device of values": (
+        call(HALF, HALF.to("meta")),
+        ValueError,
+        r"values must be on the device of keys\[0\], cpu, got meta",
+    ),
+    "device of the mask": (
+        call(HALF, mask=torch.ones(2, 3, dtype=torch.bool, device="meta")),
+        ValueError,
+        r"mask must be on the device of keys\[0\], cpu, got meta",
+    ),
+    "weak": (call(weak_temperature=-1.0), ValueError, "weak_temperature must be 0 or more, got -1"),
+    "gate": (call(gate_temperature=0), ValueError, "gate_temperature must be positive, got 0"),
 }
 
 
@@ -228,9 +241,60 @@ def test_rows_that_are_made_when_they_are_asked_for(backend: str) -> None:
     check(MadeWhenAsked(keys), MadeWhenAsked(values), backend, 2e-6)
 
 
-@pytest.mark.parametrize("positions", [[0, 10**9], [-1, 2], [3]], ids=str)
-def test_positions_outside_of_their_array(positions: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("array", "positions", "message"),
+    [
+        (torch.zeros(3, 7, 16), [0, 10**9], "positions of keys must lie between 0 and 2"),
+        (torch.zeros(3, 7, 16), [-1, 2], "positions of keys must lie between 0 and 2"),
+        (torch.zeros(3, 7, 16), [2], "positions must be one for each of 2 rows, got 1"),
+        (torch.zeros(3, 5, 16), [0, 1], r"must be a row of keys.array, \(5, 16\)"),
+        (torch.zeros(3, 7, 16).half(), [0, 1], r"a row of keys.array, .* torch.float16, got"),
+    ],
+)
+def test_rows_that_are_not_those_of_their_array(
+    array: Tensor, positions: list[int], message: str
+) -> None:
     rows = MadeWhenAsked(torch.zeros(2, 7, 16))
-    rows.array, rows.positions = torch.zeros(3, 7, 16), positions  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="positions of keys must lie between 0 and 2"):
+    rows.array, rows.positions = array, positions  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=message):
         text_gated_scores(rows, None, torch.zeros(16))
+
+
+@EACH
+def test_rows_by_position(backend: str) -> None:
+    keys = torch.randn(5, 7, 16).half()
+    rows = MadeWhenAsked(keys[[4, 0, 4]])
+    rows.array, rows.positions = keys, (4, 0, 4)  # type: ignore[attr-defined]
+    check(rows, rows, backend, 2e-6)
+
+
+@EACH
+def test_defaults_of_the_process_change_nothing(backend: str) -> None:
+    keys, text = torch.randn(5, 7, 16).half(), torch.randn(16)
+    expected = text_gated_scores(list(keys), keys, text, backend=backend)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            got = text_gated_scores(list(keys), keys, text, backend=backend)
+    finally:
+        torch.set_default_dtype(before)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@EACH
+def test_tiny_temperatures_are_the_maximum(backend: str) -> None:
+    keys, text = torch.randn(5, 7, 16).half(), torch.randn(16)
+    expected, _ = text_gated_scores(keys, None, text, weak_temperature=0.0, backend=backend)
+    got, _ = text_gated_scores(keys, None, text, weak_temperature=1e-39, backend=backend)
+    torch.testing.assert_close(got, expected)
+
+
+@EACH
+def test_tangents_are_kept_or_refused(backend: str) -> None:
+    keys, text = torch.randn(5, 7, 16).half(), torch.randn(16)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(text, torch.randn(16))
+        scores, _ = text_gated_scores(keys, None, dual, backend=backend)
+        assert forward_ad.unpack_dual(scores).tangent is not None

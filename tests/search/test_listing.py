@@ -16,10 +16,12 @@ def test_folders_and_files(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(tmp_path)
-    videos, unreadable = list_videos(["videos", "videos/x.y", "videos/b", "missing.mp4"])
-    expected = ["videos/a.webm", "videos/b/1.mp4", "videos/b/2.MKV", "videos/x.y", "missing.mp4"]
+    videos, unreadable = list_videos(["videos", "videos/x.y", "videos/b"])
+    expected = ["videos/a.webm", "videos/b/1.mp4", "videos/b/2.MKV", "videos/x.y"]
     assert videos == [str(tmp_path / name) for name in expected]
     assert unreadable == {}
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder: '.*missing\.mp4'"):
+        list_videos(["videos", "missing.mp4"])
 
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):

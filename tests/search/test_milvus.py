@@ -234,17 +234,34 @@ def test_collections_that_are_no_index(store, uri):
         create_store(uri, "other", settings(), b"")
 
 
+KNOWN = '"format": 1, "settings": {"dim": 4}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"format": 2}', "has format 2, this version of muse-adapter reads 1"),
         ('{"format": 1, "settings": {"dim": 0}}', "is damaged: dim must be an int of at least 1"),
-        ("[]", "is damaged"),
+        ("[]", "index of 'videos' in .* is damaged"),
         ("{", "is damaged"),
+        (f'{{{KNOWN}, "index": "HNSW"}}', "is damaged: 'build' is missing or unknown"),
+        (f'{{{KNOWN}, "index": "TREE", "build": {{}}}}', "damaged: 'TREE' is missing or unknown"),
+        (f'{{{KNOWN}, "index": [], "build": {{}}}}', "is damaged"),
+        (f'{{{KNOWN}, "index": "HNSW", "build": {{"M": 16}}}}', "'efConstruction' is missing"),
+        (f'{{{KNOWN}, "index": "HNSW", "build": [16]}}', "is damaged"),
     ],
 )
 def test_other_formats(text, message, store, uri):
-    properties = {"muse_adapter.index": text}
+    assert_refused({"muse_adapter.index": text}, message, store, uri)
+
+
+@pytest.mark.parametrize("text", ["", "no base64", "aGVsbG8="])
+def test_a_damaged_model(text, store, uri):
+    message = "the property muse_adapter.model of 'videos' in .* is damaged"
+    assert_refused({"muse_adapter.model": text}, message, store, uri)
+
+
+def assert_refused(properties, message, store, uri):
     store._client.call("alter_collection_properties", "videos", properties=properties)
     with pytest.raises(ValueError, match=message):
         open_store(uri, "videos")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
@@ -9,8 +12,8 @@ pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 import grpc
 from pymilvus.exceptions import MilvusException
 
-from muse_adapter.search.milvus.address import parse_address
-from muse_adapter.search.milvus.client import translated
+from muse_adapter.search.milvus.address import Address, parse_address
+from muse_adapter.search.milvus.client import Client, translated
 
 ADDRESS = parse_address("http://me:hunter2@host/channel_db")
 
@@ -18,11 +21,15 @@ ADDRESS = parse_address("http://me:hunter2@host/channel_db")
 class RpcError(grpc.RpcError):
     """An error of gRPC, which says by a method what it is."""
 
-    def __init__(self, code: grpc.StatusCode) -> None:
-        self._code = code
+    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+        super().__init__("<RpcError of RPC that terminated with:")
+        self._code, self._details = code, details
 
     def code(self) -> grpc.StatusCode:
         return self._code
+
+    def details(self) -> str:
+        return self._details
 
 
 def caused_by(code: grpc.StatusCode, message: str) -> MilvusException:
@@ -65,3 +72,47 @@ def test_what_an_error_means(case: str) -> None:
     found = translated(error, ADDRESS, NAMES.get(case, "videos"))
     assert type(found) is expected
     assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("DEADLINE_EXCEEDED", ConnectionError),
+        ("UNAUTHENTICATED", PermissionError),
+        ("PERMISSION_DENIED", PermissionError),
+        ("RESOURCE_EXHAUSTED", OSError),
+        ("UNIMPLEMENTED", OSError),
+    ],
+)
+def test_errors_of_grpc_that_pymilvus_lets_through(
+    code: str, expected: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_server_version(timeout: float) -> str:
+        raise RpcError(grpc.StatusCode[code], "what it is")
+
+    server = SimpleNamespace(get_server_version=get_server_version, close=lambda: None)
+    monkeypatch.setattr(Client, "_connect", lambda self, timeout: server)
+    with pytest.raises(OSError) as caught:
+        Client(Address("http://host:1", options={"timeout": "0.1"}))
+    assert type(caught.value) is expected
+    assert expected is PermissionError or str(caught.value).endswith(": what it is")
+
+
+def test_a_collection_that_is_loaded_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it takes longer than the server has: it is asked again all the same."""
+    answers = iter([MilvusException(101, "collection not loaded"), ["a row"]])
+
+    def load_collection(name: str, timeout: float) -> None:
+        raise RpcError(grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def query(name: str, timeout: float) -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    server = SimpleNamespace(
+        query=query, load_collection=load_collection, get_server_version=lambda timeout: "v2"
+    )
+    monkeypatch.setattr(Client, "_connect", lambda self, timeout: server)
+    assert Client(Address("http://host:1")).call("query", "videos") == ["a row"]

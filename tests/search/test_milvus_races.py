@@ -92,6 +92,17 @@ def test_a_removal_that_deletes_behind_an_addition(store, other):
     assert store.verify() == []
 
 
+def test_a_removal_during_verify(store, other):
+    """Its videos are not damaged: they are gone when `verify` returns."""
+    append(store, videos(6))
+    heads = store.read().rows([video_id("v3.mp4")], ["addition", "count"])
+    ids = row_ids(heads[0]["addition"], heads[0]["count"])
+    assert len(ids) > 1
+    # The first row was read: then it is deleted, and the others are about to be.
+    with before("query", 0, lambda: other._client.call("delete", "videos", ids=ids[:1])):
+        assert store.verify() == []
+
+
 def test_a_connection_that_is_lost_during_a_scan(store, monkeypatch):
     """Every row comes once, wherever it was lost."""
     from pymilvus import MilvusClient

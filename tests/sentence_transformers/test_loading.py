@@ -134,6 +134,17 @@ def test_incomplete_folders(missing: str, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["", "model", "./missing", "a/b/c", "/no/model", "{file}"])
+def test_names_that_are_none_do_not_reach_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_file_path", lambda *args, **kwargs: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match="expected a folder or a hub id 'owner/name', got"):
+        load(name.format(file="file"))
+
+
 def hub_copy(cache: Path, name: str, commits: dict[str, Any]) -> None:
     """Lay out what the hub's client keeps of a repository: commits by branch or tag."""
     folder = cache / f"models--{name.replace('/', '--')}"

@@ -20,8 +20,9 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
-from muse_adapter.ops.rows import contiguous_rows, leaves
+from muse_adapter.ops.rows import Rows, contiguous_rows, leaves
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
+from muse_adapter.ops.torch_private import in_forward_mode
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
 # A shorter chunk of a stream is one slice, whose schedule costs more than it saves.
@@ -123,20 +124,27 @@ class NumbaBackend(OperatorBackend):
 
 def _reads_rows(inputs: TextGateInputs) -> bool:
     """Whether the kernel for stored tokens serves: their types, without gradients."""
-    first, values = inputs.keys[0], inputs.values
+    keys, values, first = inputs.keys, inputs.values, inputs.first
     if (
         first.dtype not in (torch.float16, torch.int8)
         or inputs.text.dtype != torch.float32
-        or (values is not None and values[0].dtype != first.dtype)
         or first.shape[-1] % LANES
         or not values_can_be_asked(first)
-        or not all(contiguous_rows(rows) for rows in (inputs.keys, values) if rows is not None)
-        or gradient_wanted([*inputs[2:6], *leaves(inputs.keys), *leaves(values)])
+        or in_forward_mode()
+        or not contiguous_rows(keys, first)
+        or (values is not None and not _are_alike(values, inputs.first_value, first))
+        or gradient_wanted([*inputs[2:6], *leaves(keys), *leaves(values)])
     ):
         return False
     from muse_adapter.ops.numba_cpu.stored import has_half_precision
 
     return first.dtype == torch.int8 or has_half_precision()
+
+
+def _are_alike(values: Rows, first_value: Tensor | None, first: Tensor) -> bool:
+    """Whether values are of the type of the keys and contiguous."""
+    assert first_value is not None
+    return first_value.dtype == first.dtype and contiguous_rows(values, first_value)
 
 
 NUMBA = NumbaBackend()

@@ -9,11 +9,11 @@ lock; they take jobs from the common counter until none is left.
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
@@ -55,8 +55,8 @@ class Kernel:
         words = [0, 0, threads]
         for argument in arguments:
             words += argument if isinstance(argument, tuple) else (argument,)
-        numbers = np.array(words, dtype=np.int64)
-        run_parallel(self._address(dtype), numbers.ctypes.data, threads)
+        numbers = array("q", words)
+        run_parallel(self._address(dtype), numbers.buffer_info()[0], threads)
 
     def _address(self, dtype: torch.dtype) -> int:
         if dtype not in self._compiled:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -174,46 +174,6 @@ def store(context: Any, target: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(target, types.int64, value), lowered
-
-
-@intrinsic
-def load_every(context: Any, source: Any, index: Any, step: Any) -> Any:
-    """Load WIDTH numbers from source[index] on, `step` apart."""
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        vector = ir.VectorType(context.get_value_type(source.dtype), WIDTH)
-        value: ir.Value = ir.Constant(vector, ir.Undefined)
-        for lane, place in enumerate(_places(context, builder, source, *arguments)):
-            number = builder.load(place, typ=vector.element)
-            value = builder.insert_element(value, number, ir.IntType(32)(lane))
-        return value
-
-    return Lanes(source.dtype)(source, types.int64, types.int64), lowered
-
-
-@intrinsic
-def store_every(context: Any, target: Any, index: Any, step: Any, value: Any) -> Any:
-    """Write WIDTH numbers from target[index] on, `step` apart."""
-    if value != Lanes(target.dtype):
-        return None
-
-    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        *where, vector = arguments
-        for lane, place in enumerate(_places(context, builder, target, *where)):
-            builder.store(builder.extract_element(vector, ir.IntType(32)(lane)), place)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, types.int64, value), lowered
-
-
-def _places(
-    context: Any, builder: ir.IRBuilder, source: Any, place: ir.Value, index: ir.Value, step: Any
-) -> Iterator[ir.Value]:
-    """Give the address of each lane."""
-    element = context.get_value_type(source.dtype)
-    for _ in range(WIDTH):
-        yield builder.gep(place, [index], source_etype=element)
-        index = builder.add(index, step)
 
 
 @intrinsic

@@ -6,6 +6,7 @@ Torch converts tokens to float32 in memory first and reads them twice more.
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any
 
 import numpy as np
@@ -209,25 +210,30 @@ def text_gated_scores(inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
     Returns:
         Scores (K, 3) or (K, 1), and the range of the norms (K, 2).
     """
-    keys, values, text, mean_query, mask, mix, *temperatures = inputs
+    keys, values, text, mean_query, mask, mix, weak, gate, first, _ = inputs
     count, width = len(keys), len(text)
-    tokens = keys[0].numel() // width
+    tokens = first.numel() // width
     room = -(-tokens // WIDTH) * WIDTH
     threads = torch.get_num_threads() if count * tokens * width >= MIN_NUMBERS else 1
-    scales = [LOG2E / temperature if temperature else math.inf for temperature in temperatures]
+    scales = [LOG2E / temperature if temperature else math.inf for temperature in (weak, gate)]
     scores, norms = text.new_empty(count, 1 if values is None else 3), text.new_empty(count, 2)
+    places = row_addresses(keys), array("q") if values is None else row_addresses(values)
     held = (
-        row_addresses(keys),
-        None if values is None else row_addresses(values),
         text.contiguous(),
         mean_query.contiguous(),
-        torch.ones(count, tokens, dtype=torch.bool) if mask is None else mask.contiguous(),
+        text.new_ones(count, tokens, dtype=torch.bool) if mask is None else mask.contiguous(),
         None if mix is None else mix.contiguous(),
-        torch.tensor(scales),
+        text.new_tensor(scales),
         text.new_empty(threads, _SCRATCH, room),
         scores,
         norms,
     )
-    kernel = score_halves if keys[0].dtype == torch.float16 else score_bytes
-    kernel.run(torch.float32, threads, (count, tokens, width, room), addresses(*held))
+    kernel = score_halves if first.dtype == torch.float16 else score_bytes
+    kernel.run(
+        torch.float32,
+        threads,
+        (count, tokens, width, room),
+        tuple(place.buffer_info()[0] if place else 0 for place in places),
+        addresses(*held),
+    )
     return scores, norms

@@ -24,13 +24,10 @@ from torch import Tensor
 from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, view
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, load, pointer, splat, store
-from muse_adapter.ops.numba_cpu.winograd_filters import (
-    MIN_ELEMENTS,
-    filter_gradient,
-    filters_of,
-)
 
 TILES = 300  # of one round: what stands between its steps is 16 numbers of each in each channel
+MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
+_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 @inline
@@ -211,7 +208,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     x, outputs = last_dim_contiguous(x), len(weight)
     shift = x.new_zeros(outputs) if bias is None else bias.contiguous()
-    filters = filters_of(weight).transpose(1, 2)
+    filters = _filter_transform(x) @ weight.reshape(-1, 9).t()
+    filters = filters.view(16, outputs, -1).transpose(1, 2)
     y = x.new_empty(*x.shape[:3], outputs)
     for begin, end in _rounds(x):
         products = torch.bmm(_transformed(input_transform, x[begin:end]), filters)
@@ -227,11 +225,17 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         grad: gradient of the output, (maps, H, W, O).
     """
     x, grad = last_dim_contiguous(x), last_dim_contiguous(grad)
-    filters = x.new_zeros(16, grad.shape[3], x.shape[3])
+    outputs, inputs = grad.shape[3], x.shape[3]
+    filters = x.new_zeros(16, outputs, inputs)
     for begin, end in _rounds(x):
         products = _transformed(gradient_transform, grad[begin:end])
         filters.baddbmm_(products.transpose(1, 2), _transformed(input_transform, x[begin:end]))
-    return filter_gradient(filters)
+    return (filters.view(16, -1).t() @ _filter_transform(x)).view(outputs, inputs, 3, 3)
+
+
+def _filter_transform(like: Tensor) -> Tensor:
+    """Return the matrix (16, 9) that turns the 9 numbers of a filter g into the 16 of G g G^T."""
+    return like.new_tensor([[p * q for p in a for q in b] for a in _G for b in _G])
 
 
 def _rounds(x: Tensor) -> list[tuple[int, int]]:

@@ -82,8 +82,10 @@ def index(arguments: argparse.Namespace) -> int:
         opened = prepared = None
         if processes.rank == 0:
             try:
+                # What is wrong here is said before an index is made.
+                listed = _list(arguments)
                 opened = stack.enter_context(_open(arguments))
-                prepared = list_videos(arguments.paths)
+                prepared = listed
             except ERRORS:
                 processes.broadcast(None)
                 raise
@@ -119,6 +121,16 @@ def index(arguments: argparse.Namespace) -> int:
         assert opened is not None
         _print_report(opened, results, unreadable)
         return INCOMPLETE if unreadable else 0
+
+
+def _list(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Check the options of adding, and list the videos."""
+    if arguments.batch_size < 1 or arguments.workers < 0:
+        raise ValueError(
+            f"--batch-size must be at least 1 and --workers at least 0, got "
+            f"{arguments.batch_size} and {arguments.workers}"
+        )
+    return list_videos(arguments.paths)
 
 
 def _open(arguments: argparse.Namespace, *, create: bool = True) -> VideoIndex:

@@ -6,7 +6,9 @@ and the identity of the model, stands in its properties, so that it is created i
 Milvus has no transactions. So a video is in the table once its first row is, which is written last,
 and no longer once that is deleted, which happens first. The other rows of a video are named by a
 hash of its content: rows of an interrupted or a concurrent addition are never taken for those of
-another one. Everything can be repeated without effect, and any number of processes write.
+another one. Everything can be repeated without effect, and any number of processes write, except
+during `compact`. A remover that dies between its two deletions, while another process adds the same
+content, can leave that video with its first segment only, which `verify` finds.
 
 The files, each importing only files above it:
 

@@ -112,6 +112,7 @@ class Client:
                 called again.
             collection: That it is about.
         """
+        import grpc
         from pymilvus.exceptions import MilvusException
 
         deadline, (pause, longest) = time.monotonic() + self.address.timeout, _PAUSES_S
@@ -122,7 +123,7 @@ class Client:
                     if self._client is None:
                         self._client = self._connect(left)
                     return function(self._client, left)
-            except (MilvusException, ValueError) as error:
+            except (MilvusException, grpc.RpcError, ValueError) as error:
                 failure = translated(error, self.address, collection)
                 if not isinstance(failure, ConnectionError):
                     raise failure from error
@@ -130,7 +131,7 @@ class Client:
                     raise failure from error
                 if _NOT_LOADED in _codes(error) and collection:
                     # Somebody released it, or the server was killed before it had noted the wish.
-                    with contextlib.suppress(MilvusException), _without_logs():
+                    with contextlib.suppress(MilvusException, grpc.RpcError), _without_logs():
                         self._client.load_collection(collection, timeout=left)
             time.sleep(pause)
             pause = min(2 * pause, longest)
@@ -183,11 +184,13 @@ def translated(error: Exception, address: Address, collection: str = "") -> OSEr
     """Return the error of ours that says what an error of pymilvus means.
 
     Args:
-        error: Of pymilvus.
+        error: Of pymilvus, or of gRPC, some of whose errors it lets through.
         address: Of the server.
         collection: That was asked for. Its name may be of words that mean something in a message.
     """
-    message = str(getattr(error, "message", "") or error)
+    # gRPC says by a method what it is; the text of its errors has many lines.
+    said = error.details() if hasattr(error, "details") else getattr(error, "message", "")
+    message = str(said or error)
     codes, words = _codes(error), ""
     if not any(isinstance(code, int) for code in codes - _UNKNOWN_CODES):
         # One word at a time: a message without the name may still say what it means.

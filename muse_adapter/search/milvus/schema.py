@@ -32,8 +32,8 @@ def make_schema(dim: int, frame_features: bool) -> Any:
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     if frame_features:
         schema.add_field("num_frames", DataType.INT64)
-        # Bytes of half precision in base64. In the row of the segment, since a collection beside it
-        # was no faster, and a vector for each frame was several times slower and larger.
+        # Bytes of half precision in base64, in the row of the segment: no second collection can
+        # lack some of them.
         schema.add_field(
             "frames",
             DataType.ARRAY,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muse_adapter.search.milvus.address import Address, parse_address
+from muse_adapter.search.milvus.address import INDEXES, Address, parse_address
 from muse_adapter.search.milvus.client import Client
 from muse_adapter.search.milvus.rows import is_whole, make_rows, row_ids, video_id
 from muse_adapter.search.milvus.schema import make_index, make_schema
@@ -61,8 +61,9 @@ class MilvusStore:
         if not call("has_collection", name):
             raise FileNotFoundError(f"there is no index {name!r} in {address}")
         properties = call("describe_collection", name).get("properties") or {}
-        self.settings, kind, build = _unpack(properties.get(_INDEX), f"{name!r} in {address}")
-        self.model = zlib.decompress(base64.b64decode(properties[_MODEL]))
+        what = f"{name!r} in {address}"
+        self.settings, kind, build = _unpack_index(properties.get(_INDEX), what)
+        self.model = _unpack_model(properties.get(_MODEL, ""), what)
         for option, value in address.options.items():
             stored = kind if option == "index" else build.get(option)
             if stored is not None and value != str(stored):
@@ -102,8 +103,8 @@ class MilvusStore:
                 name,
                 schema=make_schema(settings.dim, settings.frame_features),
                 properties={
-                    _INDEX: _pack(settings, address),
-                    _MODEL: base64.b64encode(zlib.compress(model)).decode(),
+                    _INDEX: _pack_index(settings, address),
+                    _MODEL: _pack_model(model),
                 },
                 consistency_level="Strong",
             )
@@ -122,7 +123,7 @@ class MilvusStore:
 
     def verify(self) -> list[str]:
         """Compare all data with their hashes, and return the damaged videos."""
-        damaged = []
+        damaged: dict[str, str] = {}  # by their additions
         for block in self._table.scan("number == 0", ["addition", "count"]):
             for heads in batches(block, _VIDEOS_AT_ONCE):
                 ids = [i for head in heads for i in row_ids(head["addition"], head["count"])]
@@ -132,8 +133,10 @@ class MilvusStore:
                 for head in heads:
                     rows = by_addition.get(head["addition"])
                     if rows and not is_whole(rows, self.settings.frame_features):
-                        damaged.append(self._table.segments(rows)[0].video)
-        return damaged
+                        damaged[head["addition"]] = self._table.segments(rows)[0].video
+        # Another process may have removed some before all their rows were read.
+        current = self._table.current(damaged, "Strong")
+        return [video for addition, video in damaged.items() if addition in current]
 
     def close(self) -> None:
         """Close the connection."""
@@ -223,7 +226,7 @@ class MilvusWriter:
             self._client.call("delete", self._name, ids=list(some))
 
 
-def _pack(settings: Settings, address: Address) -> str:
+def _pack_index(settings: Settings, address: Address) -> str:
     """Write what is fixed as text."""
     values = {
         "format": FORMAT,
@@ -235,7 +238,7 @@ def _pack(settings: Settings, address: Address) -> str:
     return json.dumps(values)
 
 
-def _unpack(text: str | None, what: str) -> tuple[Settings, str, dict[str, int]]:
+def _unpack_index(text: str | None, what: str) -> tuple[Settings, str, dict[str, int]]:
     """Read settings, kind of index and its parameters.
 
     Raises:
@@ -247,9 +250,27 @@ def _unpack(text: str | None, what: str) -> tuple[Settings, str, dict[str, int]]
         values = parse_json(text)
         version = values["format"]
         if version == FORMAT:
-            return Settings(**values["settings"]), values["index"], values["build"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the index {what} is damaged: {error}") from error
+            settings, kind = Settings(**values["settings"]), values["index"]
+            # A kind that is not known, or parameters that it has not.
+            build = {name: int(values["build"][name]) for name in INDEXES[kind][0]}
+            return settings, kind, build
+    except KeyError as error:
+        raise ValueError(
+            f"the property {_INDEX} of {what} is damaged: {error} is missing or unknown"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the property {_INDEX} of {what} is damaged: {error}") from error
     raise ValueError(
         f"the index {what} has format {version!r}, this version of muse-adapter reads {FORMAT}"
     )
+
+
+def _pack_model(model: bytes) -> str:
+    return base64.b64encode(zlib.compress(model)).decode()
+
+
+def _unpack_model(text: str, what: str) -> bytes:
+    try:
+        return zlib.decompress(base64.b64decode(text))
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"the property {_MODEL} of {what} is damaged: {error}") from error

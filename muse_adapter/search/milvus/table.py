@@ -143,6 +143,7 @@ class MilvusTable:
             try:
                 if iterator is None:
                     conditions = [condition] * bool(condition) + [f'id > "{last}"'] * bool(last)
+                    # Later blocks have the same time: if it was short, it is made again after one.
                     iterator = client.query_iterator(
                         self._name,
                         batch_size=IDS_AT_ONCE,

@@ -132,7 +132,9 @@ def test_names_that_terminals_would_obey(model, folder, tmp_path, capsys):
         ("index {folder} --to {made} --window 2", "was created with --window None, got 2.0"),
         ("index {folder} --to {new} --model {model} --stride 2", "stride=2.0 needs window="),
         ("index {folder} --to {made} --no-frame-features", "was created with frame features, got"),
-        ("index {folder} --to {made} --batch-size 0", "batch_size must be at least 1"),
+        ("index {folder} --to {new} --model {model} --batch-size 0", "--batch-size must be at"),
+        ("index {folder} --to {new} --model {model} --workers -1", "and --workers at least 0"),
+        ("index {folder}/no --to {new} --model {model}", "no such file or folder: '.*/no'"),
         ("index {folder} --to {new} --model nobody", "nobody"),
     ],
 )
@@ -144,6 +146,7 @@ def test_errors_are_one_line(arguments, message, made, folder, model, tmp_path, 
     line = output.err.strip().splitlines()[-1]
     assert line.startswith(f"muse-adapter {words[0]}: ") and re.search(message, line), line
     assert "Traceback" not in output.err and not output.out
+    assert not paths["new"].exists()
 
 
 def test_interrupt(made, folder, monkeypatch, capsys):
@@ -183,7 +186,11 @@ class TwoProcesses(Processes):
 
 
 def test_errors_of_all_processes_are_reported(made, folder, capsys, monkeypatch):
+    def refused(*arguments, **options):
+        raise BlockingIOError("another process writes")
+
     monkeypatch.setattr(indexing, "started_processes", lambda: nullcontext(TwoProcesses()))
-    assert main(["index", str(folder), "--to", str(made), "--batch-size", "0"]) == 2
+    monkeypatch.setattr(VideoIndex, "add", refused)
+    assert main(["index", str(folder), "--to", str(made)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search("process 0: batch_size must .*; process 1: its disk is full$", line)
+    assert line.endswith("process 0: another process writes; process 1: its disk is full")
