@@ -14,8 +14,9 @@ import torch
 pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
 pytest.importorskip("datasets", reason="needs datasets: muse-adapter[train]")
 
+from examples.train.folder import SETTINGS_FILE
 from examples.train.model import build_model
-from examples.train.run import read_tokens
+from examples.train.run import read_tokens, run
 from examples.train.settings import Execution, RunSettings
 from examples.train.token_list import LIST_FILE
 from examples.train.tokens import TokenFolder
@@ -211,6 +212,14 @@ def test_a_damaged_list(
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         folder_of(corpus, path.parent, videos_of(corpus)[:1]).check()
+
+
+def test_other_tokens_leave_no_settings(corpus: Path, kept: Path, tmp_path: Path) -> None:
+    """So that --output can be used again with another folder of tokens."""
+    how = Execution(output=tmp_path / "run", cache_tokens=kept, progress=False)
+    with pytest.raises(ValueError, match="tokens of 4 videos, but not of 8"):
+        run(settings(corpus), how)
+    assert not (how.output / SETTINGS_FILE).exists()
 
 
 def test_a_check_writes_nothing(corpus: Path, tmp_path: Path) -> None:
