@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.kept_rows import KeptRows, Row, add_options, busy_note, left_out, measure_rows
 from benchmarks.machine import where
 from benchmarks.search import DIM, build, recall, timed
-from benchmarks.search_stores import K, number_of, segments
+from benchmarks.search_stores import OwnIndex, segments
 from benchmarks.vectors import QUERIES, Vectors
 from muse_adapter.search.milvus import MilvusStore
 from muse_adapter.search.segments import Settings
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(markdown_table(rows.figures))
 
 
-class Collection:
+class Collection(OwnIndex):
     """An index in Milvus, as `benchmarks.search.build` fills it.
 
     Args:
@@ -71,7 +71,8 @@ class Collection:
     """
 
     def __init__(self, store: MilvusStore, vectors: Vectors, appended: int) -> None:
-        self.store, self._vectors, self._appended = store, vectors, appended
+        super().__init__(store, vectors)
+        self._appended = appended
 
     def __len__(self) -> int:
         return self._appended
@@ -81,22 +82,6 @@ class Collection:
         with self.store.write() as writer:
             writer.append(segments(self._appended, vectors))
         self._appended += len(vectors)
-
-    def save(self) -> None:
-        """Do nothing: the server has it."""
-
-    def search(self, queries: Tensor) -> Any:
-        """Find the K best for each query."""
-        return self.store.read().search(queries, K)[1]
-
-    def numbers(self, found: Any) -> list[list[int]]:
-        """Return the numbers of the vectors that were found."""
-        table = self.store.read()
-        return [[number_of(hit.video) for hit in table.segments(row)] for row in found]
-
-    def best(self) -> list[list[int]]:
-        """Return what should be found."""
-        return self._vectors.best(K)
 
 
 def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) -> Row | None:

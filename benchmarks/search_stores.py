@@ -69,29 +69,19 @@ def segments(first: int, vectors: Tensor, frames: Tensor | None = None) -> list[
     ]
 
 
-class Folder:
-    """An index in a folder: all of its vectors are compared."""
+class OwnIndex:
+    """An index of this package, in a folder or in Milvus, that is searched for vectors.
 
-    frame_features = False
+    Args:
+        store: The index.
+        vectors: That it is filled with.
+    """
 
-    def __init__(self, folder: Path, vectors: Vectors) -> None:
-        self._vectors = vectors
-        if not (folder / "videos").exists():
-            settings = Settings(vectors.dim, frame_features=self.frame_features)
-            create_store(folder, "videos", settings, b"").close()
-        self.store = open_store(folder, "videos")
-
-    def __len__(self) -> int:
-        return self.store.read().num_videos
-
-    def append(self, vectors: Tensor) -> None:
-        """Add the next block."""
-        frames = self._vectors.frames(vectors) if self.frame_features else None
-        with self.store.write() as writer:
-            writer.append(segments(len(self), vectors, frames))
+    def __init__(self, store: Any, vectors: Vectors) -> None:
+        self.store, self._vectors = store, vectors
 
     def save(self) -> None:
-        """Do nothing: what was appended is on the disk."""
+        """Do nothing: what was appended is kept."""
 
     def search(self, queries: Tensor) -> Any:
         """Find the K best for each query."""
@@ -105,6 +95,27 @@ class Folder:
     def best(self) -> list[list[int]]:
         """Return what should be found."""
         return self._vectors.best(K)
+
+
+class Folder(OwnIndex):
+    """An index in a folder: all of its vectors are compared."""
+
+    frame_features = False
+
+    def __init__(self, folder: Path, vectors: Vectors) -> None:
+        if not (folder / "videos").exists():
+            settings = Settings(vectors.dim, frame_features=self.frame_features)
+            create_store(folder, "videos", settings, b"").close()
+        super().__init__(open_store(folder, "videos"), vectors)
+
+    def __len__(self) -> int:
+        return self.store.read().num_videos
+
+    def append(self, vectors: Tensor) -> None:
+        """Add the next block."""
+        frames = self._vectors.frames(vectors) if self.frame_features else None
+        with self.store.write() as writer:
+            writer.append(segments(len(self), vectors, frames))
 
 
 class FolderTwice(Folder):

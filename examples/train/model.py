@@ -30,7 +30,7 @@ class RunModel(SentenceTransformer):
     def read_from(self, stored: StoredTokens) -> None:
         """Read stored tokens in place of videos from now on."""
         self.stored = stored
-        self[0].encoder.grid = stored.cached.grid
+        self[0].encoder = TokenEncoder(self[0].encoder, stored.cached.grid)
 
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any
@@ -47,11 +47,12 @@ class TokenEncoder(VideoEncoder):
 
     Args:
         encoder: The encoder whose backbone and head it gets.
+        grid: Patch grid (H, W) of the tokens.
     """
 
-    def __init__(self, encoder: VideoEncoder) -> None:
+    def __init__(self, encoder: VideoEncoder, grid: tuple[int, int] | None) -> None:
         super().__init__(encoder.backbone, encoder.head, freeze=True)
-        self.grid: tuple[int, int] | None = None
+        self.grid = grid
 
     def forward_tokens(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Return the tokens that are the head's input."""
@@ -77,8 +78,6 @@ def build_model(settings: RunSettings, *, skip_unreadable: bool = False) -> RunM
     config = dataclasses.replace(module.head.config, depth=settings.depth, dropout=settings.dropout)
     if config != module.head.config:
         module.encoder.head = MultiScaleMamba(config)
-    if settings.cache_dtype is not None:
-        module.encoder = TokenEncoder(module.encoder)
     model = RunModel(modules=[module])
     model.skip_unreadable = skip_unreadable
     return model

@@ -38,7 +38,7 @@ def rerank_candidates(
     if folded is None:
         folded = inner_products(text, scorer.global_mat_weight.T)  # as `EERCF.recall_text` does
     text = text[0]
-    of_patches, of_gated_patches = scorer.rerank_weights[2], scorer.rerank_weights[4]
+    weight = dict(zip(EercfScores._fields, scorer.rerank_weights, strict=True))
     frame_weak, frame, video = candidate_scores(
         text,
         frames,
@@ -50,11 +50,11 @@ def rerank_candidates(
         mean_query=folded[0].to(text.dtype),
     ).unbind(1)
     patch_weak = patch = None
-    if patches is not None and (of_patches or of_gated_patches):
+    if patches is not None and (weight["patch_weak"] or weight["patch"]):
         patch_weak, *gated = candidate_scores(
             text,
             patches,
-            patches if of_gated_patches else None,
+            patches if weight["patch"] else None,
             None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,

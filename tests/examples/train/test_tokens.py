@@ -20,7 +20,7 @@ from examples.train.run import read_tokens, run
 from examples.train.settings import Execution, RunSettings
 from examples.train.token_list import LIST_FILE
 from examples.train.tokens import TokenFolder
-from muse_adapter import files
+from muse_adapter import CachedTokens, files
 from tests.support.training_corpus import settings_of
 
 
@@ -71,6 +71,15 @@ def kept(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kept") / "tokens"
     store(corpus, folder)
     return folder
+
+
+def test_the_patch_grid_is_kept(corpus: Path, kept: Path) -> None:
+    frames = build_model(settings(corpus)).preprocess(videos_of(corpus)[:1])["pixel_values_videos"]
+    grid = build_model(settings(corpus))[0].encoder.grid_of(frames)
+    assert grid is not None
+    model = store(corpus, kept)
+    tokens = model.preprocess(videos_of(corpus)[:1])["pixel_values_videos"]
+    assert model[0].encoder.grid_of(tokens) == CachedTokens(kept).grid == grid
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
