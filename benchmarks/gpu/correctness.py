@@ -27,7 +27,7 @@ from benchmarks.gpu.cases import (
     head,
     one_direction,
 )
-from benchmarks.gpu.part import Options, Row, run_part
+from benchmarks.gpu.part import Options, Row, run_part, shorten_kernels
 from muse_adapter.ops import backend_for, self_check
 from muse_adapter.ops.recurrent import TORCH
 from muse_adapter.ops.triton_gpu import TRITON
@@ -144,7 +144,7 @@ def rows(options: Options) -> Iterator[Row]:
     """Compare every case, as they end, and look at the automatic choice."""
     cases = TINY if options.tiny else CASES
     workers = 1 if options.tiny else WORKERS
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=prepare) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), prepare, (options,)) as pool:
         waiting = {pool.submit(automatic_choice, options): "self-check, automatic choice"}
         for case in cases:
             dtype = str(case.given).removeprefix("torch.")
@@ -158,8 +158,10 @@ def rows(options: Options) -> Iterator[Row]:
             yield row
 
 
-def prepare() -> None:
+def prepare(options: Options) -> None:
     """Set up a process that runs cases."""
+    if options.tiny:
+        shorten_kernels()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # the pyramid's convolutions have 11 bits with it
     # Two calls are compared bit by bit; the pyramid's convolutions promise that only when asked.

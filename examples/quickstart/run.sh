@@ -51,7 +51,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         if [ -n "${TORCH_INDEX:-}" ]; then
             "$venv/bin/python" -m pip install --index-url "$TORCH_INDEX" torch
         fi
-        "$venv/bin/python" -m pip install --editable ".[$extras]" transformers
+        # Python compiles what is imported; to compile every file of torch and transformers takes a minute.
+        "$venv/bin/python" -m pip install --no-compile --editable ".[$extras]" transformers
     )
     printf '%s\n' "$wanted" >"$stamp"
 fi
