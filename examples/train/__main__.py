@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.command_line import exit_status
-from examples.train.processes import ReportedError, launched, same_error
+from examples.train.processes import ReportedError, rank_and_world, same_error
 from examples.train.settings import CACHE_DTYPES, OBJECTIVES, Execution, RunSettings
 from muse_adapter.data.annotations import DATA_SETS
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _silent_unless_first() -> Iterator[None]:
     """Inside the `with` block only the first of several processes prints."""
-    if launched()[0] == 0:
+    if rank_and_world()[0] == 0:
         yield
         return
     with (
@@ -97,7 +97,7 @@ def _train(options: dict[str, Any]) -> None:
         options["cache_dtype"] = options["cache_dtype"] or "float32"
     names = Execution.__dataclass_fields__
     how = {name: options.pop(name) for name in list(options) if name in names}
-    rank, processes = launched()
+    rank, processes = rank_and_world()
     with same_error():
         execution = Execution(processes=processes, **how)
         settings = RunSettings.of(options.pop("data_set"), **options)

@@ -16,8 +16,13 @@ class ReportedError(Exception):
     """An error of a run that the first process reports; the others end without a word."""
 
 
-def launched() -> tuple[int, int]:
-    """Return the number of this process and how many torchrun has started; (0, 1) without it."""
+def rank_and_world() -> tuple[int, int]:
+    """Return the number of this process and how many there are; (0, 1) without torchrun.
+
+    Before the processes form a group, what torchrun says.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -32,7 +37,7 @@ def same_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if launched()[0] > 0:
+        if rank_and_world()[0] > 0:
             raise ReportedError(str(error)) from error
         raise
 
@@ -44,13 +49,6 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return the number of this process and how many there are; (0, 1) without torchrun."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
 
 
 def on_all(work: Callable[[], T]) -> T:
