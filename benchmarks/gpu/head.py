@@ -69,7 +69,7 @@ def rows(options: Options) -> Iterator[Row]:
 def build(mixer: str, options: Options) -> MultiScaleMamba:
     """Build a head of the paper's size, or a tiny one, the same at every call."""
     torch.manual_seed(0)
-    size: dict[str, Any] = {"dim": 16, "depth": 2, "scales": (1.0,)} if options.tiny else {}
+    size: dict[str, Any] = {"dim": 16, "depth": 1, "scales": (1.0,)} if options.tiny else {}
     return MultiScaleMamba(mixer=mixer, init="release", **size).to(options.device)
 
 
