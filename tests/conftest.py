@@ -130,9 +130,9 @@ def fast_interpreter() -> None:
 
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted and TRITON.unavailable(torch.device("cpu")) is None:
-        from tests.support.triton_interpreter import patch_language_once
+        from tests.support.triton_interpreter import shorten_interpreter
 
-        patch_language_once()
+        shorten_interpreter()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import torch
 from benchmarks.machine import machine, write_json
 from benchmarks.measure import MemoryMeter, in_turn
 from muse_adapter.ops import backends
-from tests.support.triton_interpreter import patch_language_once
+from tests.support.triton_interpreter import shorten_interpreter
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def shorten_kernels() -> None:
     """Let Triton's interpreter do nothing for tiny inputs that they have no use for."""
     from muse_adapter.ops.triton_gpu import function  # imports Triton
 
-    patch_language_once()
+    shorten_interpreter()
     # A chunk is computed whole, and tiny inputs have a few steps.
     function.CHUNK, function.SHORTEST = 8, 16
 

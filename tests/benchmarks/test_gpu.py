@@ -148,7 +148,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str]) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow(seconds=50)
 def test_all_parts(tmp_path: Path) -> None:
     parts = [name for name in LIMITS if name != "tuning"]
     done = gpu_day(tmp_path, "--tiny", "out", *parts)

@@ -26,7 +26,7 @@ guard_operators(lambda: SIDE[0])
 from muse_adapter import ops  # noqa: E402
 from tests.support import operator_arguments as make  # noqa: E402
 from tests.support.operator_arguments import DRAW, pick  # noqa: E402
-from tests.support.triton_interpreter import patch_language_once  # noqa: E402
+from tests.support.triton_interpreter import shorten_interpreter  # noqa: E402
 
 RUN = torch.ops.muse_adapter
 REFUSALS = ValueError, TypeError, RuntimeError, IndexError
@@ -205,7 +205,7 @@ def main(first: int, count: int, what: str = "operators", fault: str | None = No
         OPERATORS.clear()
         OPERATORS.update(chosen)
     if what == "triton":
-        patch_language_once()
+        shorten_interpreter()
     if fault is not None:
         plant(fault)
     outcomes = [run_case(seed) for seed in range(first, first + count)]
