@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--steps", type=int,
                         help="training steps (default: 600; 800 with --compare)")  # fmt: skip
+    parser.add_argument("--clips", type=int,
+                        help="training clips to render, even (default: 2000)")  # fmt: skip
     own = parser.add_argument_group("own material")
     own.add_argument("--videos", type=Path, metavar="FOLDER", help="folder of your videos")
     own.add_argument("--captions", type=Path, metavar="CSV", help="CSV of their captions")
@@ -77,6 +79,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--html is of search: give both or none")
     if (options.videos is None) != (options.captions is None):
         raise ValueError("--videos and --captions belong together: give both or none")
+    if options.clips is not None and options.videos is not None:
+        raise ValueError("--clips is of the rendered corpus: not with --videos")
     if options.train_backbone and options.backbone is None:
         raise ValueError("--train-backbone needs --backbone FOLDER")
     if options.threads is not None and options.threads < 1:
@@ -146,6 +150,7 @@ def run_training(options: argparse.Namespace) -> None:
         size=settings.size,
         videos=options.videos,
         captions=options.captions,
+        corpus_sizes=None if options.clips is None else {"train": options.clips},
         progress=not options.quiet,
     )
     sizes = ", ".join(f"{count} {name}" for name, count in material.sizes.items())

@@ -25,6 +25,7 @@ _CONFIG = {
     "proxy.timeTickInterval": 50,
     "queryCoord.checkInterval": 100,
     "queryCoord.distPullInterval": 100,
+    "common.session.ttl": 10,  # seconds for which a server that starts takes a killed one for alive
 }
 
 

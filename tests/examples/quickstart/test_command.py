@@ -25,6 +25,8 @@ from tests.support.quickstart import run_command
         (["--videos", "somewhere"], "--videos and --captions belong together"),
         (["--captions", "some.csv"], "--videos and --captions belong together"),
         (["--videos", "nowhere", "--captions", "no.csv"], "no such file of captions: no.csv"),
+        (["--clips", "3"], "train must be an even number of at least 2 clips, got 3"),
+        (["--clips", "4", "--videos", "v", "--captions", "c"], "--clips is of the rendered corpus"),
         (["--train-backbone"], "--train-backbone needs --backbone FOLDER"),
         (["--backbone", "nowhere"], "expects the folder of a Hugging Face CLIP"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
