@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -148,9 +149,10 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str]) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow(seconds=50)
-def test_all_parts(tmp_path: Path) -> None:
-    parts = [name for name in LIMITS if name != "tuning"]
+@pytest.mark.slow(seconds=20)
+def test_parts_in_processes_of_their_own(tmp_path: Path) -> None:
+    """Those that compute nothing at tiny sizes; the others are run below, in this process."""
+    parts = ["environment", "tests", "published"]
     done = gpu_day(tmp_path, "--tiny", "out", *parts)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -164,14 +166,51 @@ def test_all_parts(tmp_path: Path) -> None:
     for name in parts:
         assert figures[name]["outcome"] == "done" and figures[name]["rows"], name
         assert figures[name]["machine"]["command"].startswith(f"python -m benchmarks.gpu.{name}")
-    rows = {name: figures[name]["rows"] for name in parts}
-    assert {"head, float32", "head, autocast, bfloat16"} <= {
-        row["what"] for row in rows["correctness"]
-    }
-    scan, head = rows["scan"][0], rows["head"][0]
-    assert scan["seconds"]["training"] > 0 and scan["forward_kernels_s"]["all"] > 0
+    assert "not_measured" in figures["published"]["rows"][0]
+
+
+def check_correctness(rows: list[dict[str, Any]]) -> None:
+    assert {"head, float32", "head, autocast, bfloat16"} <= {row["what"] for row in rows}
+
+
+def check_scan(rows: list[dict[str, Any]]) -> None:
+    assert rows[0]["seconds"]["training"] > 0 and rows[0]["forward_kernels_s"]["all"] > 0
+
+
+def check_head(rows: list[dict[str, Any]]) -> None:
     for mixer in ("bimamba", "attention"):
-        assert {f"{mixer} training", f"{mixer} inference"} <= set(head["seconds"])
-    assert head["tokens"] == 5 and head["training_times_faster"] > 0
-    assert "not_measured" in rows["published"][0]
-    assert [row["times_faster"] > 0 for row in rows["compiled"]] == [True, True]
+        assert {f"{mixer} training", f"{mixer} inference"} <= set(rows[0]["seconds"])
+    assert rows[0]["tokens"] == 5 and rows[0]["training_times_faster"] > 0
+
+
+def check_compiled(rows: list[dict[str, Any]]) -> None:
+    assert [row["times_faster"] > 0 for row in rows] == [True, True]
+
+
+CHECKS = {
+    "correctness": check_correctness,
+    "scan": check_scan,
+    "head": check_head,
+    "compiled": check_compiled,
+}
+
+
+def test_every_part_is_run_here_or_above() -> None:
+    """But for `tuning`, which takes a minute."""
+    assert {"environment", "tests", "published", "tuning", *CHECKS} == set(LIMITS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the kernels are those of the GPU")
+@pytest.mark.parametrize("name", CHECKS)
+def test_part(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from muse_adapter.ops.triton_gpu import function
+
+    for constant in ("CHUNK", "SHORTEST"):  # a part changes them for its process
+        monkeypatch.setattr(function, constant, getattr(function, constant))
+    target = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", [name, "--tiny", "--json", str(target)])
+    torch._dynamo.reset()
+    importlib.import_module(f"benchmarks.gpu.{name}").main()
+    torch._dynamo.reset()
+    CHECKS[name](json.loads(target.read_text())["rows"])
