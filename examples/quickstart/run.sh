@@ -11,6 +11,7 @@
 #   VENV      the environment (.venv in the root)
 #   TORCH_INDEX   address that torch is installed from, for a build without CUDA; pytorch.org, "Get Started",
 #                 shows the one of the CPU builds (its pip command's --index-url). Empty: pip's own choice
+#   CONSTRAINTS   file of the versions to install (constraints.txt); empty: the newest ones
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -46,7 +47,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     (
         cd "$root"
         # pip hands constraints on to the build of our own wheel by these; its version decides which counts.
-        export PIP_CONSTRAINT=$root/constraints.txt PIP_BUILD_CONSTRAINT=$root/constraints.txt
+        constraints=${CONSTRAINTS-$root/constraints.txt}
+        export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
         export PIP_DISABLE_PIP_VERSION_CHECK=1
         if [ -n "${TORCH_INDEX:-}" ]; then
             "$venv/bin/python" -m pip install --index-url "$TORCH_INDEX" torch
