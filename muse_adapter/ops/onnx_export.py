@@ -1,4 +1,4 @@
-"""The scan as `torch.onnx.export` translates it: an ONNX Scan over videos, inside it one over time.
+"""The scan as `torch.onnx.export` translates it: an ONNX Scan over videos and time.
 
 While a graph is traced for ONNX, this takes the place of every backend, since runtimes have none of
 their kernels; everything around the scan is plain torch. What bounds its time is what each step
@@ -75,12 +75,17 @@ def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
             tensor = tensor.expand(batch, length, -1, -1)
             rows.append(tensor.flip(1) if scan.reverse else tensor)
     A = torch.cat([A for _, _, A, _, _ in given]).transpose(1, 2)  # (n, S, K)
-    states = torch.cat([first_state(scan, A) for scan, (_, _, A, _, _) in zip(scans, given)], dim=1)
+    starts = [first_state(scan, A) for scan, (_, _, A, _, _) in zip(scans, given, strict=True)]
     chunks = _chunks(*(torch.cat(rows, dim=2) for rows in inputs))
-    last, y = scan_operator(_video, [], [states.transpose(2, 3).flatten(1, 2), *chunks], [A])
-    groups = given[0][0].shape[2]
-    last = last.unflatten(1, (-1, groups, A.shape[1])).transpose(3, 4)  # (batch, scans, G, K, S)
-    y = y.flatten(1, 2).unflatten(1, (-1, len(scans), groups))[:, :length]
+    turns = chunks[0].shape[1]
+    video = torch.arange(batch, device=A.device).unsqueeze(1).expand(-1, turns)
+    first = torch.arange(turns, device=A.device).expand(batch, -1) == 0
+    loop = [tensor.flatten(0, 1) for tensor in (video.unsqueeze(2), first[..., None, None], *chunks)]
+    start = torch.cat(starts, dim=1).transpose(2, 3).flatten(1, 2)  # (batch, n * S, K)
+    _, y, states = scan_operator(_turn, [A.new_zeros(A.shape).flatten(0, 1)], loop, [start, A])
+    rows = len(scans), given[0][0].shape[2]
+    last = states.unflatten(0, (batch, turns))[:, -1].unflatten(1, (*rows, -1)).transpose(3, 4)
+    y = y.unflatten(0, (batch, turns)).flatten(1, 2).unflatten(1, (-1, *rows))[:, :length]
     outputs = []
     for scan, (x, *_), of_scan in zip(scans, given, y.unbind(2), strict=True):
         of_scan = of_scan.flip(1) if scan.reverse else of_scan
@@ -109,36 +114,41 @@ def _chunks(dt_x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...
     return tuple(chunks)
 
 
-def _video(start: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan one video; the inputs are those of `_turn`, all but A with one more axis in front."""
-    *chunks, A = inputs
-    last, y = scan_operator(_turn, [start], chunks, [A])
-    return last, y
-
-
 def _turn(
-    state: Tensor, dt_x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Do the steps of a chunk.
+    state: Tensor,
+    video: Tensor,
+    first: Tensor,
+    dt_x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    start: Tensor,
+    A: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the steps of a chunk of a video.
 
     Args:
-        state: (n * S, K), before it. Channels stand last: neighbouring numbers then meet the same
-            operation with as many neighbours.
+        state: (n * S, K), behind the last turn. Channels stand last: neighbouring numbers then meet
+            the same operation with as many neighbours.
+        video: (1,) which one it is.
+        first: (1, 1) bool, whether its time begins.
         dt_x: (CHUNK * n, K).
         dt: (CHUNK * n, 1, K).
         B: (CHUNK * n * S, n): a step's B of all rows on the diagonal of blocks.
         C: (CHUNK * n, n * S), likewise.
+        start: (batch, n * S, K), the state of each video before its first step.
         A: (n, S, K).
 
     Returns:
-        The state behind it, and the outputs (CHUNK * n, K).
+        The state, the outputs (CHUNK * n, K), and the state again.
     """
-    outputs = []
+    state = torch.where(first, start.index_select(0, video).squeeze(0), state)
     rows, states, _ = A.shape
     steps = dt_x.split(rows), dt.split(rows), B.split(rows * states), C.split(rows)
+    outputs = []
     for dt_x_t, dt_t, B_t, C_t in zip(*steps, strict=True):
         decay = torch.exp(dt_t * A).flatten(0, 1)
         state = torch.addmm(decay * state, B_t, dt_x_t)
         outputs.append(C_t @ state)
-    # Torch refuses a result that may be an input.
-    return state.clone(), torch.cat(outputs)
+    # Torch refuses a result that may be an input or another result.
+    return state.clone(), torch.cat(outputs), state.clone()
