@@ -1,11 +1,10 @@
 """The scan as `torch.onnx.export` translates it: an ONNX Scan over videos and time.
 
 While a graph is traced for ONNX, this takes the place of every backend, since runtimes have none of
-their kernels; everything around the scan is plain torch. What bounds its time is what each step
-costs a runtime: moving tensors of the state's size, and some microseconds for each operator and each
-turn of a loop. So videos run one after the other, their state in the cache of one processor; both
-directions are rows of one state; a matrix product adds the input of a step as it is made; and a
-turn takes several steps.
+their kernels; everything around the scan is plain torch. A step costs a runtime some microseconds
+for each operator, and more where tensors of the state's size leave the cache. So videos run one
+after the other, both directions are rows of one state, a matrix product adds a step's input to the
+state, and a turn of the loop takes several steps.
 """
 
 from __future__ import annotations
@@ -80,7 +79,8 @@ def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
     turns = chunks[0].shape[1]
     video = torch.arange(batch, device=A.device).unsqueeze(1).expand(-1, turns)
     first = torch.arange(turns, device=A.device).expand(batch, -1) == 0
-    loop = [tensor.flatten(0, 1) for tensor in (video.unsqueeze(2), first[..., None, None], *chunks)]
+    turn_inputs = video.unsqueeze(2), first[..., None, None], *chunks
+    loop = [tensor.flatten(0, 1) for tensor in turn_inputs]
     start = torch.cat(starts, dim=1).transpose(2, 3).flatten(1, 2)  # (batch, n * S, K)
     _, y, states = scan_operator(_turn, [A.new_zeros(A.shape).flatten(0, 1)], loop, [start, A])
     rows = len(scans), given[0][0].shape[2]
