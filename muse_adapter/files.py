@@ -113,9 +113,22 @@ def write_errors(what: str, folder: Path) -> Iterator[None]:
         raise OSError(f"cannot write {what} to {str(folder)!r}: {error}") from error
 
 
+def is_being_written(path: Path) -> bool:
+    """Return whether `write_whole` writes a file, or one whose name begins like its name."""
+    for part in _parts_of(path):
+        with contextlib.suppress(FileNotFoundError):  # it got its name meanwhile
+            if part.name in _own_parts or not _abandoned(part):
+                return True
+    return False
+
+
+def _parts_of(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{glob.escape(path.name)}.*.part")
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed writers of a file have left."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for part in _parts_of(path):
         with contextlib.suppress(OSError):  # another writer was faster, or it is another user's
             if part.name not in _own_parts and _abandoned(part):
                 part.unlink()

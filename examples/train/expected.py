@@ -2,8 +2,9 @@
 
     python -m examples.train.expected
 
-It reads `benchmarks/results`. Nothing measured tells the time of a CLIP or of the network between
-GPUs, so the time of a whole step is not computed.
+It reads `benchmarks/results`, and counts the memory of a CLIP ViT-B/32 (`examples.train.memory`).
+Nothing measured tells the time of a CLIP or of the network between GPUs, so the time of a whole
+step is not computed.
 """
 
 from __future__ import annotations
@@ -13,31 +14,59 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from examples.train.memory import clip_bytes, clip_vit_b32, state_bytes
 from examples.train.settings import RunSettings
+from muse_adapter import MultiScaleMamba
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 HEAD = "head, neighbouring steps read at once"  # the only measured one that trains whole heads
 GPUS = 8
+GIB = 2**30
 
 
 def main() -> None:
-    """Print the table of docs/training.md."""
+    """Print the tables of docs/training.md."""
+    settings = [
+        RunSettings.of(data_set, annotations="", videos="", model="")
+        for data_set in ("msrvtt", "didemo", "activitynet")
+    ]
     print("| data set | videos a GPU and step | head, ms | head, GiB | reading on 2 cores, s |")
     print("|---|---|---|---|---|")
-    for data_set in ("msrvtt", "didemo", "activitynet"):
-        settings = RunSettings.of(data_set, annotations="", videos="", model="")
-        print(row(data_set, settings))
+    for each in settings:
+        print(row(each))
+    print()
+    heads = "weights and optimiser", "CLIP keeps", "it keeps, checkpointed", "step", "checkpointed"
+    print(f"| data set | {' | '.join(f'{head}, GiB' for head in heads)} |")
+    print("|---|---|---|---|---|---|")
+    for each in settings:
+        print(memory_row(each))
 
 
-def row(data_set: str, settings: RunSettings) -> str:
-    """Return the row of a data set."""
+def row(settings: RunSettings) -> str:
+    """Return the row of a data set in the table of parts."""
     videos = settings.batch_size // GPUS
     measured = head_row(videos, settings.frames)
     seconds = measured["seconds"]["bimamba training"]
-    gib = measured["peak_bytes"]["bimamba training"] / 2**30
+    gib = measured["peak_bytes"]["bimamba training"] / GIB
     decoding = videos * seconds_to_read(settings.frames)
-    cells = (data_set, videos, f"{1000 * seconds:.0f}", f"{gib:.1f}", f"{decoding:.1f}")
+    cells = (settings.data_set, videos, f"{1000 * seconds:.0f}", f"{gib:.1f}", f"{decoding:.1f}")
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def memory_row(settings: RunSettings) -> str:
+    """Return the row of a data set in the table of memory."""
+    videos = settings.batch_size // GPUS
+    head = head_row(videos, settings.frames)["peak_bytes"]["bimamba training"]
+    with torch.device("meta"):  # its weights have no values
+        clip = clip_vit_b32()
+    states = state_bytes(clip, MultiScaleMamba(dim=512))
+    sizes = videos, settings.frames, settings.words
+    kept = [clip_bytes(*sizes, checkpointing=checkpointing) for checkpointing in (False, True)]
+    steps = [states + head + clip for clip in kept]
+    cells = [f"{size / GIB:.1f}" for size in (states, *kept, *steps)]
+    return f"| {' | '.join([settings.data_set, *cells])} |"
 
 
 def head_row(videos: int, frames: int) -> dict[str, Any]:

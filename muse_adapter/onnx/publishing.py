@@ -7,7 +7,7 @@ import re
 import secrets
 from pathlib import Path
 
-from muse_adapter.files import write_whole
+from muse_adapter.files import is_being_written, write_whole
 
 
 def unique_name(path: Path) -> str:
@@ -20,7 +20,8 @@ def publish(made: Path, path: Path) -> None:
 
     A graph names the file of its weights. Each export has a file of its own, `model.onnx.….data`,
     so the old graph has its old weights until the new graph replaces it; then they are removed, and
-    those of exports that were killed. Two exports to one path at the same time are not supported.
+    those of exports that were killed. Of several exports to one path at the same time, the last to
+    replace the graph wins.
 
     Args:
         made: The graph, of a name from `unique_name`; its weights stand beside it, if anywhere.
@@ -30,13 +31,25 @@ def publish(made: Path, path: Path) -> None:
         OSError: A file cannot be written.
     """
     weights = made.with_name(f"{made.name}.data")
-    before = _weights_of(path)
-    if weights.exists():
-        write_whole({path.with_name(weights.name): weights.read_bytes()})
-    write_whole({path: made.read_bytes()})
-    for old in before:
-        with contextlib.suppress(OSError):  # it may be open elsewhere: the next export removes it
-            old.unlink(missing_ok=True)
+    contents = {path.with_name(weights.name): weights.read_bytes()} if weights.exists() else {}
+    write_whole({**contents, path: made.read_bytes()})
+    _remove_old_weights(path)
+
+
+def _remove_old_weights(path: Path) -> None:
+    """Remove the weights that no graph names, unless another export is writing: it does so then.
+
+    In this order: the graph of weights found here was being written or had its name already. When
+    none is written any more, it is the graph at the path, or was replaced and will never be there.
+    """
+    found = _weights_of(path)
+    if is_being_written(path):
+        return
+    graph = path.read_bytes()
+    for weights in found:
+        if weights.name.encode() not in graph:
+            with contextlib.suppress(OSError):  # it may be open elsewhere: the next one removes it
+                weights.unlink(missing_ok=True)
 
 
 def _weights_of(path: Path) -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from muse_adapter.onnx.publishing import publish, unique_name
-from tests.support.stopped_writes import Stopped, StoppedWrites
+from tests.support.stopped_writes import CallAtWrite, Stopped, StoppedWrites
 
 
 def make(folder: Path, path: Path, content: str, *, weights: bool = True) -> Path:
@@ -54,6 +55,50 @@ def test_killed_at_every_call(
         stop += 1
     assert found == {"old", "new"} and stop > 5
     # The last one was complete: nothing of the others is left.
+    assert len([file for file in tmp_path.iterdir() if file.is_file()]) == 2
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_another_export_at_every_call(
+    weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "model.onnx", tmp_path / "made"
+    publish(make(folder, path, "first"), path)
+    found, moment = set(), 0
+    while True:
+        first, second = make(folder, path, "first"), make(folder, path, "second", weights=weights)
+        writes = CallAtWrite(moment, lambda: publish(second, path))  # noqa: B023
+        with monkeypatch.context() as patched:
+            writes.patch(patched)
+            publish(first, path)
+        if moment >= len(writes.calls):
+            break
+        found.add(content := model_in(path))
+        left = [file for file in tmp_path.iterdir() if file.is_file()]
+        assert len(left) == (2 if content == "first" or weights else 1)
+        moment += 1
+    assert found == {"first", "second"} and moment > 5
+
+
+def export_repeatedly(path: Path, folder: Path, content: str) -> None:
+    for _ in range(20):
+        publish(make(folder, path, content), path)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    path, fork = tmp_path / "model.onnx", multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=export_repeatedly, args=(path, tmp_path / content, content))
+        for content in ("one", "two")
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert model_in(path) in ("one", "two")
     assert len([file for file in tmp_path.iterdir() if file.is_file()]) == 2
 
 

@@ -119,3 +119,25 @@ class StoppedWrites:
         if path is not None and path.is_dir():
             self._names = [each for each in self._names if each.parent != path]
             self._renames = [each for each in self._renames if each[0].parent != path]
+
+
+class CallAtWrite(StoppedWrites):
+    """Count the calls that write, and do something else before one of them.
+
+    Args:
+        moment: Number of that call.
+        action: What is done; its own calls do not count.
+    """
+
+    def __init__(self, moment: int, action: Callable[[], None]) -> None:
+        super().__init__()
+        self._moment, self._action, self._acting = moment, action, False
+
+    def _count(self, name: str) -> bool:
+        if self._acting:
+            return False
+        if len(self.calls) == self._moment:
+            self._acting = True
+            self._action()
+            self._acting = False
+        return super()._count(name)
