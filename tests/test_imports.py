@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": set(),
     "backbones": set(),
     "training": set(),
-    "retrieval": {"layers.interaction"},
+    "retrieval": {"ops", "layers.interaction"},
     "patching": set(),
     "layers": {"ops"},
     "checkpoint": {"config", "files", "strict_json", "tensor_files"},

@@ -122,7 +122,8 @@ class Reused:
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Any]:
         """Return the rows of the videos, by name."""
-        return {name: rows[[i % len(rows) for i in ids]] for name, rows in self._rows.items()}
+        stored = {name: (rows, len(rows)) for name, rows in self._rows.items()}
+        return {name: rows[[i % count for i in ids]] for name, (rows, count) in stored.items()}
 
 
 def in_parts(size: int, *arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:

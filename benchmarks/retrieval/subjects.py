@@ -18,7 +18,7 @@ CANDIDATES, HITS = 50, 10
 MAX_EVERY_PATCH = 100_000  # videos
 
 # Names of rows that others are compared with, in the table and by the targets.
-COARSE, FAISS = "coarse: `ExactRecall`, half", "coarse: faiss `IndexFlatIP`"
+COARSE, FAISS = "coarse: `ExactRecall`, with a copy", "coarse: faiss `IndexFlatIP`"
 FRAMES, EVERYTHING = "two stages, frames", "everything, frames"
 PATCHES, EVERY_PATCH = "two stages, patches in half", "everything, patches in half"
 XCLIP = "X-CLIP's scorer"
@@ -52,7 +52,7 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
     folded = scorer.recall_text(corpus.text).detach()
 
     halves = corpus.vectors.half()
-    coarse = ExactRecall(halves, half_copy=True)
+    coarse = ExactRecall(halves, narrow_copy=True)
 
     def recall(index: Any, queries: Tensor) -> Tensor:
         return torch.as_tensor(index.search(folded[queries], CANDIDATES)[1])
@@ -61,7 +61,7 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         return torch.from_numpy(index.search(folded[queries].numpy(), CANDIDATES)[1])
 
     found[COARSE] = Subject(functools.partial(recall, coarse), costs["coarse"], "coarse")
-    found[f"{COARSE}, without a copy"] = Subject(
+    found["coarse: `ExactRecall`, half, without a copy"] = Subject(
         functools.partial(recall, ExactRecall(halves)), costs["coarse"], "coarse"
     )
     wide = ExactRecall(corpus.vectors)

@@ -36,6 +36,22 @@ def unit(x: Tensor) -> Tensor:
     return scaled / norm.masked_fill(norm == 0, torch.inf)
 
 
+def unit_vector(x: Tensor) -> Tensor:
+    """Normalise one vector without gradients, as `unit`, in a third of its steps.
+
+    Args:
+        x: (D,), floating point.
+
+    Returns:
+        (D,), as from `unit`.
+    """
+    if x.dtype == torch.float64:
+        return unit(x)
+    wide = x.double()  # which holds the squares of all other types
+    norm = torch.linalg.vector_norm(wide)
+    return (wide / norm.clamp(min=torch.finfo(wide.dtype).tiny)).float()
+
+
 def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Normalise tokens and zero the masked ones.
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.pairs import inner_products, unit
+from muse_adapter.layers.pairs import inner_products, unit_vector
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.models.eercf_objective import EercfScores
+from muse_adapter.models.eercf_objective import EercfScores, no_weight
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -28,18 +28,16 @@ def rerank_candidates(
 ) -> Tensor:
     """Compute the scores (K,) of `EERCF.rerank_candidates`, whose arguments these are."""
     mask = _check(scorer, text, frames, fused, patches, frame_mask, recall_text)
-    text = text[None]
-    folded = None if recall_text is None else recall_text[None]
-    if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, folded):
+    if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, recall_text):
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else _floating(torch.stack(list(patches)), text)
-        return scorer.rerank(text, frames, fused, patches, mask)[0]
-    text = unit(text)
-    if folded is None:
-        folded = inner_products(text, scorer.global_mat_weight.T)  # as `EERCF.recall_text` does
-    text = text[0]
+        return scorer.rerank(text[None], frames, fused, patches, mask)[0]
+    text = unit_vector(text)
+    if recall_text is None:  # as `EERCF.recall_text` does
+        recall_text = inner_products(text[None], scorer.global_mat_weight.T)[0]
     weight = dict(zip(EercfScores._fields, scorer.rerank_weights, strict=True))
-    frame_weak, frame, video = candidate_scores(
+    names = ["frame_weak", "frame", "video"]
+    scores = candidate_scores(
         text,
         frames,
         fused,
@@ -47,20 +45,24 @@ def rerank_candidates(
         weak_temperature=scorer.weak_temperature,
         gate_temperature=scorer.frame_temperature,
         mix=scorer.frame_logit_weight,
-        mean_query=folded[0].to(text.dtype),
-    ).unbind(1)
-    patch_weak = patch = None
+        mean_query=recall_text.to(text.dtype),
+    )
     if patches is not None and (weight["patch_weak"] or weight["patch"]):
-        patch_weak, *gated = candidate_scores(
+        of_patches = candidate_scores(
             text,
             patches,
             patches if weight["patch"] else None,
             None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
-        ).unbind(1)
-        patch = gated[0] if gated else None
-    return scorer.rerank_score(EercfScores(video, frame_weak, patch_weak, frame, patch))
+        )
+        names += ["patch_weak", "patch"] if weight["patch"] else ["patch_weak"]
+        scores = torch.cat([scores, of_patches[:, :2]], 1)
+    weights = [weight[name] for name in names]
+    if not any(weights):
+        raise no_weight(scorer.rerank_weights)
+    # As `EERCF.rerank_score`, in one product instead of a few sums.
+    return scores @ scores.new_tensor(weights)
 
 
 def _check(

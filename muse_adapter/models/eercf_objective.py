@@ -129,5 +129,10 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor | None]) -> Te
         if weight and term is not None
     ]
     if not products:
-        raise ValueError(f"none of the scores that are there has a weight, got weights {weights}")
+        raise no_weight(weights)
     return functools.reduce(torch.add, products)
+
+
+def no_weight(weights: Sequence[float]) -> ValueError:
+    """Return the error that says that no score is left."""
+    return ValueError(f"none of the scores that are there has a weight, got weights {weights}")

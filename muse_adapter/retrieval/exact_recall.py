@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from muse_adapter.retrieval.half_vectors import HalfVectors, PackedVectors, copied_in_half
+from muse_adapter.ops import top_products
+from muse_adapter.ops.top_products_inputs import NotFiniteError
+from muse_adapter.retrieval.narrow_vectors import HalfVectors, NarrowVectors, copy_narrow
 from muse_adapter.retrieval.vectors import as_ids, as_vectors
 
 if TYPE_CHECKING:
@@ -22,33 +24,24 @@ _QUERIES = 128  # queries of a pass
 # Relative error of a product of float32 numbers that torch may narrow: `highest` keeps them, `high`
 # allows TF32 (10 bits), `medium` bfloat16 (7 bits), by `torch.set_float32_matmul_precision`.
 _NARROWED = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
-# Candidates beyond k that the first pass keeps; more, if its rounding leaves more in doubt.
-_SPARE = 32
-
-
-class NotFiniteError(ValueError):
-    """Stored vectors hold NaN or infinity."""
-
-    def __init__(self) -> None:
-        super().__init__("vectors must be finite, with finite norms, got NaN or infinity")
 
 
 class ExactRecall:
     """Search vectors by inner product, exactly.
 
-    A first pass scores all vectors by matrix products: on a CPU, for a few queries, in float16,
-    which halves the memory to read. Every vector whose score is within the rounding error of the
-    k-th best is scored again by itself, in float64, and that decides. So equal vectors have equal
-    scores, and neither scores nor order depend on the number of queries.
+    A first pass scores all vectors by matrix products: on a CPU, for a few queries, with a copy in
+    int8 or float16, which leaves less memory to read. Every vector whose score is within the
+    rounding error of the k-th best is scored again by itself, in float64, and that decides. So
+    equal vectors have equal scores, and neither scores nor order depend on the number of queries.
 
     Args:
         vectors: (N, D), floating point, finite: a tensor or a numpy array, in memory or mapped. It
             is not copied.
         ids: N different hashable ids; None: positions from 0.
-        half_copy: Whether the vectors get a copy in float16 for the first pass, which few queries
-            on a CPU use: 2 D bytes a vector on top, for half of the time or less. None: a copy of
-            vectors in other types, while those in float16 are read as they are, which takes longer
-            than a copy. Results are the same.
+        narrow_copy: Whether the vectors get a copy for the first pass, which few queries on a CPU
+            use: D bytes a vector on top with numba, in int8, and 2 D without, in float16, for half
+            of the time or less. None: a copy of vectors in other types, while those in float16 are
+            read as they are, which takes longer than a copy. Results are the same.
         max_norm: A bound on the norms of the vectors, where one is known. None: all vectors are
             read once to find it. With it, NaN and infinity are refused by the search that meets
             them, if at all; and if it is too small, vectors may be missed.
@@ -64,7 +57,7 @@ class ExactRecall:
         vectors: Tensor | numpy.ndarray,
         ids: Sequence[Hashable] | None = None,
         *,
-        half_copy: bool | None = None,
+        narrow_copy: bool | None = None,
         max_norm: float | None = None,
     ) -> None:
         self.vectors = as_vectors("vectors", vectors)
@@ -77,15 +70,15 @@ class ExactRecall:
         self._largest = self._max_norm() if max_norm is None else float(max_norm)
         if not math.isfinite(self._largest):
             raise NotFiniteError
-        self._half: HalfVectors | PackedVectors | None = None
-        self._half_scale = 1.0
+        self._narrow: NarrowVectors | None = None
+        self._narrow_scale = 1.0
         if self.vectors.device.type == "cpu" and self._largest > 0:
             is_half = self.vectors.dtype == torch.float16
-            if half_copy or (half_copy is None and not is_half):
-                self._half_scale = self._largest
-                self._half = copied_in_half(_wide(part) / self._largest for part in self._parts())
+            if narrow_copy or (narrow_copy is None and not is_half):
+                self._narrow_scale = self._largest
+                self._narrow = copy_narrow(_wide(part) / self._largest for part in self._parts())
             elif is_half and self._largest < 2**14:
-                self._half = HalfVectors(self.vectors)
+                self._narrow = HalfVectors(self.vectors)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -143,30 +136,22 @@ class ExactRecall:
         """Search with queries (A, D), and the same at unit norm, both in float64."""
         if not len(queries):
             return queries.new_empty(0, k, dtype=self._dtype), torch.empty(0, k, dtype=torch.long)
-        half = self._half
-        if half is not None and len(queries) <= half.max_queries:
-            chunks = half.scores(units.float())
-            error = 1.01 * half.error(self._largest / self._half_scale, queries.shape[1])
+        narrow = self._narrow
+        if narrow is not None and len(queries) <= narrow.max_queries:
+            chunks = narrow.scores(units.float())
+            error = 1.01 * narrow.error(self._largest / self._narrow_scale, queries.shape[1])
         else:
             chunks, error = self._wide_scores(units.to(self._dtype))
         found = []
         for start, scores in chunks:
-            best, index = _in_doubt(scores, k, error)
-            found.append((best, index + start if start else index))
-        best, positions = found[0]
-        if len(found) > 1:
-            best, positions = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-            positions = positions.gather(1, _in_doubt(best, k, error)[1])
-        # By position, so that the stable sort leaves equal scores in this order.
-        candidates = positions.sort(1).values
-        # No matrix products, whose rounding depends on the number of rows.
-        sums = [
-            self.vectors.index_select(0, rows).double().mul_(query).sum(1)
-            for rows, query in zip(candidates, queries, strict=True)
-        ]
-        scores = torch.stack(sums).to(self._dtype)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        return scores[:, :k], candidates.gather(1, order[:, :k])
+            part = self.vectors[start : start + scores.shape[1]]
+            best, positions = top_products(part, queries, scores, min(k, len(part)), error=error)
+            found.append((best, positions + start if start else positions))
+        if len(found) == 1:
+            return found[0]
+        best, positions = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        best, order = best.sort(dim=1, descending=True, stable=True)
+        return best[:, :k], positions.gather(1, order[:, :k])
 
     def _wide_scores(self, queries: Tensor) -> tuple[Iterator[tuple[int, Tensor]], float]:
         """Score all vectors in the type of the queries (A, D), of unit norm.
@@ -198,33 +183,6 @@ class ExactRecall:
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.vectors.split(_PART)
-
-
-def _in_doubt(scores: Tensor, k: int, error: float) -> tuple[Tensor, Tensor]:
-    """Choose what may be among the k best, if each score may be off by `error`.
-
-    Args:
-        scores: (A, n).
-        k: How many are wanted in the end.
-        error: The bound.
-
-    Returns:
-        Scores and indices (A, at least min(k, n)), the highest first.
-    """
-    size = scores.shape[1]
-    best, index = scores.topk(min(k + _SPARE, size), dim=1)
-    rows = best.tolist()  # Python's numbers hold differences exactly
-    if not all(math.isfinite(row[0]) for row in rows):  # NaN comes first, too
-        raise NotFiniteError
-    least = min(k, size)
-    rest = [row[least - 1 :] for row in rows]  # the k-th and those after it
-    spare = max(sum(score >= row[0] - 2 * error for score in row) for row in rest) - 1
-    count = least + spare
-    if count == best.shape[1] < size:  # there may be more
-        lowest = best[:, least - 1, None].double() - 2 * error
-        count = int((scores >= lowest).sum(1).amax())
-        best, index = scores.topk(count, dim=1)
-    return best[:, :count], index[:, :count]
 
 
 def _units(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from muse_adapter import ExactRecall
-from muse_adapter.retrieval import exact_recall, half_vectors
+from muse_adapter.ops import top_products_inputs
+from muse_adapter.retrieval import exact_recall, narrow_vectors
 
+KINDS = [
+    "ByteVectors",
+    "HalfVectors",
+    pytest.param(
+        "PackedVectors",
+        marks=pytest.mark.skipif(
+            not narrow_vectors.PackedVectors.is_available(),
+            reason="this processor, or this build of torch, has no FBGEMM",
+        ),
+    ),
+]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -27,9 +40,9 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(exact_recall, "_BLOCK", 7)
         monkeypatch.setattr(exact_recall, "_CHUNK", 40)
         monkeypatch.setattr(exact_recall, "_PART", 30)
-        monkeypatch.setattr(half_vectors, "_CHUNK", 40)
+        monkeypatch.setattr(narrow_vectors, "_CHUNK", 40)
         monkeypatch.setattr(exact_recall, "_QUERIES", 3)
-        monkeypatch.setattr(exact_recall, "_SPARE", 2)
+        monkeypatch.setattr(top_products_inputs, "_SPARE", 2)
 
 
 @pytest.mark.usefixtures("chunks")
@@ -88,20 +101,22 @@ def test_scores_beyond_their_type_are_refused() -> None:
 
 @pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "not packed"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2, 6, 7])
-def test_half_copy_changes_no_result(
-    dtype: torch.dtype, packed: bool, count: int, monkeypatch: pytest.MonkeyPatch
+def test_narrow_copy_changes_no_result(
+    dtype: torch.dtype, kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not packed:
-        monkeypatch.setattr(half_vectors.PackedVectors, "is_available", lambda: False)
-    elif not half_vectors.PackedVectors.is_available():
-        pytest.skip("this processor, or this build of torch, has no FBGEMM")
+    if kind != "PackedVectors":
+        monkeypatch.setattr(narrow_vectors.PackedVectors, "is_available", lambda: False)
+    backend = "numba" if kind == "ByteVectors" else "torch"
+    monkeypatch.setattr(narrow_vectors, "backend_for", lambda device: backend)
+    parts = [torch.eye(3)]
+    assert type(narrow_vectors.copy_narrow(parts)).__name__ == kind
     vectors, queries = torch.randn(500, 32).to(dtype), torch.randn(count, 32)
     expected = full_ranking(queries, vectors, 20)[1]
-    scores, _ = ExactRecall(vectors, half_copy=False).search(queries, 20)
-    for half_copy in (True, None):
-        got = ExactRecall(vectors, half_copy=half_copy).search(queries, 20)
+    scores, _ = ExactRecall(vectors, narrow_copy=False).search(queries, 20)
+    for narrow_copy in (True, None):
+        got = ExactRecall(vectors, narrow_copy=narrow_copy).search(queries, 20)
         assert torch.equal(got[0], scores) and torch.equal(got[1], expected)
 
 
@@ -111,9 +126,9 @@ def test_half_copy_changes_no_result(
 def test_a_known_norm_changes_no_result(dtype: torch.dtype, factor: float) -> None:
     vectors, queries = torch.randn(300, 32).to(dtype), torch.randn(5, 32)
     max_norm = factor * float(vectors.double().norm(dim=1).amax())
-    for half_copy in (True, False, None):
-        known = ExactRecall(vectors, half_copy=half_copy, max_norm=max_norm)
-        recall = ExactRecall(vectors, half_copy=half_copy)
+    for narrow_copy in (True, False, None):
+        known = ExactRecall(vectors, narrow_copy=narrow_copy, max_norm=max_norm)
+        recall = ExactRecall(vectors, narrow_copy=narrow_copy)
         for some in (queries, queries[:1]):
             for got, expected in zip(known.search(some, 20), recall.search(some, 20), strict=True):
                 assert torch.equal(got, expected)
@@ -125,26 +140,33 @@ def test_a_search_refuses_what_is_not_finite(value: float, count: int) -> None:
     """With a bound on the norms, no vector is read before."""
     vectors = torch.eye(40)
     vectors[7, 3] = value
-    recall = ExactRecall(vectors, half_copy=False, max_norm=1.0)
+    recall = ExactRecall(vectors, narrow_copy=False, max_norm=1.0)
     with pytest.raises(ValueError, match="vectors must be finite"):
         recall.search(torch.ones(count, 40), 2)
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "not packed"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 3, 100, 2000])
-def test_errors_of_half_vectors_are_bounded(packed: bool, dim: int) -> None:
+def test_errors_of_narrow_vectors_are_bounded(kind: str, dim: int) -> None:
     """Numbers from the largest to those that vanish in float16."""
     sizes = 2.0 ** torch.randint(-30, 0, (300, dim))
     vectors = sizes * torch.randn(300, dim)
     vectors /= torch.linalg.vector_norm(vectors, dim=1).amax()
     query = torch.nn.functional.normalize(torch.randn(1, dim), dim=1)
-    if packed and not half_vectors.PackedVectors.is_available():
-        pytest.skip("this processor, or this build of torch, has no FBGEMM")
-    kind = half_vectors.PackedVectors if packed else half_vectors.HalfVectors
-    half = kind(vectors.split(70)) if packed else kind(vectors.half())
-    scores = torch.cat([part for _, part in half.scores(query)], 1)
+    made: Any = getattr(narrow_vectors, kind)
+    narrow = made(vectors.half() if kind == "HalfVectors" else vectors.split(70))
+    scores = torch.cat([part for _, part in narrow.scores(query)], 1)
     errors = (scores.double() - query.double() @ vectors.double().T).abs()
-    assert 0 < errors.amax() < half.error(1.0, dim)
+    assert 0 < errors.amax() < narrow.error(1.0, dim)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_a_copy_hides_nothing_that_is_not_finite(value: float) -> None:
+    vectors = torch.eye(48)
+    vectors[7, 3] = value
+    recall = ExactRecall(vectors, narrow_copy=True, max_norm=1.0)
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        recall.search(torch.ones(1, 48), 2)
 
 
 def test_ids() -> None:
@@ -213,12 +235,12 @@ def test_is_exact_where_products_are_narrowed(monkeypatch: pytest.MonkeyPatch) -
         return mm(x.bfloat16().float(), y.bfloat16().float(), out=out)
 
     monkeypatch.setattr(torch, "mm", narrow)
-    monkeypatch.setattr(exact_recall, "_SPARE", 2)
+    monkeypatch.setattr(top_products_inputs, "_SPARE", 2)
     # Of one direction, so that bfloat16 leaves few different scores.
     vectors = torch.randn(1, 16) + 1e-3 * torch.randn(500, 16)
     queries = torch.randn(8, 16)
     order = full_ranking(queries, vectors, 5)[1]
-    recall = ExactRecall(vectors, half_copy=False)
+    recall = ExactRecall(vectors, narrow_copy=False)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")

@@ -22,6 +22,7 @@ from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, win
 from muse_adapter.ops.operator import OperatorBackend
 from muse_adapter.ops.rows import Rows, contiguous_rows, leaves
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
+from muse_adapter.ops.top_products_inputs import TopProductsInputs
 from muse_adapter.ops.torch_private import in_forward_mode
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
@@ -106,6 +107,31 @@ class NumbaBackend(OperatorBackend):
 
         return text_gated_scores(inputs)
 
+    def byte_products(self, numbers: Tensor, scales: Tensor, queries: Tensor) -> Tensor:
+        """Read int8 once, see `Backend.byte_products`."""
+        if numbers.shape[1] % LANES or not _plain(numbers):
+            return super().byte_products(numbers, scales, queries)
+        from muse_adapter.ops.numba_cpu.byte_products import byte_products
+
+        return byte_products(numbers, scales, queries)
+
+    def top_products(self, inputs: TopProductsInputs) -> tuple[Tensor, Tensor]:
+        """Read vectors in half precision and float32 in place, see `Backend.top_products`."""
+        vectors, _, scores = inputs[:3]
+        if (
+            scores.dtype != torch.float32
+            or vectors.dtype not in (torch.float16, torch.float32)
+            or vectors.shape[1] % LANES
+            or vectors.stride(1) != 1
+            or scores.stride(1) != 1
+            or not _plain(vectors)
+            or (vectors.dtype == torch.float16 and not _loads_halves())
+        ):
+            return super().top_products(inputs)
+        from muse_adapter.ops.numba_cpu.top_products import top_products
+
+        return top_products(inputs)
+
     def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
         """Run a mixer without gradients in slices, see `Backend.mamba_mixer`."""
         tensors = inputs.tensors()
@@ -129,16 +155,24 @@ def _reads_rows(inputs: TextGateInputs) -> bool:
         first.dtype not in (torch.float16, torch.int8)
         or inputs.text.dtype != torch.float32
         or first.shape[-1] % LANES
-        or not values_can_be_asked(first)
-        or in_forward_mode()
+        or not _plain(first)
         or not contiguous_rows(keys, first)
         or (values is not None and not _are_alike(values, inputs.first_value, first))
         or gradient_wanted([*inputs[2:6], *leaves(keys), *leaves(values)])
     ):
         return False
+    return first.dtype == torch.int8 or _loads_halves()
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether kernels may read it by address, in eager mode and outside of forward mode."""
+    return values_can_be_asked(tensor) and not in_forward_mode()
+
+
+def _loads_halves() -> bool:
     from muse_adapter.ops.numba_cpu.stored import has_half_precision
 
-    return first.dtype == torch.int8 or has_half_precision()
+    return has_half_precision()
 
 
 def _are_alike(values: Rows, first_value: Tensor | None, first: Tensor) -> bool:

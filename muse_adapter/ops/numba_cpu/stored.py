@@ -1,4 +1,4 @@
-"""Numbers as they are stored, in half precision or int8: loaded as float32, and asked for early."""
+"""Numbers in half precision, int8 or float32: widened when loaded, and asked for early."""
 
 from __future__ import annotations
 
@@ -32,21 +32,27 @@ def has_half_precision() -> bool:
 def load_stored(context: Any, source: Any, index: Any, like: Any) -> Any:
     """Load WIDTH numbers from source[index] on, as numbers of the type of `like`.
 
-    Numbers that `source` calls int8 are int8; those that it calls int16 are the bits of halves.
+    Numbers that `source` calls int8 or float32 are such; those that it calls int16 are the bits of
+    halves.
     """
-    halves = source.dtype == types.int16
+    element, size = {
+        types.int8: (ir.IntType(8), 1),
+        types.int16: (ir.HalfType(), 2),
+        types.float32: (ir.FloatType(), 4),
+    }[source.dtype]
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         place, index, _ = arguments
-        element = ir.HalfType() if halves else ir.IntType(8)
-        stored, size = ir.VectorType(element, WIDTH), 2 if halves else 1
+        stored, single = ir.VectorType(element, WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
         place = builder.gep(place, [index], source_etype=ir.IntType(8 * size))
         numbers = builder.load(builder.bitcast(place, stored.as_pointer()), align=size, typ=stored)
         wide = ir.VectorType(context.get_value_type(like), WIDTH)
-        if halves:
-            return builder.fpext(numbers, wide)
-        integers = ir.VectorType(ir.IntType(32), WIDTH)
-        return builder.sitofp(builder.sext(numbers, integers), wide)
+        if size == 1:
+            integers = ir.VectorType(ir.IntType(32), WIDTH)
+            return builder.sitofp(builder.sext(numbers, integers), wide)
+        if size == 2:  # processors convert halves to float32 alone
+            numbers = builder.fpext(numbers, single)
+        return numbers if numbers.type == wide else builder.fpext(numbers, wide)
 
     return Lanes(like)(source, types.int64, like), lowered
 
@@ -61,8 +67,8 @@ def prefetch(context: Any, source: Any, index: Any) -> Any:
         place = builder.gep(arguments[0], [arguments[1]], source_etype=element)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # To be read, into all caches, as data.
-        builder.call(function, [builder.bitcast(place, byte), number(0), number(3), number(1)])
+        # To be read, as data, into the second cache, which can wait for more lines than the first.
+        builder.call(function, [builder.bitcast(place, byte), number(0), number(2), number(1)])
         return context.get_dummy_value()
 
     return types.void(source, types.int64), lowered

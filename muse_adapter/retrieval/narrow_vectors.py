@@ -1,4 +1,4 @@
-"""Vectors in float16: scores of a few queries read half of the memory of float32."""
+"""Vectors in fewer bytes than float32: scores of a few queries read less memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from muse_adapter.ops import backend_for, byte_products
 
 _CHUNK = 2**22  # scores that are held at once
 
@@ -79,8 +81,49 @@ class PackedVectors:
         return largest * (2**-11 + dim * 2**-23) + math.sqrt(dim) * 2**-25
 
 
-def copied_in_half(parts: Iterable[Tensor]) -> HalfVectors | PackedVectors:
-    """Copy vectors, in parts (n, D) with norms of at most 1: packed, where that is possible."""
+class ByteVectors:
+    """A copy in int8, each vector by its largest entry.
+
+    Args:
+        parts: The vectors, (n, D) each, with norms of at most 1.
+    """
+
+    max_queries = 6
+
+    def __init__(self, parts: Iterable[Tensor]) -> None:
+        numbers, scales, self._residual = [], [], 0.0
+        for part in parts:
+            scale = part.abs().amax(1, keepdim=True).float() / 127
+            scale.clamp_(min=torch.finfo(torch.float32).tiny)
+            rounded = (part / scale).round()
+            numbers.append(rounded.to(torch.int8))
+            lost = torch.linalg.vector_norm(rounded.mul_(scale).sub_(part), dim=1).amax()
+            self._residual = max(self._residual, float(lost))
+            scales.append(scale[:, 0])
+        self.numbers, self.scales = torch.cat(numbers), torch.cat(scales)
+
+    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """See `HalfVectors.scores`."""
+        step = _CHUNK // len(queries)
+        for start in range(0, len(self.numbers), step):
+            part = slice(start, start + step)
+            yield start, byte_products(self.numbers[part], self.scales[part], queries)
+
+    def error(self, largest: float, dim: int) -> float:
+        """See `HalfVectors.error`."""
+        return self._residual + largest * dim * 2**-22 + math.sqrt(dim) * 2**-120
+
+
+NarrowVectors = HalfVectors | PackedVectors | ByteVectors
+
+
+def copy_narrow(parts: Iterable[Tensor]) -> NarrowVectors:
+    """Copy vectors, in parts (n, D) with norms of at most 1: in int8 where numba reads it.
+
+    Elsewhere in float16, packed where that is possible.
+    """
+    if backend_for(torch.device("cpu")) == "numba":
+        return ByteVectors(parts)
     if PackedVectors.is_available():
         return PackedVectors(parts)
     return HalfVectors(torch.cat([part.half() for part in parts]))

@@ -1,0 +1,67 @@
+"""The largest inner products, exactly, from scores that are nearly right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.checks import check_rank, check_tensor
+from muse_adapter.ops.choice import choose
+from muse_adapter.ops.top_products_inputs import TopProductsInputs
+
+
+def top_products(
+    vectors: Tensor,
+    queries: Tensor,
+    scores: Tensor,
+    k: int,
+    *,
+    error: float,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the vectors with the k largest inner products.
+
+    Every vector whose score is within the error of the k-th best is scored again by itself, in
+    float64, and that decides: a result depends neither on the scores nor on the other queries.
+    Without gradients.
+
+    Args:
+        vectors: (N, D), floating point.
+        queries: (A, D) float64, at least one.
+        scores: (A, N) float32 or float64, the inner products, those of a query times any positive
+            number, up to `error`.
+        k: 1 to N.
+        error: The largest error of a score, finite.
+        backend: Name of a backend; None chooses.
+
+    Returns:
+        Inner products (A, k), best first, in float32, or float64 for float64 vectors, and positions
+        (A, k) int64; products that are equal in that type stand in the order of the vectors.
+
+    Raises:
+        ValueError: Shapes or devices that do not fit, `k` or `error` out of range, no query, an
+            unknown backend.
+        NotFiniteError: A score that counts is NaN or infinite. It is a ValueError.
+        TypeError: Tensors of other types.
+        RuntimeError: The backend asked for cannot run.
+    """
+    like = ("vectors", vectors)
+    count, width = check_rank("vectors", vectors, "N", "D")
+    check_tensor("vectors", vectors, None, like)
+    number, _ = check_rank("queries", queries, "A", "D")
+    check_tensor("queries", queries, (number, width), like)
+    check_tensor("scores", scores, (number, count), like)
+    if queries.dtype != torch.float64:
+        raise TypeError(f"queries must be float64, got {queries.dtype}")
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"scores must be float32 or float64, got {scores.dtype}")
+    if not number or not width:
+        raise ValueError(f"queries must have no size 0, got shape {tuple(queries.shape)}")
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be from 1 to the number of vectors, {count}, got {k}")
+    if not 0 <= error < float("inf"):
+        raise ValueError(f"error must be finite and not negative, got {error}")
+    inputs = TopProductsInputs(vectors, queries, scores, error, k)
+    with torch.no_grad(), without_autocast(vectors.device.type):
+        return choose(vectors.device, backend).top_products(inputs)

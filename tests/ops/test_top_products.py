@@ -1,0 +1,171 @@
+"""The largest inner products, and those with vectors in int8, against plain formulas in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muse_adapter.ops import backends, byte_products, top_products
+from muse_adapter.ops import top_products_inputs as inputs_module
+from muse_adapter.ops.top_products_inputs import NotFiniteError
+
+BACKENDS = [
+    pytest.param(name, marks=[pytest.mark.skipif(bool(status.reason), reason=str(status.reason))])
+    for name, status in backends("cpu").items()
+    if name in ("torch", "numba")
+]
+EACH = pytest.mark.parametrize("backend", BACKENDS)
+
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def plain(vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Sort all inner products."""
+    kind = torch.promote_types(vectors.dtype, torch.float32)
+    exact = (vectors.double()[None] * queries[:, None]).sum(2).to(kind)
+    best, order = exact.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], order[:, :k]
+
+
+def check(vectors: Tensor, queries: Tensor, k: int, backend: str, error: float) -> None:
+    """Compare, with scores that are wrong by up to the error times a factor."""
+    exact = queries @ vectors.double().T
+    wrong = 3 * exact + error * (2 * torch.rand_like(exact) - 1) * 0.99
+    scores = wrong.to(torch.promote_types(vectors.dtype, torch.float32))
+    got, found = top_products(vectors, queries, scores, k, error=1.01 * error, backend=backend)
+    best, order = plain(vectors, queries, k)
+    assert torch.equal(found, order) and got.dtype == best.dtype
+    torch.testing.assert_close(got, best, rtol=1e-6, atol=1e-12)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [16, 48, 20])
+@pytest.mark.parametrize("error", [1e-5, 0.3, 1e3], ids=["few", "some", "all in doubt"])
+def test_top_products(backend: str, dtype: torch.dtype, width: int, error: float) -> None:
+    vectors, queries = torch.randn(200, width).to(dtype), torch.randn(3, width).double()
+    for k in (1, 2, 17, 200):
+        check(vectors, queries, k, backend, error)
+    check(torch.cat([vectors] * 2, 1)[::2, width:], queries, 9, backend, error)
+    check(vectors.T.contiguous().T, queries, 9, backend, error)
+    check(vectors[:1], queries[:1], 1, backend, error)
+
+
+@EACH
+def test_equal_products_stand_in_order(backend: str) -> None:
+    """All are equal, and all in doubt."""
+    vectors = torch.ones(3000, 16)
+    queries = torch.ones(2, 16).double()
+    queries[1] = -1
+    for k in (1, 50, 3000):
+        scores = queries.float() @ vectors.T
+        _, found = top_products(vectors, queries, scores, k, error=0.1, backend=backend)
+        assert torch.equal(found, torch.arange(k).expand(2, k))
+
+
+@EACH
+def test_threads_change_nothing(backend: str) -> None:
+    vectors, queries = torch.randn(70_000, 16), torch.randn(5, 16).double()
+    scores = queries.float() @ vectors.T
+    expected = top_products(vectors, queries, scores, 10, error=1e-3, backend=backend)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        got = top_products(vectors, queries, scores, 10, error=1e-3, backend=backend)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+    assert torch.equal(got[1], plain(vectors, queries, 10)[1])
+
+
+@EACH
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("query", [0, 1])
+def test_refuses_scores_that_are_not_finite(backend: str, value: float, query: int) -> None:
+    vectors, queries = torch.randn(40, 16), torch.randn(2, 16).double()
+    scores = queries.float() @ vectors.T
+    scores[query, 33] = value
+    with pytest.raises(NotFiniteError, match="vectors must be finite"):
+        top_products(vectors, queries, scores, 40, error=1e-3, backend=backend)
+
+
+def test_few_spare_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs_module, "_SPARE", 1)
+    check(torch.randn(300, 20), torch.randn(4, 20).double(), 5, "torch", 0.5)
+
+
+@EACH
+@pytest.mark.parametrize("width", [16, 80, 20])
+@pytest.mark.parametrize("count", [1, 7, 1200])
+def test_byte_products(backend: str, width: int, count: int) -> None:
+    numbers = torch.randint(-128, 128, (count, width), dtype=torch.int8)
+    scales, queries = torch.rand(count) + 0.1, torch.randn(3, width)
+    exact = (queries.double() @ numbers.double().T) * scales.double()
+    size = (queries.double().abs() @ numbers.double().abs().T) * scales.double()
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            for some in (numbers, numbers.T.contiguous().T):
+                got = byte_products(some, scales, queries, backend=backend)
+                assert got.dtype == torch.float32 and got.shape == (3, count)
+                assert ((got - exact).abs() <= 1e-6 * size).all()
+    finally:
+        torch.set_num_threads(threads)
+    assert byte_products(numbers[:0], scales[:0], queries, backend=backend).shape == (3, 0)
+    assert byte_products(numbers, scales, queries[:0], backend=backend).shape == (0, count)
+
+
+def call(**changed: Any) -> Callable[[], object]:
+    arguments: dict[str, Any] = {
+        "vectors": torch.ones(4, 16),
+        "queries": torch.ones(2, 16).double(),
+        "scores": torch.ones(2, 4),
+        "k": 2,
+        "error": 0.1,
+        **changed,
+    }
+    return lambda: top_products(**arguments)
+
+
+def call_bytes(**changed: Any) -> Callable[[], object]:
+    arguments: dict[str, Any] = {
+        "numbers": torch.ones(4, 16, dtype=torch.int8),
+        "scales": torch.ones(4),
+        "queries": torch.ones(2, 16),
+        **changed,
+    }
+    return lambda: byte_products(**arguments)
+
+
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "vectors": (call(vectors=torch.ones(4)), ValueError, r"vectors must have shape \(N, D\)"),
+    "integers": (call(vectors=torch.ones(4, 16).int()), TypeError, "vectors must be of a real"),
+    "queries": (call(queries=torch.ones(2, 17).double()), ValueError, r"queries .* \(2, 16\)"),
+    "queries' type": (call(queries=torch.ones(2, 16)), TypeError, "queries must be float64"),
+    "no query": (
+        call(queries=torch.ones(0, 16).double(), scores=torch.ones(0, 4)),
+        ValueError,
+        "queries must have no size 0",
+    ),
+    "scores": (call(scores=torch.ones(2, 5)), ValueError, r"scores must have shape \(2, 4\)"),
+    "scores' type": (call(scores=torch.ones(2, 4).half()), TypeError, "scores must be float32"),
+    "k": (call(k=5), ValueError, "k must be from 1 to the number of vectors, 4, got 5"),
+    "k of 0": (call(k=0), ValueError, "got 0"),
+    "error": (call(error=-1.0), ValueError, "error must be finite and not negative, got -1.0"),
+    "NaN": (call(error=float("nan")), ValueError, "error must be finite"),
+    "bytes": (call_bytes(numbers=torch.ones(4, 16)), TypeError, "numbers must be int8"),
+    "scales": (call_bytes(scales=torch.ones(3)), ValueError, r"scales must have shape \(4,\)"),
+    "width": (call_bytes(queries=torch.ones(2, 8)), ValueError, r"queries .* \(2, 16\)"),
+    "double": (call_bytes(queries=torch.ones(2, 16).double()), TypeError, "must be float32"),
+}
+
+
+@pytest.mark.parametrize(("run", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_refuses(run: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run()
