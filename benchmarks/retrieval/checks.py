@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from benchmarks.correctness import require_agreement
 from benchmarks.retrieval.baselines import XCLIP_TEMPERATURE, XClip, mean_pool_search
 from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes
-from benchmarks.retrieval.subjects import COARSE, score_all, subjects
+from benchmarks.retrieval.subjects import HALVES, score_all, subjects
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
 
 SIZE = 60  # videos of the corpus that is checked: more than candidates
@@ -132,7 +132,7 @@ def _coarse(corpus: Corpus, scorer: EERCF) -> None:
     searches, _ = subjects(corpus, scorer)
     for name, subject in searches.items():
         if name.startswith("coarse"):
-            expected = rounded if name.startswith(COARSE) else exact
+            expected = rounded if name in HALVES else exact
             _require_best(subject.search(queries), expected.float(), name)
 
 

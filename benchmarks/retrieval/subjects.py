@@ -18,7 +18,9 @@ CANDIDATES, HITS = 50, 10
 MAX_EVERY_PATCH = 100_000  # videos
 
 # Names of rows that others are compared with, in the table and by the targets.
-COARSE, FAISS = "coarse: `ExactRecall`, with a copy", "coarse: faiss `IndexFlatIP`"
+COARSE, FAISS = "coarse: `ExactRecall`, half, with a copy", "coarse: faiss `IndexFlatIP`"
+WITHOUT_COPY = "coarse: `ExactRecall`, half, without a copy"
+HALVES = COARSE, WITHOUT_COPY  # rank vectors that are rounded to half precision
 FRAMES, EVERYTHING = "two stages, frames", "everything, frames"
 PATCHES, EVERY_PATCH = "two stages, patches in half", "everything, patches in half"
 XCLIP = "X-CLIP's scorer"
@@ -61,7 +63,7 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
         return torch.from_numpy(index.search(folded[queries].numpy(), CANDIDATES)[1])
 
     found[COARSE] = Subject(functools.partial(recall, coarse), costs["coarse"], "coarse")
-    found["coarse: `ExactRecall`, half, without a copy"] = Subject(
+    found[WITHOUT_COPY] = Subject(
         functools.partial(recall, ExactRecall(halves)), costs["coarse"], "coarse"
     )
     wide = ExactRecall(corpus.vectors)

@@ -37,7 +37,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def unit_vector(x: Tensor) -> Tensor:
-    """Normalise one vector without gradients, as `unit`, in a third of its steps.
+    """Normalise one vector without gradients, as `unit`, in fewer steps.
 
     Args:
         x: (D,), floating point.

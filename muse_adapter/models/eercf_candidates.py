@@ -11,7 +11,7 @@ from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_sc
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.layers.pairs import inner_products, unit_vector
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.models.eercf_objective import EercfScores, no_weight
+from muse_adapter.models.eercf_objective import EercfScores, weighted_sum
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -58,11 +58,7 @@ def rerank_candidates(
         )
         names += ["patch_weak", "patch"] if weight["patch"] else ["patch_weak"]
         scores = torch.cat([scores, of_patches[:, :2]], 1)
-    weights = [weight[name] for name in names]
-    if not any(weights):
-        raise no_weight(scorer.rerank_weights)
-    # As `EERCF.rerank_score`, in one product instead of a few sums.
-    return scores @ scores.new_tensor(weights)
+    return weighted_sum([weight[name] for name in names], scores.unbind(1))
 
 
 def _check(

@@ -129,10 +129,5 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor | None]) -> Te
         if weight and term is not None
     ]
     if not products:
-        raise no_weight(weights)
+        raise ValueError(f"none of the scores that are there has a weight, got weights {weights}")
     return functools.reduce(torch.add, products)
-
-
-def no_weight(weights: Sequence[float]) -> ValueError:
-    """Return the error that says that no score is left."""
-    return ValueError(f"none of the scores that are there has a weight, got weights {weights}")

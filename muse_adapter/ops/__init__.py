@@ -1,6 +1,6 @@
 """The selective scan and what stands around it: one contract (`Backend`), several backends."""
 
-from muse_adapter.ops.byte_products import byte_products
+from muse_adapter.ops.byte_vectors import byte_products
 from muse_adapter.ops.choice import BackendStatus, backend_for, backends, use_backend
 from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
 from muse_adapter.ops.inputs import Direction
@@ -9,7 +9,7 @@ from muse_adapter.ops.mixer_inputs import MambaDirection, MixerState
 from muse_adapter.ops.scan import bidirectional_scan, selective_scan
 from muse_adapter.ops.short_convolution import short_convolution
 from muse_adapter.ops.text_gate import text_gated_scores
-from muse_adapter.ops.top_products import top_products
+from muse_adapter.ops.top_vectors import top_products
 
 __all__ = [
     "BackendStatus",

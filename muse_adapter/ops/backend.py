@@ -18,7 +18,7 @@ from muse_adapter.ops.inputs import ScanInputs, state_dtype
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select
 from muse_adapter.ops.short_convolution import short_convolution
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
-from muse_adapter.ops.top_products_inputs import TopProductsInputs
+from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
 
 _VECTORS = 2048  # that are widened at once: they stay in the cache
 
@@ -127,8 +127,9 @@ class Backend:
 
     def byte_products(self, numbers: Tensor, scales: Tensor, queries: Tensor) -> Tensor:
         """Multiply queries with vectors in int8, see `muse_adapter.ops`."""
-        blocks = [queries @ block.to(queries.dtype).T for block in numbers.split(_VECTORS)]
-        return torch.cat(blocks, 1) * scales if blocks else queries.new_empty(len(queries), 0)
+        # In float64: torch may narrow products of float32.
+        blocks = [queries.double() @ block.double().T for block in numbers.split(_VECTORS)]
+        return (torch.cat(blocks, 1) * scales).float()
 
     def top_products(self, inputs: TopProductsInputs) -> tuple[Tensor, Tensor]:
         """Find the largest inner products, see `muse_adapter.ops`."""

@@ -85,12 +85,14 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.name = before
 
 
-def choose(device: torch.device, name: str | None = None) -> Backend:
+def choose(device: torch.device, name: str | None = None, *, only_here: bool = False) -> Backend:
     """Choose the backend for tensors on a device; one asked for by name is taken or refused.
 
     Args:
         device: Where the tensors are.
         name: The name that an argument gives.
+        only_here: Pass over a name from `use_backend` or the environment that cannot run on the
+            device: it was given for a model elsewhere, whose vectors are searched here.
 
     Raises:
         ValueError: The name is no backend's.
@@ -98,7 +100,7 @@ def choose(device: torch.device, name: str | None = None) -> Backend:
     """
     if exporting_to_onnx():
         return ONNX
-    return BACKENDS[_resolve(device, name, getattr(_chosen, "name", None))]
+    return BACKENDS[_resolve(device, name, getattr(_chosen, "name", None), only_here)]
 
 
 def backend_for(device: torch.device) -> str:
@@ -107,7 +109,9 @@ def backend_for(device: torch.device) -> str:
 
 
 @constant_when_compiled
-def _resolve(device: torch.device, argument: str | None, chosen: str | None) -> str:
+def _resolve(
+    device: torch.device, argument: str | None, chosen: str | None, only_here: bool
+) -> str:
     """Return the name of the backend."""
     for source, wanted in (
         ("backend argument", argument),
@@ -115,6 +119,8 @@ def _resolve(device: torch.device, argument: str | None, chosen: str | None) -> 
         (ENVIRONMENT, os.environ.get(ENVIRONMENT)),
     ):
         if wanted:
+            if only_here and wanted != argument and by_name(wanted).unavailable(device) is not None:
+                continue
             by_name(wanted).require(device)
             return _logged(wanted, source)
     for name, backend in BACKENDS.items():

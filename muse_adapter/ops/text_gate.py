@@ -99,7 +99,7 @@ def text_gated_scores(
         other,
     )
     with without_autocast(first.device.type):
-        return choose(first.device, backend).text_gated_scores(inputs)
+        return choose(first.device, backend, only_here=True).text_gated_scores(inputs)
 
 
 def _check_rows(name: str, rows: Rows) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops import top_products
-from muse_adapter.ops.top_products_inputs import NotFiniteError
+from muse_adapter.ops.top_vectors_inputs import NotFiniteError
 from muse_adapter.retrieval.narrow_vectors import HalfVectors, NarrowVectors, copy_narrow
 from muse_adapter.retrieval.vectors import as_ids, as_vectors
 
@@ -29,19 +29,20 @@ _NARROWED = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 class ExactRecall:
     """Search vectors by inner product, exactly.
 
-    A first pass scores all vectors by matrix products: on a CPU, for a few queries, with a copy in
-    int8 or float16, which leaves less memory to read. Every vector whose score is within the
-    rounding error of the k-th best is scored again by itself, in float64, and that decides. So
-    equal vectors have equal scores, and neither scores nor order depend on the number of queries.
+    A first pass scores all vectors by matrix products: on a CPU, for a few queries, in int8 or
+    float16, which leaves less memory to read. Every vector that may be among the k best, by what
+    rounding may have done, is scored again by itself, in float64, and that decides. So equal
+    vectors have equal scores, and neither scores nor order depend on the number of queries.
 
     Args:
         vectors: (N, D), floating point, finite: a tensor or a numpy array, in memory or mapped. It
             is not copied.
         ids: N different hashable ids; None: positions from 0.
         narrow_copy: Whether the vectors get a copy for the first pass, which few queries on a CPU
-            use: D bytes a vector on top with numba, in int8, and 2 D without, in float16, for half
-            of the time or less. None: a copy of vectors in other types, while those in float16 are
-            read as they are, which takes longer than a copy. Results are the same.
+            use, for half of the time or less: D bytes a vector on top with numba, in int8, if D is
+            a multiple of 16; else 2 D, in float16. None: a copy of vectors in other types, while
+            those in float16 are read as they are, which takes longer than a copy. Results are the
+            same.
         max_norm: A bound on the norms of the vectors, where one is known. None: all vectors are
             read once to find it. With it, NaN and infinity are refused by the search that meets
             them, if at all; and if it is too small, vectors may be missed.
@@ -76,7 +77,7 @@ class ExactRecall:
             is_half = self.vectors.dtype == torch.float16
             if narrow_copy or (narrow_copy is None and not is_half):
                 self._narrow_scale = self._largest
-                self._narrow = copy_narrow(_wide(part) / self._largest for part in self._parts())
+                self._narrow = copy_narrow(self._unit_parts, self.vectors.shape)
             elif is_half and self._largest < 2**14:
                 self._narrow = HalfVectors(self.vectors)
 
@@ -139,13 +140,14 @@ class ExactRecall:
         narrow = self._narrow
         if narrow is not None and len(queries) <= narrow.max_queries:
             chunks = narrow.scores(units.float())
-            error = 1.01 * narrow.error(self._largest / self._narrow_scale, queries.shape[1])
+            error = narrow.error(self._largest / self._narrow_scale, queries.shape[1])
         else:
             chunks, error = self._wide_scores(units.to(self._dtype))
         found = []
         for start, scores in chunks:
             part = self.vectors[start : start + scores.shape[1]]
-            best, positions = top_products(part, queries, scores, min(k, len(part)), error=error)
+            doubt = error[start : start + len(part)] if isinstance(error, Tensor) else error
+            best, positions = top_products(part, queries, scores, min(k, len(part)), error=doubt)
             found.append((best, positions + start if start else positions))
         if len(found) == 1:
             return found[0]
@@ -178,11 +180,14 @@ class ExactRecall:
         return chunks(), 1.01 * error
 
     def _max_norm(self) -> float:
-        norms = [torch.linalg.vector_norm(_wide(part), dim=1).amax() for part in self._parts()]
-        return float(torch.stack(norms).amax())
+        return float(torch.stack([_largest_norm(part) for part in self._parts()]).amax())
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.vectors.split(_PART)
+
+    def _unit_parts(self) -> Iterator[Tensor]:
+        """Yield the vectors in parts, in float32 at least, divided by the bound on their norms."""
+        return (_wide(part) / self._largest for part in self._parts())
 
 
 def _units(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -198,6 +203,14 @@ def _units(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return wide / largest / _not_zero(norms), norms * largest
     norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     return wide / _not_zero(norms), norms
+
+
+def _largest_norm(part: Tensor) -> Tensor:
+    """Return the largest norm of vectors (n, D), in float64, which holds squares of other types."""
+    if part.dtype != torch.float64:
+        return torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).amax()
+    largest = _not_zero(part.abs().amax())
+    return torch.linalg.vector_norm(part / largest, dim=1).amax() * largest
 
 
 def _not_zero(divisor: Tensor) -> Tensor:

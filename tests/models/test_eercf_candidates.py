@@ -200,3 +200,16 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 def test_refuses(run: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_weights_of_zero_and_autocast() -> None:
+    """A score without a weight may be NaN; autocast narrows nothing."""
+    scorer, (text, frames, fused, _) = EERCF(D, rerank_weights=(0, 1, 0, 0, 0)), features(DTYPES[1])
+    fused[0] = math.nan
+    with torch.no_grad():
+        expected = scorer.rerank(text[None], frames, fused)[0]
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                got = scorer.rerank_candidates(text, frames, fused)
+            assert got.dtype == torch.float32 and bool(got.isfinite().all())
+            assert_close(got, expected)

@@ -12,7 +12,7 @@ OPS = Path(__file__).resolve().parents[2] / "muse_adapter" / "ops"
 # What the public functions stand on; each may import those before it.
 FOUNDATION = [
     "torch_private", "autograd", "autocast", "checks", "library", "inputs", "mixer_inputs",
-    "short_convolution", "rows", "text_gate_inputs", "top_products_inputs", "backend", "operator",
+    "short_convolution", "rows", "text_gate_inputs", "top_vectors_inputs", "backend", "operator",
 ]  # fmt: skip
 BACKENDS = {
     "reference": set(),
@@ -23,7 +23,7 @@ BACKENDS = {
     "triton_gpu": set(),
 }
 CHOICE = {"self_check": set(), "choice": {"self_check", *BACKENDS}}
-RETRIEVAL = "text_gate", "top_products", "byte_products"
+RETRIEVAL = "text_gate", "top_vectors", "byte_vectors"
 PUBLIC = {name: {"choice"} for name in ("scan", "convolution", "mixer", *RETRIEVAL)}
 MAY_IMPORT = {
     **{name: set(FOUNDATION[:index]) for index, name in enumerate(FOUNDATION)},

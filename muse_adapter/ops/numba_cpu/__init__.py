@@ -22,7 +22,7 @@ from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, win
 from muse_adapter.ops.operator import OperatorBackend
 from muse_adapter.ops.rows import Rows, contiguous_rows, leaves
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
-from muse_adapter.ops.top_products_inputs import TopProductsInputs
+from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
 from muse_adapter.ops.torch_private import in_forward_mode
 
 TYPES = torch.float32, torch.float64  # of the kernels; half precision is computed in float32
@@ -111,7 +111,7 @@ class NumbaBackend(OperatorBackend):
         """Read int8 once, see `Backend.byte_products`."""
         if numbers.shape[1] % LANES or not _plain(numbers):
             return super().byte_products(numbers, scales, queries)
-        from muse_adapter.ops.numba_cpu.byte_products import byte_products
+        from muse_adapter.ops.numba_cpu.byte_vectors import byte_products
 
         return byte_products(numbers, scales, queries)
 
@@ -128,7 +128,7 @@ class NumbaBackend(OperatorBackend):
             or (vectors.dtype == torch.float16 and not _loads_halves())
         ):
             return super().top_products(inputs)
-        from muse_adapter.ops.numba_cpu.top_products import top_products
+        from muse_adapter.ops.numba_cpu.top_vectors import top_products
 
         return top_products(inputs)
 

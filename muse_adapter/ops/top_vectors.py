@@ -8,7 +8,7 @@ from torch import Tensor
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_rank, check_tensor
 from muse_adapter.ops.choice import choose
-from muse_adapter.ops.top_products_inputs import TopProductsInputs
+from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
 
 
 def top_products(
@@ -17,22 +17,23 @@ def top_products(
     scores: Tensor,
     k: int,
     *,
-    error: float,
+    error: float | Tensor,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the vectors with the k largest inner products.
 
-    Every vector whose score is within the error of the k-th best is scored again by itself, in
-    float64, and that decides: a result depends neither on the scores nor on the other queries.
-    Without gradients.
+    Every vector that may be among the k best, by its score and the error, is scored again by
+    itself, in float64, and that decides: a result depends neither on the scores nor on the other
+    queries. Without gradients.
 
     Args:
         vectors: (N, D), floating point.
         queries: (A, D) float64, at least one.
-        scores: (A, N) float32 or float64, the inner products, those of a query times any positive
-            number, up to `error`.
+        scores: (A, N) float32 or float64, the inner products up to `error`; those of a query may
+            be times a positive number, and all moved by another number.
         k: 1 to N.
-        error: The largest error of a score, finite.
+        error: The largest error of a score, not negative; a number, or one for each vector (N,)
+            float32.
         backend: Name of a backend; None chooses.
 
     Returns:
@@ -42,7 +43,8 @@ def top_products(
     Raises:
         ValueError: Shapes or devices that do not fit, `k` or `error` out of range, no query, an
             unknown backend.
-        NotFiniteError: A score that counts is NaN or infinite. It is a ValueError.
+        NotFiniteError: A score that counts, or an inner product, is NaN or infinite. It is a
+            ValueError.
         TypeError: Tensors of other types.
         RuntimeError: The backend asked for cannot run.
     """
@@ -60,8 +62,14 @@ def top_products(
         raise ValueError(f"queries must have no size 0, got shape {tuple(queries.shape)}")
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to the number of vectors, {count}, got {k}")
-    if not 0 <= error < float("inf"):
+    if isinstance(error, Tensor):
+        check_tensor("error", error, (count,), like)
+        if error.dtype != torch.float32:
+            raise TypeError(f"error must be float32, got {error.dtype}")
+    elif not 0 <= error < float("inf"):
         raise ValueError(f"error must be finite and not negative, got {error}")
+    else:
+        error = scores.new_full((1,), error, dtype=torch.float32).expand(count)
     inputs = TopProductsInputs(vectors, queries, scores, error, k)
     with torch.no_grad(), without_autocast(vectors.device.type):
-        return choose(vectors.device, backend).top_products(inputs)
+        return choose(vectors.device, backend, only_here=True).top_products(inputs)

@@ -17,11 +17,12 @@ from muse_adapter.ops.numba_cpu.function import addresses
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, lane_sum, load, pointer, splat
 from muse_adapter.ops.numba_cpu.stored import load_stored
-from muse_adapter.ops.top_products_inputs import NotFiniteError, TopProductsInputs
+from muse_adapter.ops.top_vectors_inputs import NotFiniteError, TopProductsInputs
 
+_ROUNDING = 2.0**-22  # more than that of a sum of float32
 MIN_SCORES = 2**18  # below that a second thread is not worth its start
 
-_unpack = unpacker(6, 7)
+_unpack = unpacker(7, 7)
 
 
 @inline
@@ -60,18 +61,18 @@ def choose_rows(memory: Any, stored: Any) -> None:
     """Choose the best vectors; a job is a query.
 
     Arguments in the memory:
-        sizes: vectors N, D, queries A, k, numbers from a vector to the next and from the scores of
-            a query to the next.
+        sizes: vectors N, D, queries A, k, numbers from a vector to the next, from the scores of a
+            query to the next, and from an error to the next.
         places: addresses of the vectors (N, D), queries (A, D) float64, scores (A, N), of the
-            results: inner products (A, k) and positions (A, k), of twice the error, and of a number
-            that becomes 1 where a score is not finite.
+            results: inner products (A, k) and positions (A, k), of the errors (N,), and of a number
+            that becomes 1 where something is not finite.
     """
     unit, counters, threads, sizes, places = _unpack(memory)
     if next_number(counters + 8) >= threads:
         return
-    count, width, queries, k, step, score_step = sizes
+    count, width, queries, k, step, score_step, error_step = sizes
     wide = np.float64(1.0)
-    vectors, doubt = pointer(places[0], stored), pointer(places[5], wide)
+    vectors, errors = pointer(places[0], stored), pointer(places[5], unit)
     wrong = pointer(places[6], 1)
     while True:
         job = next_number(counters)
@@ -83,24 +84,28 @@ def choose_rows(memory: Any, stored: Any) -> None:
         found = advance(pointer(places[4], 1), job * k)
         clear(best, found, k, count)
         for n in range(count):
-            score = scores[n]
-            if not score <= best[0]:
-                if not score < math.inf:
+            least = scores[n] - errors[n * error_step]
+            if not least <= best[0]:
+                if not least < math.inf:
                     wrong[0] = 1
                     break
-                replace_last(best, found, k, score, n)
+                replace_last(best, found, k, least, n)
         if best[0] == -math.inf:
             wrong[0] = 1
         if wrong[0]:
             return
-        lowest = best[0] - doubt[0]
+        lowest = best[0] - abs(best[0]) * _ROUNDING
         clear(best, found, k, count)
         for n in range(count):
-            if scores[n] >= lowest:
+            most = scores[n] + errors[n * error_step]
+            if most + abs(most) * _ROUNDING >= lowest:
                 vector, total = advance(vectors, n * step), splat(wide) * 0.0
                 for d in range(0, width, WIDTH):
                     total = total + load_stored(vector, d, wide) * load(query, d)
                 score = np.float32(lane_sum(total))
+                if not abs(score) < math.inf:
+                    wrong[0] = 1
+                    return
                 if score > best[0]:
                     replace_last(best, found, k, score, n)
         for last in range(k - 1, 0, -1):  # the best come to stand first
@@ -132,16 +137,13 @@ def top_products(inputs: TopProductsInputs) -> tuple[Tensor, Tensor]:
     (number, count), width = scores.shape, vectors.shape[1]
     threads = min(number, torch.get_num_threads()) if scores.numel() >= MIN_SCORES else 1
     best, found = scores.new_empty(number, k), queries.new_empty(number, k, dtype=torch.long)
-    queries, doubt, wrong = queries.contiguous(), array("d", [2 * error]), array("q", [0])
+    queries, wrong = queries.contiguous(), array("q", [0])
     kernel = choose_halves if vectors.dtype == torch.float16 else choose_singles
     kernel.run(
         torch.float32,
         threads,
-        (count, width, number, k, vectors.stride(0), scores.stride(0)),
-        (
-            *addresses(vectors, queries, scores, best, found),
-            *(flag.buffer_info()[0] for flag in (doubt, wrong)),
-        ),
+        (count, width, number, k, vectors.stride(0), scores.stride(0), error.stride(0)),
+        (*addresses(vectors, queries, scores, best, found, error), wrong.buffer_info()[0]),
     )
     if wrong[0]:
         raise NotFiniteError

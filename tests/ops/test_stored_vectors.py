@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops import backends, byte_products, top_products
-from muse_adapter.ops import top_products_inputs as inputs_module
-from muse_adapter.ops.top_products_inputs import NotFiniteError
+from muse_adapter.ops.top_vectors_inputs import NotFiniteError
 
 BACKENDS = [
     pytest.param(name, marks=[pytest.mark.skipif(bool(status.reason), reason=str(status.reason))])
@@ -93,9 +92,46 @@ def test_refuses_scores_that_are_not_finite(backend: str, value: float, query: i
         top_products(vectors, queries, scores, 40, error=1e-3, backend=backend)
 
 
-def test_few_spare_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs_module, "_SPARE", 1)
-    check(torch.randn(300, 20), torch.randn(4, 20).double(), 5, "torch", 0.5)
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_an_error_for_each_vector(backend: str, dtype: torch.dtype) -> None:
+    """Those with a large error may be anywhere, and all scores are moved."""
+    vectors, queries = torch.randn(200, 16).to(dtype), torch.randn(3, 16).double()
+    errors = torch.where(torch.arange(200) % 9 == 0, 5.0, 1e-3)
+    exact = queries @ vectors.double().T
+    wrong = exact + 0.99 * errors * (2 * torch.rand_like(exact) - 1) - 7
+    scores = wrong.to(torch.promote_types(dtype, torch.float32))
+    for k in (1, 20, 200):
+        got = top_products(vectors, queries, scores, k, error=errors, backend=backend)
+        assert torch.equal(got[1], plain(vectors, queries, k)[1])
+
+
+@EACH
+@pytest.mark.parametrize("vector", [torch.full((16,), 1e38), torch.full((16,), torch.nan)])
+def test_refuses_products_that_are_not_finite(backend: str, vector: Tensor) -> None:
+    vectors = torch.ones(4, 16)
+    vectors[2] = vector
+    queries = torch.full((1, 16), -10.0).double()
+    with pytest.raises(NotFiniteError):
+        top_products(vectors, queries, torch.ones(1, 4), 3, error=0.1, backend=backend)
+
+
+@EACH
+def test_narrowed_products_do_not_matter(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 in bfloat16, as torch may compute them, on processors that can."""
+    matmul = Tensor.__matmul__
+
+    def narrow(x: Tensor, y: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            x, y = x.bfloat16().float(), y.bfloat16().float()
+        return matmul(x, y)
+
+    numbers = torch.randint(-127, 128, (9, 20), dtype=torch.int8)
+    queries = torch.randn(2, 20)
+    exact = queries.double() @ numbers.double().T
+    monkeypatch.setattr(Tensor, "__matmul__", narrow)
+    got = byte_products(numbers, torch.ones(9), queries, backend=backend)
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-3)
 
 
 @EACH
@@ -158,6 +194,8 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "k of 0": (call(k=0), ValueError, "got 0"),
     "error": (call(error=-1.0), ValueError, "error must be finite and not negative, got -1.0"),
     "NaN": (call(error=float("nan")), ValueError, "error must be finite"),
+    "errors": (call(error=torch.ones(3)), ValueError, r"error must have shape \(4,\)"),
+    "errors' type": (call(error=torch.ones(4).double()), TypeError, "error must be float32"),
     "bytes": (call_bytes(numbers=torch.ones(4, 16)), TypeError, "numbers must be int8"),
     "scales": (call_bytes(scales=torch.ones(3)), ValueError, r"scales must have shape \(4,\)"),
     "width": (call_bytes(queries=torch.ones(2, 8)), ValueError, r"queries .* \(2, 16\)"),

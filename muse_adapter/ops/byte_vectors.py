@@ -40,4 +40,6 @@ def byte_products(
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}")
     with torch.no_grad(), without_autocast(numbers.device.type):
-        return choose(numbers.device, backend).byte_products(numbers, scales, queries)
+        return choose(numbers.device, backend, only_here=True).byte_products(
+            numbers, scales, queries
+        )

@@ -1,0 +1,56 @@
+"""The largest of many inner products: what they are chosen from, and how."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NotFiniteError(ValueError):
+    """Vectors, or scores of them, hold NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("vectors must be finite, with finite norms, got NaN or infinity")
+
+
+class TopProductsInputs(NamedTuple):
+    """Arguments of `muse_adapter.ops.top_products`, checked.
+
+    Attributes:
+        vectors: (N, D).
+        queries: (A, D) float64.
+        scores: (A, N).
+        error: (N,) float32, of the scores.
+        k: How many are wanted, 1 to N.
+    """
+
+    vectors: Tensor
+    queries: Tensor
+    scores: Tensor
+    error: Tensor
+    k: int
+
+    def compose(self) -> tuple[Tensor, Tensor]:
+        """Choose by operators of torch."""
+        scores, error = self.scores.double(), self.error.double()
+        least = (scores - error).topk(self.k, dim=1).values  # NaN comes first
+        if not bool(least.isfinite().all()):
+            raise NotFiniteError
+        in_doubt = scores + error >= least[:, -1:]
+        parts = [self._best(*pair) for pair in zip(self.queries, in_doubt, strict=True)]
+        best, positions = (torch.stack(results) for results in zip(*parts, strict=True))
+        return best, positions
+
+    def _best(self, query: Tensor, in_doubt: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the k largest products of one query and their positions."""
+        # By position, so that the stable sort leaves equal products in this order.
+        positions = in_doubt.nonzero()[:, 0]
+        # No matrix products, whose rounding depends on the number of rows.
+        exact = self.vectors.index_select(0, positions).double().mul_(query).sum(1)
+        exact = exact.to(torch.promote_types(self.vectors.dtype, torch.float32))
+        if not bool(exact.isfinite().all()):
+            raise NotFiniteError
+        best, order = exact.sort(descending=True, stable=True)
+        return best[: self.k], positions[order[: self.k]]
