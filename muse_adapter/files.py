@@ -31,10 +31,10 @@ def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) 
     """Write files atomically: after a crash, each is complete or as it was before.
 
     Every file is first written under a temporary name in its own folder; they are renamed, in the
-    given order, once all of them are written, and their folders are brought to the disk: when this
-    returns, a power cut loses nothing. The names are unique, so that others may write the same
-    files at the same time: the last rename wins. Temporary files of writers that were killed are
-    removed.
+    given order, once all of them are written, and each name is brought to the disk before the next:
+    when this returns, a power cut loses nothing. The names are unique, so that others may write the
+    same files at the same time: the last rename wins. Temporary files of writers that were killed
+    are removed.
 
     Args:
         contents: Content of each file.
@@ -57,8 +57,7 @@ def write_whole(contents: Mapping[Path, bytes], *, keep_existing: bool = False) 
                 os.fsync(file.fileno())
         for path, part in parts.items():
             (_create if keep_existing else os.replace)(part, path)
-        for folder in dict.fromkeys(path.parent for path in contents):
-            sync_folder(folder)
+            sync_folder(path.parent)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -86,6 +86,9 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
     }
     if options.json and options.json.exists():
         kept = json.loads(options.json.read_text(encoding="utf-8"))
+        if kept["machine"]["code"] != about["code"]:
+            raise SystemExit(f"{options.json} holds figures of other code: give another file")
+        about["command"] = f"{kept['machine']['command']}`, `{about['command']}"
         figures |= {name: kept[name] for name in ("rows", "left_out", "not_here")}
     done = {row["videos"] for row in figures["rows"]}
     threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))

@@ -78,6 +78,9 @@ def outcomes(rows: list[Row]) -> Iterator[str]:
             continue
         unit = "one query" if target.of == "query_ms" else "all queries at once"
         met = "met" if ratio >= target.times else "missed"
+        pair = [_find(rows, name, target.size, 1) for name in (target.than, target.subject)]
+        if any(row["busy"] for row in pair if row is not None):
+            met += ", busy machine"
         yield (
             f"- {target.subject} against {target.than}, {target.size:,} videos, one thread, "
             f"{unit}: {ratio:.1f} times faster, target {target.times:g}: {met}"

@@ -31,9 +31,13 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     }
 fi
 
+# pip compiles nothing below: Python must be allowed to keep what it compiles.
+unset PYTHONDONTWRITEBYTECODE
+
 # An installation is good for the requirements it was made from, and for this folder.
 stamp=$venv/installed-${extras//,/-}
-wanted=$(cd "$root"; pwd; cat setup.cfg pyproject.toml constraints.txt | cksum)
+constraints=${CONSTRAINTS-$root/constraints.txt}
+wanted=$(cd "$root"; pwd; echo "$constraints"; cat setup.cfg pyproject.toml constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Setting up $venv: PyTorch, numba, PyAV, transformers and matplotlib, from pip, once."
     echo "With a CPU build of PyTorch: about 1.6 GB on the disk, one to a few minutes, most of them the download."
@@ -47,7 +51,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     (
         cd "$root"
         # pip hands constraints on to the build of our own wheel by these; its version decides which counts.
-        constraints=${CONSTRAINTS-$root/constraints.txt}
         export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints
         export PIP_DISABLE_PIP_VERSION_CHECK=1
         if [ -n "${TORCH_INDEX:-}" ]; then

@@ -1,4 +1,4 @@
-"""Count the memory of a step exactly, without computing or allocating anything."""
+"""Count what a step keeps in memory, without computing or allocating anything."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def publish(made: Path, path: Path) -> None:
 
     A graph names the file of its weights. Each export has a file of its own, `model.onnx.….data`,
     so the old graph has its old weights until the new graph replaces it; then they are removed, and
-    those of exports that were killed. Of several exports to one path at the same time, the last to
-    replace the graph wins.
+    those of exports that were killed (on another machine or in another container: after a day). Of
+    several exports to one path at the same time, the last to replace the graph wins.
 
     Args:
         made: The graph, of a name from `unique_name`; its weights stand beside it, if anywhere.
@@ -43,7 +43,7 @@ def _remove_old_weights(path: Path) -> None:
     none is written any more, it is the graph at the path, or was replaced and will never be there.
     """
     found = _weights_of(path)
-    if is_being_written(path):
+    if not found or is_being_written(path):
         return
     graph = path.read_bytes()
     for weights in found:

@@ -57,7 +57,8 @@ def _remember_types() -> None:
 
     def make_block(self: Any, element_ty: Any, shape: Any) -> None:
         pointer = getattr(element_ty, "address_space", None), getattr(element_ty, "const", None)
-        sizes = tuple(getattr(size, "value", size) for size in shape)
+        # With their types: the first of a kind goes through Triton's own checks.
+        sizes = type(shape), *((type(size), getattr(size, "value", size)) for size in shape)
         key = element_ty.name, pointer, sizes
         if key not in known:
             of_block(self, element_ty, shape)
@@ -88,8 +89,10 @@ def _check_overflow_at_once() -> None:
 
     The interpreter does so by a dozen operations of the language, and then drops the outcome.
     """
-    from triton.language.semantic import TritonSemantic
+    from triton.language import semantic
 
+    if not hasattr(semantic, "TritonSemantic"):  # before triton 3.4 there is no such class
+        return
     operators = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
     def check(self: Any, left: Any, right: Any, operation: Any) -> None:
@@ -103,4 +106,4 @@ def _check_overflow_at_once() -> None:
             f"int{number.int_bitwidth} overflow detected for operation {operation.__name__}"
         )
 
-    TritonSemantic.binary_op_sanitize_overflow_impl = check
+    semantic.TritonSemantic.binary_op_sanitize_overflow_impl = check
