@@ -12,11 +12,13 @@ import json
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import MemoryMeter
 from muse_adapter import (
     MultiScaleMamba,
     TextGatedInteraction,
+    late_interaction,
     token_similarity,
 )
 from muse_adapter.ops import backends, use_backend
@@ -73,7 +75,7 @@ def scoring_peak(
     """Score all pairs and run backward, in a process that has done nothing else.
 
     Args:
-        score: "gate" (keys and values differ) or "similarity".
+        score: "gate" (keys and values differ), "similarity" or "late_interaction" (of 16 words).
         texts: A.
         videos: B.
         tokens: N.
@@ -82,13 +84,20 @@ def scoring_peak(
     Returns:
         The peak of the process in GiB, inputs and gradients included.
     """
-    text = torch.randn(texts, dim, requires_grad=True)
+    shape = (texts, 16, dim) if score == "late_interaction" else (texts, dim)
+    text = torch.randn(shape, requires_grad=True)
     keys, values = (torch.randn(videos, tokens, dim, requires_grad=True) for _ in range(2))
-    if score == "gate":
-        scores = TextGatedInteraction()(text, keys, values)
-    else:
-        scores = token_similarity(text, keys)
-    scores.square().sum().backward()
+    result: Tensor
+    match score:
+        case "gate":
+            result = TextGatedInteraction()(text, keys, values).square().sum()
+        case "similarity":
+            result = token_similarity(text, keys).square().sum()
+        case "late_interaction":
+            result = late_interaction(text, keys).square().sum()
+        case _:
+            raise ValueError(f"unknown score {score!r}")
+    result.backward()
     assert text.grad is not None and bool(text.grad.isfinite().all())
     return MemoryMeter().peak() / 2**30
 

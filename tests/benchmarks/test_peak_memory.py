@@ -32,8 +32,8 @@ def test_a_long_video_trains_in_little_memory() -> None:
     assert result["peak_gib"] + inputs < 1.3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("score", ["gate", "similarity"])
+@pytest.mark.slow(seconds=15)
+@pytest.mark.parametrize("score", ["gate", "similarity", "late_interaction"])
 def test_scores_of_all_pairs_in_little_memory(score: str) -> None:
     """500 texts and 500 videos of 64 frames, width 512, forward and backward: below 1 GiB.
 

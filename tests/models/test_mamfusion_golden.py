@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from muse_adapter.config import MamFusionConfig
 from muse_adapter.models.mamfusion import MamFusion
@@ -47,6 +48,14 @@ def load_gate(file: Golden, dtype: torch.dtype) -> BatchGate:
     return gate
 
 
+def check_scores(file: Golden, prefix: str, query: Tensor, code: VideoCode) -> None:
+    """Check the scores of clips and of the frames, with and without norms."""
+    for name, scores in zip(("clip_raw", "frame_raw"), pair_scores(query, code), strict=True):
+        file.check(f"{prefix}.{name}", scores)
+    for name, scores in zip(("clip", "frame"), pair_cosines(query, code), strict=True):
+        file.check(f"{prefix}.{name}", scores)
+
+
 @DTYPES
 def test_whole_network(golden, dtype: torch.dtype) -> None:
     """Videos of a padded batch: windows over each video's own length, so `video_unpadded`."""
@@ -75,10 +84,7 @@ def test_windows_over_the_padded_length(golden, dtype: torch.dtype) -> None:
         assert (first - unpadded).abs().max() <= file.bound(key, unpadded) * first.abs().max()
     query = file.tensor("out.query", dtype)
     code = VideoCode(file.tensor("out.clips", dtype), file.tensor("out.video", dtype))
-    for name, scores in zip(("clip_raw", "frame_raw"), pair_scores(query, code), strict=True):
-        file.check(f"out.score.{name}", scores)
-    for name, scores in zip(("clip", "frame"), pair_cosines(query, code), strict=True):
-        file.check(f"out.score.{name}", scores)
+    check_scores(file, "out.score", query, code)
     file.check("out.score.combined", model.similarity(query, code))
 
 
@@ -88,6 +94,7 @@ def test_scores_and_losses(golden, dtype: torch.dtype) -> None:
     inputs = file.inputs(dtype)
     leaves = {name: inputs[name].requires_grad_() for name in ("query", "clips", "video")}
     code = VideoCode(inputs["clips"], inputs["video"])
+    check_scores(file, "out", inputs["query"], code)
     model = MamFusion(visual_width=4, text_width=4, hidden=16)
     combined = model.similarity(inputs["query"], code)
     file.check("out.combined", combined)

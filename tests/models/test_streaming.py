@@ -262,13 +262,13 @@ def test_wrong_tokens():
         make_head().forward_chunk(make_tokens()[0], grid=GRID)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_memory_does_not_grow(run_python):
     """100,000 frames: the resident peak after 1,000 of them is that of all, within 2 %."""
     done = run_python(
         """
         from benchmarks.streaming import peaks
-        first, last = peaks(frames=100_000, after=1_000, dim=16, depth=2, scales=(0.5,))
+        first, last = peaks(frames=100_000, after=1_000, dim=16, depth=4, scales=(0.5,))
         print(first, last)
         """
     )

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
-from muse_adapter.retrieval import FeatureRows
+from muse_adapter.models.eercf_objective import EercfScores
+from muse_adapter.retrieval import FeatureRows, retrieval_metrics
+from tests.support.golden import Golden
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 
 class Everything:
@@ -30,26 +34,80 @@ def search_matrix(coarse: Tensor, fine: Tensor, candidates: int, k: int) -> tupl
     return retriever.search({"fine": fine}, k, recall_queries=coarse)
 
 
-def test_golden_ranking(golden) -> None:
+def golden_scores(file: Golden, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the coarse scores and our sum for reranking."""
+    inputs = file.inputs(dtype)
+    return inputs["video"], EERCF(16).rerank_score(EercfScores(**inputs, patch=None))
+
+
+def boosted(coarse: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """Write the published ranking as a matrix: candidates by `scores`, the rest by `coarse`."""
+    # The published code lifts candidates above all others by adding 100.
+    return coarse.scatter(1, ids, 100 + scores.to(coarse.dtype))
+
+
+def check_metrics(file: Golden, key: str, metrics: dict[str, float]) -> None:
+    assert list(metrics) == ["R@1", "R@5", "R@10", "MdR", "MnR"]
+    assert list(metrics.values()) == pytest.approx(file.stored(key).tolist(), rel=1e-12)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Count for each query, a row, what is above the item of the same index."""
+    return (scores > scores.diagonal()[:, None]).sum(1)
+
+
+@DTYPES
+def test_golden_ranking(golden, dtype: torch.dtype) -> None:
     file = golden("eercf_two_stage")
-    coarse, fine = file.tensor("in.video"), file.tensor("out.fine")
+    coarse, fine = golden_scores(file, dtype)
     top = int(file.meta["top_k"])
     ids, scores = search_matrix(coarse, fine, top, top)
     assert torch.equal(ids, file.stored("out.order")[:, :top])
     assert torch.equal(scores, fine.gather(1, ids))
+    whole = boosted(coarse, ids, scores)
+    file.check("out.boosted", whole)
+    assert torch.equal(whole.argsort(1, descending=True), file.stored("out.order"))
+    assert torch.equal(ranks(whole), file.stored("out.rank.t2v"))
+    check_metrics(file, "out.metrics.t2v", retrieval_metrics(whole)["t2v"])
+
+
+@DTYPES
+def test_golden_ranking_of_all(golden, dtype: torch.dtype) -> None:
+    """As many candidates as videos."""
+    file = golden("eercf_two_stage")
+    coarse, fine = golden_scores(file, dtype)
     ids, _ = search_matrix(coarse, fine, 9, 9)
     assert torch.equal(ids, file.stored("out.full_order"))
+    found = (ids == torch.arange(9)[:, None]).int().argmax(1)
+    assert torch.equal(found, file.stored("out.rank.t2v_full"))
+    check_metrics(file, "out.metrics.t2v_full", retrieval_metrics(fine)["t2v"])
 
 
-def test_each_video_has_its_own_texts(golden) -> None:
+@DTYPES
+def test_each_video_has_its_own_texts(golden, dtype: torch.dtype) -> None:
     """The right text is where the file says if it is a candidate, and otherwise not found."""
     file = golden("eercf_two_stage")
     top = int(file.meta["top_k"])
-    ids, _ = search_matrix(file.tensor("in.video").T, file.tensor("out.fine").T, top, top)
-    ranks = file.stored("out.rank.v2t_own").tolist()
-    assert any(rank < top for rank in ranks)
-    for video, (found, rank) in enumerate(zip(ids.tolist(), ranks, strict=True)):
+    coarse, fine = golden_scores(file, dtype)
+    ids, scores = search_matrix(coarse.T, fine.T, top, top)
+    expected = file.stored("out.rank.v2t_own")
+    assert (expected < top).any()
+    for video, (found, rank) in enumerate(zip(ids.tolist(), expected.tolist(), strict=True)):
         assert found[rank] == video if rank < top else video not in found
+    whole = boosted(coarse.T, ids, scores)
+    assert torch.equal(ranks(whole), expected)
+    check_metrics(file, "out.metrics.v2t_own", retrieval_metrics(whole.T)["v2t"])
+
+
+@DTYPES
+def test_published_search_for_texts(golden, dtype: torch.dtype) -> None:
+    """A text can be found only if its own shortlist has the video; we do not search like this."""
+    file = golden("eercf_two_stage")
+    coarse, fine = golden_scores(file, dtype)
+    top = int(file.meta["top_k"])
+    whole = boosted(coarse, *search_matrix(coarse, fine, top, top))
+    assert torch.equal(ranks(whole.T), file.stored("out.rank.v2t_shared"))
+    check_metrics(file, "out.metrics.v2t_shared", retrieval_metrics(whole)["v2t"])
 
 
 def test_equal_fine_scores_keep_the_order_of_the_recall() -> None:

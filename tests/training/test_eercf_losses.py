@@ -198,6 +198,18 @@ def test_golden_pearson(golden, dtype: torch.dtype) -> None:
     file.check("grad.in.y", y.grad)
 
 
+@DTYPES
+def test_golden_correlations(golden, dtype: torch.dtype) -> None:
+    """One dimension alone costs (c - 1)^2, and c is below 1."""
+    file = golden("eercf_pearson")
+    x, y = (value.split(1, 1) for value in file.inputs(dtype).values())
+    costs = [[losses.pearson_constraint(i, j, diagonal=1.0) for j in y] for i in x]
+    correlation = 1 - torch.stack([torch.stack(row) for row in costs]).sqrt()
+    file.check("out.correlation", correlation)
+    rows = len(x[0])
+    file.check("out.true_correlation", rows / (rows - 1) * correlation)
+
+
 def test_pearson_of_equal_inputs_and_at_any_scale() -> None:
     x = torch.randn(6, 5, dtype=torch.float64)
     assert losses.pearson_constraint(x, x).item() == pytest.approx(0.14 * 5 / 36)
