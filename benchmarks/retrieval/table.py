@@ -78,8 +78,7 @@ def outcomes(rows: list[Row]) -> Iterator[str]:
             continue
         unit = "one query" if target.of == "query_ms" else "all queries at once"
         met = "met" if ratio >= target.times else "missed"
-        pair = [_find(rows, name, target.size, 1) for name in (target.than, target.subject)]
-        if any(row["busy"] for row in pair if row is not None):
+        if any(row["busy"] for row in _pair(rows, target) if row):
             met += ", busy machine"
         yield (
             f"- {target.subject} against {target.than}, {target.size:,} videos, one thread, "
@@ -121,14 +120,20 @@ def _table(size: int, threads: int, rows: list[Row], queries: int) -> list[str]:
     return lines
 
 
+def _pair(rows: list[Row], target: Target) -> tuple[Row | None, Row | None]:
+    """Find the rows that a target compares, the slower one first."""
+    slow, fast = (_find(rows, name, target.size, 1) for name in (target.than, target.subject))
+    return slow, fast
+
+
 def _ratio(rows: list[Row], target: Target) -> float | None:
-    pair = [_find(rows, name, target.size, 1) for name in (target.than, target.subject)]
-    if pair[0] is None or pair[1] is None:
+    slow, fast = _pair(rows, target)
+    if slow is None or fast is None:
         return None
-    slow, fast = (row[target.of] for row in pair if row is not None)
+    before, after = slow[target.of], fast[target.of]
     if target.of == "query_ms":
-        slow, fast = slow["median"], fast["median"]
-    return None if slow is None or fast is None else slow / fast
+        before, after = before["median"], after["median"]
+    return None if before is None or after is None else before / after
 
 
 def _find(rows: list[Row], subject: str, size: int, threads: int) -> Row | None:
