@@ -24,6 +24,9 @@ class KeptRows:
     Args:
         file: Of earlier calls too, if it exists; None: nothing is kept.
         minutes: After which `check_time` stops this call.
+
+    Raises:
+        SystemExit: The file has figures of other code, which belong in no table with these.
     """
 
     def __init__(self, file: Path | None, minutes: float) -> None:
@@ -33,6 +36,8 @@ class KeptRows:
         self.figures |= {"rows": [], "begun": [], "left_out": []}
         if file is not None and file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept["machine"]["code"] != self.figures["machine"]["code"]:
+                raise SystemExit(f"{file} holds figures of other code: give another file")
             self.figures |= {name: value for name, value in kept.items() if name != "machine"}
 
     def find(self, store: str, segments: int) -> Row | None:

@@ -1,30 +1,42 @@
 """Searching an index in Milvus: building, single queries, many at once, recall.
 
-    python -m benchmarks.milvus http://localhost:19530                   # a server that runs
-    python -m benchmarks.milvus clips.db --sizes 10000 --json FILE       # a file, for a while
+    python -m benchmarks.milvus                                          # the package `milvus`
+    python -m benchmarks.milvus --uri http://localhost:19530             # a server that runs
+    python -m benchmarks.milvus --uri clips.db --sizes 10000 --json FILE # a file, for a while
 
 Vectors, queries and what they are compared with are those of `benchmarks.search`. Random vectors
 have no near neighbours but the one that a query was made from, which makes recall@10 lower than
 that of real embeddings. Indexes named after this benchmark are created, and dropped at the end.
 
+Without an address, a new server in a new folder is started for each row, and what it takes of disk
+and memory is measured, too. `--server` changes its settings, such as
+`dataCoord.segment.maxSize=1024`, and variables of its environment, such as `GOMAXPROCS=4`.
+
 A call ends after `--minutes`, says what it has left out, and leaves on the server what it has
-built: with a file, the same call goes on with it, also after the server was started again.
+built: with a file (and a folder), the same call goes on with it, also after the server was started
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import re
+import shutil
+import statistics
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from benchmarks.kept_rows import KeptRows, Row, add_options, busy_note, left_out, measure_rows
 from benchmarks.machine import where
+from benchmarks.milvus_server import Footprint, MilvusServer, missing
 from benchmarks.search import DIM, build, recall, timed
 from benchmarks.search_stores import OwnIndex, segments
 from benchmarks.vectors import QUERIES, Vectors
@@ -46,18 +58,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("uri", help="address of Milvus, without options and credentials")
+    parser.add_argument("--uri", help="address of Milvus, without options and credentials")
+    parser.add_argument(
+        "--server", nargs="+", default=[], metavar="NAME=VALUE", help="settings of a server"
+    )
+    parser.add_argument("--folder", type=Path, help="where servers have their data, for a while")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
     parser.add_argument("--repeats", type=int, default=64, help="single queries that are timed")
     add_options(parser)
     options = parser.parse_args(arguments)
-    if "@" in options.uri:
+    if options.uri is None and (reason := missing()):
+        parser.error(f"give the address of a server: {reason}")
+    if "@" in (options.uri or ""):
         parser.error("the command is kept with the figures: give credentials in MILVUS_TOKEN")
+    if any("=" not in setting for setting in options.server):
+        parser.error("--server: expected NAME=VALUE")
 
     rows = KeptRows(options.json, options.minutes)
-    wanted = itertools.product(options.sizes, options.indexes)
-    measure_rows(rows, wanted, functools.partial(measure, rows, options))
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = options.folder or Path(temporary)
+        wanted = itertools.product(options.sizes, options.indexes)
+        measure_rows(rows, wanted, functools.partial(measure, rows, options))
     print(markdown_table(rows.figures))
 
 
@@ -100,13 +122,18 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         OutOfTime: The time of this call is over.
     """
     vectors, row = Vectors(size, DIM), rows.begin(index, size)
-    name, address = f"{NAME}_{index}_{size}", f"{options.uri}?timeout=600"
-    if row["appended"]:
-        store = MilvusStore(address, name)
-    else:
-        store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
-    row["server"] = store._client.version
-    try:
+    with contextlib.ExitStack() as ends:
+        uri, server = options.uri, None
+        if uri is None:
+            server = ends.enter_context(own_server(options, row))
+            uri = f"http://{server.host}"
+        name, address = f"{NAME}_{index}_{size}", f"{uri}?timeout=600"
+        if row["appended"]:
+            store = MilvusStore(address, name)
+        else:
+            store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
+        ends.callback(store.close)
+        row["server"] = store._client.version
         collection = Collection(store, vectors, row["appended"])
         build(collection, vectors, row, rows, options.busy)
         wait_for_index(store, name, row, rows)
@@ -114,6 +141,7 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
             row["best"] = collection.best()
         if options.only_build:
             return None
+        wait_for_loading(store, name, row, rows)
         queries = vectors.queries
         for level in CONSISTENCY:
             rows.check_time()
@@ -121,10 +149,30 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
             row[level] = timed(Collection(reader, vectors, size).search, queries, options.repeats)
             reader.close()
         row["recall"] = recall(collection.numbers(collection.search(queries)), row.pop("best"))
+        if server is not None:
+            row["footprint"] = server.footprint()._asdict()
         store._client.call("drop_collection", name)
         return row
+
+
+@contextlib.contextmanager
+def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
+    """Start a server for a row, in a folder that stays until the row is finished."""
+    folder = options.folder / f"milvus-{row['store']}-{row['segments']}"
+    if not row["appended"]:  # of a call whose figures were lost, if it is there
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    row["settings"] = options.server
+    server = MilvusServer(folder, dict(setting.split("=", 1) for setting in options.server))
+    try:
+        server.start()
+        if not row["appended"]:
+            row["empty"] = server.footprint()._asdict()
+        yield server
     finally:
-        store.close()
+        server.kill()
+    if "footprint" in row:
+        shutil.rmtree(folder)
 
 
 def wait_for_index(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> None:
@@ -144,25 +192,49 @@ def wait_for_index(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> N
         time.sleep(0.2)
 
 
+def wait_for_loading(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> None:
+    """Wait until the server searches all vectors by their index, and no longer by another one.
+
+    Raises:
+        OutOfTime: The time of this call is over.
+    """
+    if store._client.address.is_file:  # Milvus Lite has no segments to tell of
+        return
+
+    def loaded(client: Any, timeout: float) -> int:
+        found = client._get_connection().get_query_segment_info(name, timeout=timeout)
+        return sum(segment.num_rows for segment in found if segment.indexID)
+
+    start = time.monotonic()
+    while store._client.attempt(loaded, name) < row["segments"]:
+        rows.check_time()
+        time.sleep(0.2)
+    row["load"] = time.monotonic() - start
+
+
 def markdown_table(figures: dict[str, Any]) -> str:
     """Write a row for each size and index."""
     rows = sorted(figures["rows"], key=lambda row: (row["segments"], INDEXES.index(row["store"])))
     versions = {re.sub(r"^v", "", row["server"]) for row in rows}
     lines = [
         f"{where(figures['machine'])}, Milvus {', '.join(sorted(versions))}: vectors of width "
-        f"{DIM}, one a video.{busy_note(rows)}",
+        f"{DIM}, one a video.{_about_servers(rows)}{busy_note(rows)}",
         "",
-        "| segments | index | appended in | index built in | a query: p50 | p95 | p50, `Strong` "
-        f"| queries a second, {QUERIES} at once | recall@10 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| segments | index | appended in | index built in | on disk | memory | at most "
+        f"| a query: p50 | p95 | p50, `Strong` | queries a second, {QUERIES} at once | recall@10 |",
+        f"|{12 * '---|'}",
     ]
     for row in rows:
-        busy = " \\*" * row["busy"]
+        busy, footprint = " \\*" * row["busy"], row.get("footprint", {})
         cells = [
             f"{row['segments']:,}",
             f"`{row['store']}`",
             f"{row['append']:,.1f} s{busy}",
             f"{row['build']:,.1f} s{busy}",
+            *(
+                f"{footprint[part] / 1e9:.2f} GB" if footprint else "not measured"
+                for part in Footprint._fields
+            ),
             f"{1000 * row['Session']['p50']:,.1f} ms",
             f"{1000 * row['Session']['p95']:,.1f} ms",
             f"{1000 * row['Strong']['p50']:,.0f} ms",
@@ -171,6 +243,23 @@ def markdown_table(figures: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, *left_out(figures)])
+
+
+def _about_servers(rows: list[Row]) -> str:
+    """Say how servers of our own were started, and what an empty one takes."""
+    empty = [row["empty"] for row in rows if "empty" in row]
+    if not empty:
+        return ""
+    disk, memory, _ = (
+        statistics.median(each[part] for each in empty) / 1e9 for part in Footprint._fields
+    )
+    settings = sorted({f"`{setting}`" for row in rows for setting in row.get("settings", [])})
+    changed = f", with {' and '.join(settings)}" if settings else ""
+    return (
+        f" Each row has a new server{changed}. Disk and memory are the server's, once all was "
+        f"searched, and its memory at most; an empty one takes {disk:.2f} GB and {memory:.2f} GB "
+        "of them."
+    )
 
 
 if __name__ == "__main__":

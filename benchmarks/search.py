@@ -6,8 +6,9 @@
 
 What a model takes is left out: vectors are random, of width 512, one a video, and queries are some
 of them with noise. What a search finds is compared with the exact answer, which is computed without
-any index. Files are in the page cache, as after writing them. faiss is measured where it is
-installed, on the same vectors in float32.
+any index. Files are in the page cache, as after writing them, if it is large enough: what is read
+from the disk during the searches is counted. faiss is measured where it is installed, on the same
+vectors in float32.
 
 A call ends after `--minutes`, says what it has left out, and with a file and a folder the same call
 goes on with it: rows that the file has are not measured again.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import resource
 import shutil
 import statistics
 import tempfile
@@ -107,7 +109,9 @@ def measure(
     if store == FOLDER and row["recall"] < 1:
         raise RuntimeError(f"the search of a folder is exact, but recall@10 is {row['recall']}")
     rows.check_time()
+    before = read_from_disk()
     row |= timed(searched.search, queries, options.repeats)
+    row["read"] = read_from_disk() - before
     row["bytes"] = sum(path.stat().st_size for path in own.rglob("*") if path.is_file())
     if store == FOLDER:
         with searched.store.write() as writer:
@@ -160,6 +164,11 @@ def timed(search: Callable[[Tensor], Any], queries: Tensor, repeats: int) -> dic
     }
 
 
+def read_from_disk() -> int:
+    """Return how many bytes this process has read that were not in the page cache."""
+    return 512 * resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+
+
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     """Return how long a call takes, and its result."""
     start = time.perf_counter()
@@ -172,11 +181,10 @@ def markdown_table(figures: dict[str, Any]) -> str:
     rows = sorted(figures["rows"], key=lambda row: (row["segments"], [*STORES].index(row["store"])))
     lines = [
         f"{where(figures['machine'])}: vectors of width {DIM}, one a video; in a folder in half "
-        f"precision, for the second stage with {FRAMES} frame features of width {DIM} each. Files "
-        "are in the page cache, as after writing them: nothing is read from the disk. Recall is "
-        "against all vectors compared one by one, and for the second stage against the score of "
-        "the frames of all videos. The second stage takes one query at a time, also of "
-        f"{QUERIES}.{busy_note(rows)}",
+        f"precision, for the second stage with {FRAMES} frame features of width {DIM} each. "
+        f"{_page_cache(rows)} Recall is against all vectors compared one by one, and for the "
+        "second stage against the score of the frames of all videos. The second stage takes one "
+        f"query at a time, also of {QUERIES}.{busy_note(rows)}",
         "",
         "| segments | searched in | built in | bytes each | a query: p50 | p95 "
         f"| queries a second, {QUERIES} at once | recall@10 |",
@@ -201,6 +209,18 @@ def markdown_table(figures: dict[str, Any]) -> str:
         if row["segments"] == FIRST_SIZE:
             lines += ["", *_targets(row, rows)]
     return "\n".join(lines)
+
+
+def _page_cache(rows: list[Row]) -> str:
+    """Say what the searches have read from the disk."""
+    text = "Files are in the page cache, as after writing them: nothing is read from the disk"
+    others = [
+        f"{row['store']} at {row['segments']:,}, whose timed searches read "
+        f"{row['read'] / 1e6:,.1f} MB from it"
+        for row in rows
+        if row["read"]
+    ]
+    return f"{text}, but in {'; '.join(others)}." if others else f"{text}."
 
 
 def _folder_table(rows: list[Row]) -> list[str]:

@@ -67,6 +67,15 @@ def test_figures_and_index_must_agree(tmp_path: Path) -> None:
         search.measure(tmp_path, rows, options, 70, FOLDER)
 
 
+def test_figures_of_other_code_are_not_gone_on_with(tmp_path: Path) -> None:
+    KeptRows(tmp_path / "figures.json", minutes=1).save()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures["machine"]["code"] = "another"
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    with pytest.raises(SystemExit, match=r"figures\.json holds figures of other code"):
+        KeptRows(tmp_path / "figures.json", minutes=1)
+
+
 def test_the_exact_answers() -> None:
     vectors = Vectors(BLOCK + 30, 8)
     everything = torch.cat([vectors.block(0), vectors.block(1)])
@@ -89,12 +98,17 @@ def test_recall(found: list[list[int]], recall: float) -> None:
 def test_targets_in_the_table() -> None:
     keys = ("bytes", "append", "opening", "first", "p50", "p95", "together", "names", "verify")
     row = {"segments": search.FIRST_SIZE, "store": FOLDER, **dict.fromkeys(keys, 0.5)}
-    row |= {"busy": False, "recall": 1.0, "command": "a command"}
+    row |= {"busy": False, "recall": 1.0, "command": "a command", "read": 0}
     about = {"processor": "a processor", "threads": 2, "torch": "2", "date": "2026-01-01"}
     about |= {"command": "a command", "python": "3", "muse_adapter": "0", "code": "0"}
     figures = {"machine": about, "rows": [row], "left_out": []}
     table = search.markdown_table(figures)
-    assert "faiss" not in table and "page cache" in table and "while others" not in table
+    assert "faiss" not in table and "while others" not in table
+    assert "page cache, as after writing them: nothing is read from the disk. Recall" in table
+    figures["rows"] = [row | {"read": 2_500_000}]
+    assert "but in folder at 1,000,000, whose timed searches read 2.5 MB" in search.markdown_table(
+        figures
+    )
     busy = search.markdown_table(figures | {"rows": [row | {"busy": True}]})
     assert "Built \\*: while others used the machine." in busy
     figures["rows"] = [row | {"store": FLAT, "together": 1.5, "recall": 0.876}, row]

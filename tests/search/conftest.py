@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.milvus_server import MilvusServer, missing
+from benchmarks.milvus_server import missing
+from tests.support.milvus_server import MilvusServer
 
 
 @pytest.fixture(scope="module")

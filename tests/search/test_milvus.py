@@ -235,6 +235,7 @@ def test_collections_that_are_no_index(store, uri):
 
 
 KNOWN = '"format": 1, "settings": {"dim": 4}'
+NO_NUMBER = "is damaged: nlist must be a whole number of at least 1, got "
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,15 @@ KNOWN = '"format": 1, "settings": {"dim": 4}'
         (f'{{{KNOWN}, "index": "TREE", "build": {{}}}}', "damaged: 'TREE' is missing or unknown"),
         (f'{{{KNOWN}, "index": [], "build": {{}}}}', "is damaged"),
         (f'{{{KNOWN}, "index": "HNSW", "build": {{"M": 16}}}}', "'efConstruction' is missing"),
-        (f'{{{KNOWN}, "index": "HNSW", "build": [16]}}', "is damaged"),
+        (f'{{{KNOWN}, "index": "HNSW", "build": [16]}}', r"by their names, got \[16\]"),
+        (f'{{{KNOWN}, "index": "FLAT", "build": null}}', "by their names, got None"),
+        (f'{{{KNOWN}, "index": "IVF_SQ8", "build": {{"nlist": null}}}}', NO_NUMBER + "None"),
+        (f'{{{KNOWN}, "index": "IVF_SQ8", "build": {{"nlist": "64"}}}}', NO_NUMBER + "'64'"),
+        (f'{{{KNOWN}, "index": "IVF_SQ8", "build": {{"nlist": true}}}}', NO_NUMBER + "True"),
+        (f'{{{KNOWN}, "index": "IVF_SQ8", "build": {{"nlist": 0}}}}', NO_NUMBER + "0"),
+        ("null", "is damaged"),
+        ('"1"', "is damaged"),
+        ("1", "is damaged"),
     ],
 )
 def test_other_formats(text, message, store, uri):
@@ -268,11 +277,23 @@ def assert_refused(properties, message, store, uri):
 
 
 @pytest.mark.parametrize("index", ["FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"])
-def test_kinds_of_index(index, tmp_path):
+def test_kinds_of_index(index, tmp_path, monkeypatch):
+    """Of a server that says it is 2.4: its first versions refuse to group results of IVF_SQ8."""
     address = f"{tmp_path}/clips.db?index={index}"
     store = create_store(address, "videos", settings(), b"")
     append(store, videos(9))
-    assert store.read().search(torch.eye(DIM)[:1], 3)[0][0]
+    real, groups = Client.call, []
+
+    def call(self: Client, name: str, *arguments: object, **options: object) -> object:
+        if name == "search":
+            groups.append(options.get("group_by_field"))
+        return real(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Client, "call", call)
+    store._client.version = "v2.4.1"
+    (scores,), (rows,) = store.read().search(torch.eye(DIM)[:1], 3)
+    assert len(scores) == len({row["addition"] for row in rows}) == 3
+    assert set(groups) == {None if index == "IVF_SQ8" else "addition"}
     store.close()
     open_store(f"{tmp_path}/clips.db", "videos").close()
     other = "FLAT" if index == "HNSW" else "HNSW"

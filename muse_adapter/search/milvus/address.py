@@ -16,6 +16,8 @@ INDEXES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "IVF_FLAT": ({"nlist": 1024}, {"nprobe": 32}),
     "IVF_SQ8": ({"nlist": 1024}, {"nprobe": 32}),
 }
+# Whose results every server groups that groups any: the first of 2.4 refuse it for other kinds.
+GROUPED = {"FLAT", "HNSW", "IVF_FLAT"}
 CONSISTENCY_LEVELS = "Strong", "Session", "Bounded", "Eventually"
 
 

@@ -76,7 +76,7 @@ class MilvusStore:
             call("create_index", name, make_index(kind, build), sync=False)
         call("load_collection", name)
         self._table = MilvusTable(
-            self._client, name, self.settings, address.search_parameters(kind, build)
+            self._client, name, self.settings, kind, address.search_parameters(kind, build)
         )
         # Strongly consistent: what was acknowledged before is seen from now on.
         self._table.rows([""], [], "Strong")
@@ -252,8 +252,7 @@ def _unpack_index(text: str | None, what: str) -> tuple[Settings, str, dict[str,
         if version == FORMAT:
             settings, kind = Settings(**values["settings"]), values["index"]
             # KeyError: the kind is unknown, or a parameter of it is missing.
-            build = {name: int(values["build"][name]) for name in INDEXES[kind][0]}
-            return settings, kind, build
+            return settings, kind, _checked_build(values["build"], INDEXES[kind][0])
     except KeyError as error:
         raise ValueError(
             f"the property {_INDEX} of {what} is damaged: {error} is missing or unknown"
@@ -263,6 +262,16 @@ def _unpack_index(text: str | None, what: str) -> tuple[Settings, str, dict[str,
     raise ValueError(
         f"the index {what} has format {version!r}, this version of muse-adapter reads {FORMAT}"
     )
+
+
+def _checked_build(values: Any, names: Iterable[str]) -> dict[str, int]:
+    if not isinstance(values, dict):
+        raise ValueError(f"build must hold parameters by their names, got {values!r}")
+    build = {name: values[name] for name in names}
+    for name, value in build.items():
+        if type(value) is not int or value < 1:  # True is an int, too
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return build
 
 
 def _pack_model(model: bytes) -> str:

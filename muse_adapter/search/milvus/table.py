@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from muse_adapter.search.milvus.address import GROUPED
 from muse_adapter.search.milvus.client import Client
 from muse_adapter.search.milvus.rows import PLACE_FIELDS, row_frames, row_segment, video_of
 from muse_adapter.search.segments import Segment, Settings
@@ -29,14 +30,20 @@ class MilvusTable:
         client: Of the server.
         name: Of the collection.
         settings: Of the index.
-        search: Parameters of its kind of index.
+        index: Its kind.
+        search: Parameters of this kind.
     """
 
     def __init__(
-        self, client: Client, name: str, settings: Settings, search: Mapping[str, int]
+        self,
+        client: Client,
+        name: str,
+        settings: Settings,
+        index: str,
+        search: Mapping[str, int],
     ) -> None:
         self._client, self._name, self._settings = client, name, settings
-        self._search = search
+        self._index, self._search = index, search
         self._consistency = client.address.consistency
 
     @property
@@ -83,7 +90,7 @@ class MilvusTable:
         """Ask for the best segments of all videos but those that were seen, and take them."""
         seen = found[0].seen  # of a single query, or empty
         # Segments of one video may fill an answer: then the next is wider, and leaves it out.
-        grouping = self._client.knows_grouping()
+        grouping = self._index in GROUPED and self._client.knows_grouping()
         per_video = 1 if grouping else _SEGMENTS_PER_VIDEO
         limit = min((found[0].wanted * per_video + _SPARE) << found[0].rounds, _MOST_ROWS)
         parameters = {

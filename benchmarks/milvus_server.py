@@ -1,0 +1,140 @@
+"""A Milvus server of this machine, from the package `milvus`, in a folder and on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_START_S = 300
+
+
+def missing() -> str | None:
+    """Return why there is no server that can be started; None: there is."""
+    for package in ("pymilvus", "milvus"):
+        if importlib.util.find_spec(package) is None:
+            where = ", which has wheels for Linux on x86-64 only" * (package == "milvus")
+            return f"the package {package} is not installed{where}"
+    return None
+
+
+class Footprint(NamedTuple):
+    """What a server takes, in bytes.
+
+    Attributes:
+        disk: Its data on the disk, with its log of what was written.
+        memory: Its resident memory.
+        peak: The largest it was since the server was started.
+    """
+
+    disk: int
+    memory: int
+    peak: int
+
+
+class MilvusServer:
+    """A server in a folder, on a free port.
+
+    Args:
+        folder: Its data, which outlive it.
+        settings: Of its configuration, by names with dots; others are variables of its environment.
+        token: user:password, if the settings ask for it.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str] | None = None, token: str = ""
+    ) -> None:
+        self._folder, self._settings, self._token = folder, settings or {}, token
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port, self._etcd_port, etcd_peer_port = _free_ports(3)
+        self.host = f"127.0.0.1:{self._port}"
+        # Otherwise its etcd takes ports of its own choice, which another server may have.
+        client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, etcd_peer_port))
+        self._etcd = folder / "etcd.yaml"
+        self._etcd.write_text(
+            f"name: default\ninitial-cluster: default={peer}\n"
+            f"listen-client-urls: {client}\nadvertise-client-urls: {client}\n"
+            f"listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\n"
+        )
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait until it answers."""
+        code = "from milvus import main; main()"
+        options = ["--data", self._folder, "--proxy-port", self._port]
+        options += ["--etcd-port", self._etcd_port]
+        environment = {**os.environ, "ETCD_CONFIG_PATH": str(self._etcd)}
+        for name, value in self._settings.items():
+            if "." in name:
+                options += ["--extra-config", f"{name}={value}"]
+            else:
+                environment[name] = value
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, options)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if wait:
+            self.client().close()
+
+    def kill(self) -> None:
+        """Kill it as `kill -9` does."""
+        if self._process is not None:
+            # The group: the package starts the server as a child.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def client(self, database: str = "") -> Any:
+        """Return a client of pymilvus, once the server answers."""
+        from pymilvus import MilvusClient
+        from pymilvus.exceptions import MilvusException
+
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                client = MilvusClient(f"http://{self.host}", token=self._token, db_name=database)
+                client.list_collections()
+                return client
+            except MilvusException:
+                if time.monotonic() > deadline or (self._process and self._process.poll()):
+                    raise
+                time.sleep(0.5)
+
+    def footprint(self) -> Footprint:
+        """Measure what the server takes now."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        pid = self._process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        status = Path(f"/proc/{child}/status").read_text().splitlines()
+        kib = {line.partition(":")[0]: line.split()[1] for line in status if line.endswith(" kB")}
+        return Footprint(
+            _bytes_on_disk(self._folder / "data"),
+            *(1024 * int(kib[name]) for name in ("VmRSS", "VmHWM")),
+        )
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            total += 512 * path.lstat().st_blocks
+    return total
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as sockets:
+        probes = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
