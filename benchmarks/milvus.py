@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--server", nargs="+", default=[], metavar="NAME=VALUE", help="settings of a server"
     )
-    parser.add_argument("--folder", type=Path, help="where servers have their data, for a while")
+    parser.add_argument(
+        "--folder", type=Path, help="where servers have their data, for a while, and their programs"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
     parser.add_argument("--repeats", type=int, default=64, help="single queries that are timed")
@@ -161,7 +163,10 @@ def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
     folder = options.folder / f"milvus-{row['store']}-{row['segments']}"
     if not row["appended"]:  # of a call whose figures were lost, if it is there
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+        programs = options.folder / "bin"  # which the package unpacks, for all servers
+        programs.mkdir(exist_ok=True)
+        (folder / "bin").symlink_to(programs.absolute())
     row["settings"] = options.server
     server = MilvusServer(folder, dict(setting.split("=", 1) for setting in options.server))
     try:
