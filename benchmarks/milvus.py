@@ -168,7 +168,6 @@ def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
         programs = options.folder / "bin"  # which the package unpacks, for all servers
         programs.mkdir(exist_ok=True)
         (folder / "bin").symlink_to(programs.absolute())
-    row["settings"] = options.server
     server = MilvusServer(folder, dict(setting.split("=", 1) for setting in options.server))
     try:
         server.start()
@@ -260,12 +259,9 @@ def _about_servers(rows: list[Row]) -> str:
     disk, memory, _ = (
         statistics.median(each[part] for each in empty) / 1e9 for part in Footprint._fields
     )
-    settings = sorted({f"`{setting}`" for row in rows for setting in row.get("settings", [])})
-    changed = f", with {' and '.join(settings)}" if settings else ""
     return (
-        f" Each row has a new server{changed}. Disk and memory are the server's, once all was "
-        f"searched, and its memory at most; an empty one takes {disk:.2f} GB and {memory:.2f} GB "
-        "of them."
+        " Each row has a new server. Disk and memory are the server's, once all was searched, and "
+        f"its memory at most; an empty one takes {disk:.2f} GB and {memory:.2f} GB of them."
     )
 
 

@@ -76,9 +76,12 @@ def test_a_server_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     arguments = ["--sizes", "1100", "--indexes", "IVF_FLAT", "--repeats", "2", "--json"]
     arguments += [str(target), "--folder", str(folder), "--server", setting, "GOMAXPROCS=3"]
     milvus.main([*arguments, "--only-build"])
+    configuration = folder / "milvus-IVF_FLAT-1100" / "configs" / "milvus.yaml"
+    assert "enableIndex: false" in configuration.read_text()
     milvus.main(arguments)
     (row,) = json.loads(target.read_text())["rows"]
     assert row["footprint"]["disk"] > row["empty"]["disk"] > 0
     assert row["footprint"]["peak"] >= row["footprint"]["memory"] > 1100 * 512 * 4
-    assert f"new server, with `GOMAXPROCS=3` and `{setting}`" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Each row has a new server." in printed and " GB |" in printed
     assert [path.name for path in folder.iterdir()] == ["bin"]
