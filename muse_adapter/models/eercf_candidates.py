@@ -9,9 +9,8 @@ from torch import Tensor
 
 from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.pairs import inner_products, unit_vector
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.models.eercf_objective import EercfScores, weighted_sum
+from muse_adapter.models.eercf_objective import EercfScores
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -32,11 +31,9 @@ def rerank_candidates(
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text[None], frames, fused, patches, mask)[0]
-    text = unit_vector(text)
-    if recall_text is None:  # as `EERCF.recall_text` does
-        recall_text = inner_products(text[None], scorer.global_mat_weight.T)[0]
-    weight = dict(zip(EercfScores._fields, scorer.rerank_weights, strict=True))
-    names = ["frame_weak", "frame", "video"]
+    if recall_text is None:
+        (recall_text,) = scorer.recall_text(text[None])
+    weight = EercfScores(*scorer.rerank_weights)
     scores = candidate_scores(
         text,
         frames,
@@ -44,21 +41,21 @@ def rerank_candidates(
         mask,
         weak_temperature=scorer.weak_temperature,
         gate_temperature=scorer.frame_temperature,
+        weights=(weight.frame_weak, weight.frame, weight.video),
         mix=scorer.frame_logit_weight,
-        mean_query=recall_text.to(text.dtype),
+        mean_query=recall_text,
     )
-    if patches is not None and (weight["patch_weak"] or weight["patch"]):
-        of_patches = candidate_scores(
+    if patches is not None and (weight.patch_weak or weight.patch):
+        scores += candidate_scores(
             text,
             patches,
-            patches if weight["patch"] else None,
+            patches if weight.patch else None,
             None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
+            weights=(weight.patch_weak, weight.patch, 0.0),
         )
-        names += ["patch_weak", "patch"] if weight["patch"] else ["patch_weak"]
-        scores = torch.cat([scores, of_patches[:, :2]], 1)
-    return weighted_sum([weight[name] for name in names], scores.unbind(1))
+    return scores
 
 
 def _check(

@@ -13,7 +13,7 @@ from muse_adapter.ops.choice import choose
 def byte_products(
     numbers: Tensor, scales: Tensor, queries: Tensor, *, backend: str | None = None
 ) -> Tensor:
-    """Multiply queries with vectors in int8, (queries @ numbers.T) * scales, in float32.
+    """Multiply queries at unit norm with vectors in int8, (unit(queries) @ numbers.T) * scales.
 
     Without gradients.
 

@@ -25,16 +25,21 @@ def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
     return None if tensor is None or positions is None else (tensor, positions)
 
 
-def row_addresses(rows: Rows) -> array[int]:
-    """Return where rows of one shape and type begin in memory, K 64-bit integers."""
+def row_places(rows: Rows) -> tuple[int, int, array[int]]:
+    """Return where rows of one shape and type begin in memory.
+
+    Returns:
+        An address, bytes, and K 64-bit integers: a row begins as many times the bytes behind the
+        address.
+    """
     tensor: Rows = rows
     positions: Sequence[int] = range(len(rows))
     if (found := source(rows)) is not None:
         tensor, positions = found
     if not isinstance(tensor, Tensor):
-        return array("q", [row.data_ptr() for row in rows])
-    start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
-    return array("q", [start + position * step for position in positions])
+        return 0, 1, array("q", [row.data_ptr() for row in rows])
+    step = tensor.stride(0) * tensor.element_size()
+    return tensor.data_ptr(), step, array("q", positions)
 
 
 def leaves(rows: Rows | None) -> Sequence[Tensor]:

@@ -23,14 +23,17 @@ def text_gated_scores(
     mix: Tensor | None = None,
     weak_temperature: float = 0.01,
     gate_temperature: float = 0.1,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare a text with the tokens of candidates, and with sums of tokens.
 
-        sim[n]   = text . unit(key_n)
-        weak     = sum over n of sim[n] * (softmax(sim / weak_temperature) @ mix)[n]
-        gated    = text . unit(sum over n of softmax(sim / gate_temperature)[n] * unit(value_n))
-        mean     = mean_query . unit(sum over n of unit(value_n))
+        sim[n]  = unit(text) . unit(key_n)
+        weak    = sum over n of sim[n] * (softmax(sim / weak_temperature) @ mix)[n]
+        gate    = softmax(sim / gate_temperature)
+        gated   = unit(text) . unit(sum over n of gate[n] * unit(value_n))
+        mean    = mean_query . unit(sum over n of unit(value_n))
+        score   = weights[0] * weak + weights[1] * gated + weights[2] * mean
 
     Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
     a float64 text. Squares of very large and very small tokens overflow and vanish there: the norms
@@ -40,17 +43,18 @@ def text_gated_scores(
         keys: (K, ..., D), or K tensors (..., D) of one shape, type and device, floating point or
             int8; K is at least 1.
         values: Likewise, with as many tokens; None: `weak` alone.
-        text: (D,), of unit norm.
-        mean_query: (D,); None: the text.
+        text: (D,).
+        mean_query: (D,); None: the text at unit norm.
         mask: (K, N) bool, for the N tokens of a candidate; masked ones may hold any values.
         mix: (N, N), or None.
         weak_temperature: 0 is the maximum, infinity the mean.
         gate_temperature: Positive.
+        weights: Of the three terms; one of weight 0 may be NaN. Without values the first counts.
         backend: Name of a backend; None chooses.
 
     Returns:
-        (K, 3): `weak`, `gated`, `mean`, or (K, 1) without values, 0 for a candidate without a valid
-        token; and the smallest and largest norm of its tokens (K, 2), where masked ones count as 1.
+        Scores (K,), 0 for a candidate without a valid token; and the smallest and largest norm of
+        its tokens (K, 2), where masked ones count as 1.
 
     Raises:
         ValueError: Shapes or devices that do not fit, a temperature out of range, an unknown
@@ -85,16 +89,16 @@ def text_gated_scores(
     if not gate_temperature > 0:
         raise ValueError(f"gate_temperature must be positive, got {gate_temperature}")
     dtype = state_dtype(text)
-    text = text.to(dtype)
     inputs = TextGateInputs(
         keys,
         values,
-        text,
-        text if mean_query is None else mean_query.to(dtype),
+        text.to(dtype),
+        None if mean_query is None else mean_query.to(dtype),
         mask,
         None if mix is None else mix.to(dtype),
         weak_temperature,
         gate_temperature,
+        weights,
         first,
         other,
     )
