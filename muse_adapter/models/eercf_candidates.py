@@ -10,7 +10,7 @@ from torch import Tensor
 from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.models.eercf_objective import EercfScores
+from muse_adapter.ops.rows import RowKind, row_kind
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -33,7 +33,13 @@ def rerank_candidates(
         return scorer.rerank(text[None], frames, fused, patches, mask)[0]
     if recall_text is None:
         (recall_text,) = scorer.recall_text(text[None])
-    weight = EercfScores(*scorer.rerank_weights)
+    video, frame_weak, patch_weak, frame, patch = scorer.rerank_weights
+    if patches is None:
+        patch_weak = patch = 0.0
+    if not any((video, frame_weak, patch_weak, frame, patch)):
+        raise ValueError(
+            f"none of the scores that are there has a weight, got weights {scorer.rerank_weights}"
+        )
     scores = candidate_scores(
         text,
         frames,
@@ -41,19 +47,19 @@ def rerank_candidates(
         mask,
         weak_temperature=scorer.weak_temperature,
         gate_temperature=scorer.frame_temperature,
-        weights=(weight.frame_weak, weight.frame, weight.video),
+        weights=(frame_weak, frame, video),
         mix=scorer.frame_logit_weight,
         mean_query=recall_text,
     )
-    if patches is not None and (weight.patch_weak or weight.patch):
+    if patches is not None and (patch_weak or patch):
         scores += candidate_scores(
             text,
             patches,
-            patches if weight.patch else None,
-            None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
+            patches if patch else None,
+            None if mask is None else mask.repeat_interleave(row_kind(patches).shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
-            weights=(weight.patch_weak, weight.patch, 0.0),
+            weights=(patch_weak, patch, 0.0),
         )
     return scores
 
@@ -72,14 +78,14 @@ def _check(
     counts = {name: len(rows) for name, rows in named.items() if rows is not None}
     if len(set(counts.values())) > 1 or not len(frames):
         raise ValueError(f"there must be features of all candidates, at least one, got {counts}")
-    patch = None if patches is None else patches[0]
+    patch = None if patches is None else row_kind(patches)
     if patch is not None and patch.dtype == torch.int8:
-        patch = text.new_empty(()).expand(patch.shape)  # in the type of the text, without memory
+        patch = RowKind(patch.shape, text.dtype, patch.device)  # compared with any type
     sizes = check_features(
         text=(text, "D"),
         recall_text=(recall_text, "D"),
-        frames=(frames[0], "T D"),
-        fused=(fused[0], "T D"),
+        frames=(row_kind(frames), "T D"),
+        fused=(row_kind(fused), "T D"),
         patches=(patch, "T P D"),
     )
     matrix = scorer.frame_logit_weight

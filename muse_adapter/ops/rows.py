@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch import Tensor
 Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors of one shape
 
 _GROUP_NUMBERS = 2**19
+
+
+class RowKind(NamedTuple):
+    """What rows of one tensor have in common, as their attributes of the same names say."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
 
 
 def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
@@ -23,6 +32,14 @@ def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
         return None
     tensor, positions = getattr(rows, "array", None), getattr(rows, "positions", None)
     return None if tensor is None or positions is None else (tensor, positions)
+
+
+def row_kind(rows: Rows) -> Tensor | RowKind:
+    """Return what the rows are like: the first of them, or no view where that can be spared."""
+    if (found := source(rows)) is None:
+        return rows[0]
+    tensor = found[0]
+    return RowKind(tensor.shape[1:], tensor.dtype, tensor.device)
 
 
 def row_places(rows: Rows) -> tuple[int, int, array[int]]:
@@ -51,11 +68,12 @@ def leaves(rows: Rows | None) -> Sequence[Tensor]:
     return rows if (found := source(rows)) is None else found[:1]
 
 
-def contiguous_rows(rows: Rows, first: Tensor) -> bool:
-    """Whether each row is contiguous, as the first one is; there may be room between them."""
-    if isinstance(rows, Tensor) or source(rows) is not None:
-        return first.is_contiguous()
-    return all(row.is_contiguous() for row in rows)
+def contiguous_rows(rows: Rows) -> bool:
+    """Whether each row is contiguous; there may be room between them."""
+    tensor = rows if (found := source(rows)) is None else found[0]
+    if not isinstance(tensor, Tensor):
+        return all(row.is_contiguous() for row in tensor)
+    return tensor.is_contiguous() or tensor[0].is_contiguous()
 
 
 def held(rows: Rows) -> Rows:

@@ -25,8 +25,7 @@ class TextGateInputs(NamedTuple):
         weak_temperature: Of the token similarity.
         gate_temperature: Of the gate.
         weights: Of the three terms of a score.
-        first: The first of the keys: its shape, type and device are those of all.
-        first_value: The first of the values, or None.
+        tokens: N.
     """
 
     keys: Rows
@@ -38,8 +37,7 @@ class TextGateInputs(NamedTuple):
     weak_temperature: float
     gate_temperature: float
     weights: tuple[float, float, float]
-    first: Tensor
-    first_value: Tensor | None
+    tokens: int
 
     def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the scores and norms by operators of torch, candidates in groups."""

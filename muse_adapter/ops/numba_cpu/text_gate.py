@@ -29,7 +29,7 @@ from muse_adapter.ops.numba_cpu.simd import (
 )
 from muse_adapter.ops.numba_cpu.stored import load_stored, prefetch
 from muse_adapter.ops.numba_cpu.vectors import unit_vector
-from muse_adapter.ops.rows import row_places
+from muse_adapter.ops.rows import row_kind, row_places
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 MIN_NUMBERS = 2**20  # below that a second thread is not worth its start
@@ -240,9 +240,8 @@ def text_gated_scores(inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
     Returns:
         Scores (K,), and the range of the norms (K, 2).
     """
-    keys, values, text, mean_query, mask, mix, weak, gate, weights, first, _ = inputs
+    keys, values, text, mean_query, mask, mix, weak, gate, weights, tokens = inputs
     count, width = len(keys), len(text)
-    tokens = first.numel() // width
     room = -(-tokens // WIDTH) * WIDTH
     threads = torch.get_num_threads() if count * tokens * width >= MIN_NUMBERS else 1
     scales = [LOG2E / temperature if temperature else math.inf for temperature in (weak, gate)]
@@ -255,7 +254,7 @@ def text_gated_scores(inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
     mask = None if mask is None else mask.contiguous()
     mix = None if mix is None else mix.contiguous()
     scratch = text.new_empty(threads, _SCRATCH * room + width)
-    kernel = score_halves if first.dtype == torch.float16 else score_bytes
+    kernel = score_halves if row_kind(keys).dtype == torch.float16 else score_bytes
     kernel.run(
         torch.float32,
         threads,
