@@ -126,6 +126,7 @@ class Backend:
         """Compare a text with stored tokens, see `muse_adapter.ops`."""
         return inputs.compose()
 
+    @torch.no_grad()
     def byte_products(self, numbers: Tensor, scales: Tensor, queries: Tensor) -> Tensor:
         """Multiply queries with vectors in int8, see `muse_adapter.ops`."""
         units = unit(queries).double()  # torch may narrow products of float32

@@ -39,7 +39,7 @@ def byte_products(
         check_tensor(name, tensor, shape, ("numbers", numbers))
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}")
-    with torch.no_grad(), without_autocast(numbers.device.type):
+    with without_autocast(numbers.device.type):
         return choose(numbers.device, backend, only_here=True).byte_products(
             numbers, scales, queries
         )

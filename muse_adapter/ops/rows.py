@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -84,18 +85,19 @@ def held(rows: Rows) -> Rows:
     return rows if isinstance(rows, Tensor) or source(rows) is not None else list(rows)
 
 
-def joined(rows: Rows) -> Tensor:
-    """Return one tensor (K, ...), without a copy where that is possible."""
+def joined(rows: Rows, part: slice) -> Tensor:
+    """Return some of the rows as one tensor (k, ...), without a copy where that is possible."""
     if isinstance(rows, Tensor):
-        return rows
+        return rows[part]
     if (found := source(rows)) is not None:
-        return found[0][list(found[1])]
-    return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
+        return found[0][list(found[1][part])]
+    some = rows[part]
+    return some[0][None] if len(some) == 1 else torch.stack(list(some))
 
 
 def groups(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
     """Yield which items a group has, and their features (k, ...)."""
-    size = max(1, _GROUP_NUMBERS // max(1, rows[0].numel()))
+    size = max(1, _GROUP_NUMBERS // max(1, math.prod(row_kind(rows).shape)))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        yield part, joined(rows[part])
+        yield part, joined(rows, part)

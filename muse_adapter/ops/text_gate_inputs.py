@@ -51,7 +51,7 @@ class TextGateInputs(NamedTuple):
             terms = [self._weak(sims, mask)]
             ranges = [norms]
             if self.values is not None:
-                tokens, norms = self._tokens(joined(self.values[part]), mask)
+                tokens, norms = self._tokens(joined(self.values, part), mask)
                 ranges.append(norms)
                 gate = _softmax(sims, self.gate_temperature, mask)
                 factors = torch.stack([gate, torch.ones_like(gate)], 1) * _inverse(norms)[:, None]

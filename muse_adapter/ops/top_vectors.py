@@ -75,5 +75,5 @@ def top_products(
     else:
         error = scores.new_full((1,), error, dtype=torch.float32).expand(count)
     inputs = TopProductsInputs(vectors, queries, scores, error, k)
-    with torch.no_grad(), without_autocast(vectors.device.type):
+    with without_autocast(vectors.device.type):
         return choose(vectors.device, backend, only_here=True).top_products(inputs)

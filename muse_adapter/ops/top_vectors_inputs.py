@@ -32,6 +32,7 @@ class TopProductsInputs(NamedTuple):
     error: Tensor
     k: int
 
+    @torch.no_grad()
     def compose(self) -> tuple[Tensor, Tensor]:
         """Choose by operators of torch."""
         scores, error = self.scores.double(), self.error.double()

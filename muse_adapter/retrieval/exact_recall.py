@@ -124,7 +124,6 @@ class ExactRecall:
         ids = self.ids
         return scores, [[ids[position] for position in row] for row in positions.tolist()]
 
-    @torch.no_grad()
     def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Search with queries (A, D) in the type of the scores."""
         if not len(queries):

@@ -186,8 +186,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "candidates": (call(fused=torch.zeros(2, T, D)), "features of all candidates.*'fused': 2"),
     "none": (call(frames=[], fused=[], patches=None), "at least one, got"),
     "weights": (
-        lambda: EERCF(D, rerank_weights=(0, 0, 1, 0, 1)).rerank_candidates(
-            *features(torch.float32)[:3], recall_text=torch.zeros(D)
+        torch.no_grad()(
+            lambda: EERCF(D, rerank_weights=(0, 0, 1, 0, 1)).rerank_candidates(
+                *features(torch.float32)[:3]
+            )
         ),
         "none of the scores that are there has a weight",
     ),
