@@ -12,7 +12,7 @@ from torch import Tensor
 from muse_adapter.ops import top_products
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError
 from muse_adapter.ops.unit import unit
-from muse_adapter.retrieval.narrow_vectors import HalfVectors, NarrowVectors, copy_narrow
+from muse_adapter.retrieval.narrow_vectors import Chunks, HalfVectors, NarrowVectors, copy_narrow
 from muse_adapter.retrieval.vectors import as_ids, as_vectors
 
 if TYPE_CHECKING:
@@ -129,9 +129,12 @@ class ExactRecall:
         if not len(queries):
             return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
         narrow = self._narrow
-        serves = narrow is not None and len(queries) <= narrow.max_queries
+        if narrow is not None and len(queries) <= narrow.max_queries:
+            chunks = narrow.scores(queries)
+        else:
+            chunks = self._scores(queries)
         found = []
-        for start, scores, error in narrow.scores(queries) if serves else self._scores(queries):
+        for start, scores, error in chunks:
             part, count = self.vectors, scores.shape[1]
             if count < len(part):
                 part = part[start : start + count]
@@ -154,7 +157,7 @@ class ExactRecall:
                 f"norms up to {largest:.1e} and {self._largest:.1e}"
             )
 
-    def _scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+    def _scores(self, queries: Tensor) -> Chunks:
         """Score all vectors in the type of the queries (A, D), see `HalfVectors.scores`."""
         rounding = queries.shape[1] * torch.finfo(queries.dtype).eps
         if queries.dtype == torch.float32:

@@ -15,6 +15,9 @@ from muse_adapter.ops.unit import unit
 
 _CHUNK = 2**22  # scores that are held at once
 
+# First position, scores (A, n), and a bound on their errors: of all, or of each (n,).
+Chunks = Iterator[tuple[int, Tensor, float | Tensor]]
+
 
 class HalfVectors:
     """Vectors in float16 as they are, scored by torch's product of a matrix and a vector.
@@ -34,7 +37,7 @@ class HalfVectors:
         error = 3 * 2**-11 + dim * 2**-24 + 2 * math.sqrt(dim) * 2**-25
         self.error = 1.01 * (max_norm * error + 2**-24)
 
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+    def scores(self, queries: Tensor) -> Chunks:
         """Score all vectors for queries (A, D), which are brought to unit norm.
 
         Yields:
@@ -72,7 +75,7 @@ class PackedVectors:
             return False
         return True
 
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+    def scores(self, queries: Tensor) -> Chunks:
         """See `HalfVectors.scores`."""
         units, start = unit(queries).float(), 0
         for length, packed in self.parts:
@@ -118,7 +121,7 @@ class ByteVectors:
         parts_of_all = (whole.split(step) for whole in (numbers, scales, errors))
         self.chunks = list(zip(range(0, count, step), *parts_of_all, strict=True))
 
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def scores(self, queries: Tensor) -> Chunks:
         """See `HalfVectors.scores`; those of a query are moved by one number."""
         if queries.dtype == torch.float64:  # float32 may not hold them before
             queries = unit(queries).float()

@@ -99,12 +99,13 @@ class TwoStageRetriever:
         missing = -1 if as_tensor else None
         # Whole numbers above 2**24 are not all in float32.
         wide = any(kind == torch.float64 or not kind.is_floating_point for _, _, kind in ranked)
-        ids = [best + [missing] * (width - len(best)) for best, _, _ in ranked]
+        padded = [best + [missing] * (width - len(best)) for best, _, _ in ranked]
         numbers = [best + [-math.inf] * (width - len(best)) for _, best, _ in ranked]
         scores = torch.tensor(numbers, dtype=torch.float64 if wide else torch.float32)
+        shape = len(ranked), width
         if as_tensor:
-            ids = torch.tensor(ids, dtype=torch.long).view(len(ranked), width)
-        return ids, scores.view(len(ranked), width)
+            return torch.tensor(padded, dtype=torch.long).view(shape), scores.view(shape)
+        return padded, scores.view(shape)
 
     def _reranked(
         self, query: Any, ids: list[Any], k: int

@@ -43,7 +43,7 @@ def plain(
 ) -> tuple[Tensor, Tensor]:
     """Score candidate by candidate, token by token, in float64."""
     scores, ranges = [], []
-    text = F.normalize(text.double(), dim=0)
+    text = F.normalize(text.double(), dim=0, eps=1e-99)
     for k in range(len(keys)):
         valid = torch.ones(keys[k][..., 0].numel(), dtype=torch.bool) if mask is None else mask[k]
         tokens = keys[k].double().flatten(0, -2)
