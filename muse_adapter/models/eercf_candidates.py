@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
+from muse_adapter.layers.candidates import (
+    RowKind,
+    Rows,
+    can_read_in_place,
+    candidate_scores,
+    row_kind,
+)
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.ops.rows import RowKind, row_kind
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
