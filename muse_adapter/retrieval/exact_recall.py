@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from muse_adapter.retrieval.vectors import as_ids, as_vectors
 if TYPE_CHECKING:
     import numpy
 
-_BLOCK = 2048  # vectors of a matrix product: they stay in the cache
+_BLOCK = 1024  # vectors of a matrix product: they stay in the cache
+_APART = 16  # numbers
 _CHUNK = 2**22  # scores that are held at once
 _PART = 2**16  # vectors that are converted at once
 _QUERIES = 128  # queries of a pass
@@ -128,9 +130,12 @@ class ExactRecall:
         """Search with queries (A, D) in the type of the scores."""
         if not len(queries):
             return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
-        narrow = self._narrow
+        narrow, backend = self._narrow, None
         if narrow is not None and len(queries) <= narrow.max_queries:
             chunks = narrow.scores(queries)
+            if isinstance(narrow, HalfVectors) and "numba" not in sys.modules:
+                # Its import takes a second, for little in a search of one query.
+                backend = "torch"
         else:
             chunks = self._scores(queries)
         found = []
@@ -138,7 +143,9 @@ class ExactRecall:
             part, count = self.vectors, scores.shape[1]
             if count < len(part):
                 part = part[start : start + count]
-            best, positions = top_products(part, queries, scores, min(k, count), error=error)
+            best, positions = top_products(
+                part, queries, scores, min(k, count), error=error, backend=backend
+            )
             found.append((best, positions + start if start else positions))
         if len(found) == 1:
             return found[0]
@@ -165,13 +172,16 @@ class ExactRecall:
         # Products of denormal numbers vanish.
         error = rounding * self._largest + queries.shape[1] * torch.finfo(queries.dtype).tiny
         length = max(_BLOCK, _CHUNK // len(queries))
-        scores = queries.new_empty(len(queries), min(length, len(self)))
+        # Rows a power of two apart would share few places of the cache.
+        scores = queries.new_empty(len(queries), min(length, len(self)) + _APART)
+        room = queries.new_empty(_BLOCK, queries.shape[1])
         units = unit(queries)
         for start in range(0, len(self), length):
             part = self.vectors[start : start + length]
             for i, block in enumerate(part.split(_BLOCK)):
+                wide = block if block.dtype == room.dtype else room[: len(block)].copy_(block)
                 out = scores[:, i * _BLOCK : i * _BLOCK + len(block)]
-                torch.mm(units, _wide(block).T, out=out)
+                torch.mm(units, wide.T, out=out)
             yield start, scores[:, : len(part)], 1.01 * error
 
     def _max_norm(self) -> float:

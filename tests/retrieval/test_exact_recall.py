@@ -225,6 +225,20 @@ def test_ids() -> None:
     assert numbers.search(torch.eye(3), 1)[1] == [[30], [20], [10]]
 
 
+@pytest.mark.slow(seconds=4)
+def test_one_query_does_not_wait_for_numba(run_python: Callable[..., Any]) -> None:
+    """Vectors in half precision are read as they are; to import numba takes a second."""
+    code = """
+        import sys, torch
+        from muse_adapter import ExactRecall
+        eye = torch.eye(16)
+        found = ExactRecall(eye.half()).search(eye[3:4], 1)[1].item()
+        print(found, "numba" in sys.modules)
+    """
+    done = run_python(code)
+    assert done.stdout.split() == ["3", "False"], done.stderr
+
+
 def test_mapped_file_is_read_in_place(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy", reason="needs numpy")
     vectors = numpy.random.default_rng(0).standard_normal((50, 8)).astype(numpy.float16)
