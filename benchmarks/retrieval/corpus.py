@@ -122,7 +122,14 @@ def in_bytes(patches: Tensor) -> Tensor:
     return numbers
 
 
-class Reused:
+def feature_rows(size: int, **features: Tensor) -> Any:
+    """Return rows of the features of `size` videos, reused where there are fewer."""
+    if all(len(array) == size for array in features.values()):
+        return FeatureRows(features, lazy=True)
+    return _Reused(**features)
+
+
+class _Reused:
     """Features of `size` videos, of which there are fewer: `reused[ids]` takes them in turn.
 
     Args:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
+from muse_adapter.ops.unit import unit
 
 T = TypeVar("T")
 
@@ -19,40 +20,6 @@ T = TypeVar("T")
 # GPU needs larger ones to be busy.
 _CPU_BLOCK = 2**20
 _BLOCK = 2**25
-
-
-def unit(x: Tensor) -> Tensor:
-    """Normalise vectors along the last axis, at any scale.
-
-    Args:
-        x: (..., D), floating point.
-
-    Returns:
-        (..., D) in float32, or float64 for float64; a zero vector stays zero, with zero gradient.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    # Divided by the largest entry first: squares neither overflow nor vanish. A positive factor
-    # changes no direction, so it needs no gradient.
-    largest = torch.linalg.vector_norm(wide.detach(), torch.inf, dim=-1, keepdim=True)
-    scaled = wide / largest.masked_fill(largest == 0, torch.inf)
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / norm.masked_fill(norm == 0, torch.inf)
-
-
-def unit_vector(x: Tensor) -> Tensor:
-    """Normalise one vector without gradients, as `unit`, in fewer steps.
-
-    Args:
-        x: (D,), floating point.
-
-    Returns:
-        (D,), as from `unit`.
-    """
-    if x.dtype == torch.float64:
-        return unit(x)
-    wide = x.double()  # which holds the squares of all other types
-    norm = torch.linalg.vector_norm(wide)
-    return (wide / norm.clamp(min=torch.finfo(wide.dtype).tiny)).float()
 
 
 def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.retrieval import checks, rounding, subjects, table
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.baselines import XClip
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes, in_parts
+from benchmarks.retrieval.corpus import Corpus, Shape, feature_rows, in_bytes, in_parts
 
 SHAPE = Shape(frames=3, patches=4, dim=64, words=5, distinct=60, distinct_patches=20, queries=6)
 
@@ -64,7 +64,7 @@ def test_a_wrong_scorer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_are_reused_in_turn() -> None:
     corpus = Corpus(150, SHAPE)
     assert len(corpus.frames) == 60 and len(corpus.patches) == 20 and len(corpus.vectors) == 150
-    rows = Reused(frames=corpus.frames, patches=corpus.patches)[[149, 3]]
+    rows = feature_rows(150, frames=corpus.frames, patches=corpus.patches)[[149, 3]]
     assert torch.equal(rows["frames"][0], corpus.frames[29])
     assert torch.equal(rows["patches"][0], corpus.patches[9])
     parts = list(in_parts(150, corpus.frames, corpus.patches))
