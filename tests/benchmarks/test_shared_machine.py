@@ -51,7 +51,7 @@ def test_rows_of_all_settings_are_kept_and_written(
     assert table.count("\n| ") == 1 + len(shared_machine.SETTINGS) + 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_a_worker_times_every_step_of_a_checked_head(
     monkeypatch: pytest.MonkeyPatch, threads: object
 ) -> None:
