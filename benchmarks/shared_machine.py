@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import multiprocessing
 import os
 import statistics
@@ -25,7 +24,6 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.ablation import WITHOUT, Subject, busy_process, keep
 from benchmarks.machine import machine, where
 from benchmarks.measure import timed
 
@@ -38,10 +36,10 @@ SETTINGS: dict[str, dict[str, str]] = {
     f"{THREADS} threads, `OMP_DYNAMIC=TRUE`": {"OMP_DYNAMIC": "TRUE"},
 }
 DIVIDED = f"{THREADS} threads"  # the setting whose threads are also taken away one by one
-LOADS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "quiet": contextlib.nullcontext,
-    "busy": busy_process,
-}
+LOADS = "quiet", "busy"
+# What a process is asked for: a step of the head, torch's time for its products, and a step of the
+# head with fewer threads for the kernels or for torch's operators.
+STEPS = "head", "floor", "head, kernels on 1", "head, torch on 1"
 
 Row = dict[str, Any]
 
@@ -58,15 +56,6 @@ def torch_on_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# What a process does when asked: what is timed, and what is changed meanwhile.
-STEPS: dict[str, tuple[Callable[[Subject], object], Callable[[], AbstractContextManager[Any]]]] = {
-    "head": (Subject.run, contextlib.nullcontext),
-    "floor": (Subject.run_floor, contextlib.nullcontext),
-    "head, kernels on 1": (Subject.run, WITHOUT["kernel threads"]),
-    "head, torch on 1": (Subject.run, torch_on_one_thread),
-}
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -74,13 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="add the rows to this file")
     options = parser.parse_args(arguments)
+    # Not above: it needs numba, which the documents' tables are written without.
+    from benchmarks.ablation import busy_process, keep
+
+    beside = {"quiet": contextlib.nullcontext, "busy": busy_process}
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     workers = {setting: Worker(environment) for setting, environment in SETTINGS.items()}
     try:
         for worker in workers.values():
             worker.wait_until_ready()
         for load in options.machine:
-            rows = measure(workers, load, options.repeats)
+            with beside[load]():
+                rows = measure(workers, load, options.repeats)
             for row in rows:
                 print(f"{load:<6} {row['what']:<34} {row['head_s']:.2f} s, {row['ratio']:.2f}")
             if options.json:
@@ -127,6 +121,8 @@ class Worker:
 
 
 def _serve(connection: Connection) -> None:
+    from benchmarks.ablation import WITHOUT, Subject
+
     threads = torch.get_num_threads()
     subject = Subject(TOKENS, training=True)
     torch.set_num_threads(threads)
@@ -136,25 +132,28 @@ def _serve(connection: Connection) -> None:
         connection.send(str(wrong))
         return
     connection.send("")
+    changes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "head, kernels on 1": WITHOUT["kernel threads"],
+        "head, torch on 1": torch_on_one_thread,
+    }
     with contextlib.suppress(EOFError):
         while True:
-            run, changed = STEPS[connection.recv()]
-            with changed():
-                taken, _ = timed(functools.partial(run, subject))
+            step = connection.recv()
+            with changes.get(step, contextlib.nullcontext)():
+                taken, _ = timed(subject.run_floor if step == "floor" else subject.run)
             connection.send(taken)
 
 
 def measure(workers: dict[str, Worker], load: str, repeats: int) -> list[Row]:
     """Time the steps of all processes in turn."""
-    steps = [(setting, step) for setting in workers for step in ("head", "floor")]
-    steps += [(DIVIDED, step) for step in STEPS if step not in ("head", "floor")]
+    steps = [(setting, step) for setting in workers for step in STEPS[:2]]
+    steps += [(DIVIDED, step) for step in STEPS[2:]]
     seconds: dict[tuple[str, str], list[float]] = {step: [] for step in steps}
-    with LOADS[load]():
-        for number in range(repeats + 1):
-            for setting, step in steps:
-                taken = workers[setting].seconds(step)
-                if number:  # the first round warms up
-                    seconds[setting, step].append(taken)
+    for number in range(repeats + 1):
+        for setting, step in steps:
+            taken = workers[setting].seconds(step)
+            if number:  # the first round warms up
+                seconds[setting, step].append(taken)
     rows = []
     for setting, step in steps:
         if step != "floor":
