@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +24,8 @@ from examples.quickstart.scenes import OPPOSITE, TWO_STEPS, Scene
 from muse_adapter.data.video import read_frames
 
 VERSION = 1  # raise it when the drawing changes, so that old files are not taken for new ones
+MAX_PROCESSES = 4
+CHUNK = 4  # videos that a process takes at once
 
 
 def path_of(video: LongVideo, folder: Path) -> Path:
@@ -29,69 +34,83 @@ def path_of(video: LongVideo, folder: Path) -> Path:
     return folder / f"{video.id}-{digest}.mp4"
 
 
-def render(videos: Sequence[LongVideo], folder: Path, *, name: str, progress: bool = True) -> None:
-    """Render the videos of a split, or what is missing of them, and list their moments.
+class Frames:
+    """Renders what is missing of a corpus and reads its frames, in other processes.
+
+    They begin at once, with all splits, one after the other. Each split is waited for when it is
+    asked for: what is done with one goes on beside the work on the next. To be used in a `with`
+    statement.
 
     Args:
-        videos: The videos.
-        folder: Gets the mp4 files and `NAME.json`.
-        name: Of the split.
-        progress: Whether to show a progress bar.
+        splits: The videos of each split, by its name.
+        folder: Gets the mp4 files, and `NAME.json`, the list of moments, for each split.
+        size: Side of the frames in pixels.
+        wanted: Splits of which frames are wanted; the others are only rendered.
+        progress: Whether to show progress bars.
 
     Raises:
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
     """
-    av = import_av()
-    ensure_folder(folder)
-    missing = [video for video in videos if not path_of(video, folder).exists()]
-    bar = tqdm(
-        total=len(missing),
-        desc=f"render {name}",
-        unit="video",
-        disable=not progress or not missing,
-    )
-    # Threads, not processes: nothing has to be importable anew in a caller's script.
-    with ThreadPoolExecutor(2) as pool, bar:
-        try:
-            for _ in pool.map(partial(_render, av, folder), missing):
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    write_json(folder / f"{name}.json", [_description(video, folder) for video in videos])
 
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[LongVideo]],
+        folder: Path,
+        *,
+        size: int,
+        wanted: Collection[str],
+        progress: bool = True,
+    ) -> None:
+        import_av()
+        ensure_folder(folder)
+        self._pool = ProcessPoolExecutor(
+            min(MAX_PROCESSES, os.cpu_count() or 1),
+            # A forked child would deadlock on the threads of torch.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_process,
+        )
+        self._progress = progress
+        self._videos = {
+            name: [
+                video for video in videos if name in wanted or not path_of(video, folder).exists()
+            ]
+            for name, videos in splits.items()
+        }
+        self._frames = {
+            name: self._pool.map(
+                partial(_make, folder, size if name in wanted else None), videos, chunksize=CHUNK
+            )
+            for name, videos in self._videos.items()
+        }
+        for name, videos in splits.items():
+            listed = [_description(video, folder) for video in videos]
+            write_json(folder / f"{name}.json", listed)
 
-def decode(
-    videos: Sequence[LongVideo], folder: Path, *, size: int, progress: bool = True
-) -> list[Tensor]:
-    """Read all frames of rendered videos.
+    def __enter__(self) -> Frames:
+        return self
 
-    Args:
-        videos: The videos.
-        folder: Where their files are.
-        size: Side of the frames in pixels.
-        progress: Whether to show a progress bar.
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
-    Returns:
-        For each video its frames (T, 3, size, size), uint8.
-    """
+    def wait(self, name: str) -> list[Tensor]:
+        """Wait for a split, once.
 
-    def read(video: LongVideo) -> Tensor:
-        frames, mask = read_frames(path_of(video, folder), video.num_frames, size=size)
-        return frames[mask]
+        Returns:
+            For each video its frames (T, 3, size, size), uint8; nothing where none are wanted.
 
-    bar = tqdm(total=len(videos), desc="decode", unit="video", disable=not progress)
-    frames = []
-    with ThreadPoolExecutor(2) as pool, bar:
-        try:
-            for video in pool.map(read, videos):
-                frames.append(video)
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return frames
+        Raises:
+            OSError: A file cannot be written or read.
+        """
+        videos = self._videos[name]
+        bar = tqdm(
+            self._frames.pop(name),
+            total=len(videos),
+            desc=f"render {name}",
+            unit="video",
+            disable=not self._progress or not videos,
+        )
+        return [torch.from_numpy(frames) for frames in bar if frames is not None]
 
 
 def draw(video: LongVideo) -> np.ndarray:
@@ -121,8 +140,23 @@ def _motion(rng: np.random.Generator) -> tuple[str, ...]:
     return motions[int(rng.integers(len(motions)))]
 
 
-def _render(av: ModuleType, folder: Path, video: LongVideo) -> None:
-    write_bytes(path_of(video, folder), encode(av, draw(video)))
+def _start_process() -> None:
+    """Leave interrupts and the first claim on processors to the process that waits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(10)
+    torch.set_num_threads(1)
+
+
+def _make(folder: Path, size: int | None, video: LongVideo) -> np.ndarray | None:
+    """Render a video if it is missing, and read its frames if they have a size."""
+    path = path_of(video, folder)
+    if not path.exists():
+        write_bytes(path, encode(import_av(), draw(video)))
+    if size is None:
+        return None
+    frames, mask = read_frames(path, video.num_frames, size=size)
+    return frames[mask].numpy()
 
 
 def _description(video: LongVideo, folder: Path) -> dict[str, object]:
