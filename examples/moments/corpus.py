@@ -24,7 +24,7 @@ from examples.quickstart.scenes import OPPOSITE, TWO_STEPS, Scene
 from muse_adapter.data.video import read_frames
 
 VERSION = 1  # raise it when the drawing changes, so that old files are not taken for new ones
-MAX_PROCESSES = 4
+PROCESSES = min(8, os.cpu_count() or 1)
 CHUNK = 4  # videos that a process takes at once
 
 
@@ -34,12 +34,15 @@ def path_of(video: LongVideo, folder: Path) -> Path:
     return folder / f"{video.id}-{digest}.mp4"
 
 
-class Frames:
-    """Renders what is missing of a corpus and reads its frames, in other processes.
-
-    They begin at once, with all splits, one after the other. Each split is waited for when it is
-    asked for: what is done with one goes on beside the work on the next. To be used in a `with`
-    statement.
+def render(
+    splits: Mapping[str, Sequence[LongVideo]],
+    folder: Path,
+    *,
+    size: int,
+    wanted: Collection[str],
+    progress: bool = True,
+) -> dict[str, list[Tensor]]:
+    """Render what is missing of a corpus, and read its frames, in processes for all processors.
 
     Args:
         splits: The videos of each split, by its name.
@@ -48,69 +51,37 @@ class Frames:
         wanted: Splits of which frames are wanted; the others are only rendered.
         progress: Whether to show progress bars.
 
+    Returns:
+        For each split that is wanted and each of its videos the frames (T, 3, size, size), uint8.
+
     Raises:
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
     """
-
-    def __init__(
-        self,
-        splits: Mapping[str, Sequence[LongVideo]],
-        folder: Path,
-        *,
-        size: int,
-        wanted: Collection[str],
-        progress: bool = True,
-    ) -> None:
-        import_av()
-        ensure_folder(folder)
-        self._pool = ProcessPoolExecutor(
-            min(MAX_PROCESSES, os.cpu_count() or 1),
-            # A forked child would deadlock on the threads of torch.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_process,
-        )
-        self._progress = progress
-        self._videos = {
-            name: [
-                video for video in videos if name in wanted or not path_of(video, folder).exists()
-            ]
-            for name, videos in splits.items()
-        }
-        self._frames = {
-            name: self._pool.map(
-                partial(_make, folder, size if name in wanted else None), videos, chunksize=CHUNK
-            )
-            for name, videos in self._videos.items()
-        }
-        for name, videos in splits.items():
-            listed = [_description(video, folder) for video in videos]
-            write_json(folder / f"{name}.json", listed)
-
-    def __enter__(self) -> Frames:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def wait(self, name: str) -> list[Tensor]:
-        """Wait for a split, once.
-
-        Returns:
-            For each video its frames (T, 3, size, size), uint8; nothing where none are wanted.
-
-        Raises:
-            OSError: A file cannot be written or read.
-        """
-        videos = self._videos[name]
-        bar = tqdm(
-            self._frames.pop(name),
-            total=len(videos),
-            desc=f"render {name}",
-            unit="video",
-            disable=not self._progress or not videos,
-        )
-        return [torch.from_numpy(frames) for frames in bar if frames is not None]
+    import_av()
+    ensure_folder(folder)
+    found = {}
+    # A forked child would deadlock on the threads of torch.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, spawn, _start_process) as pool:
+        try:
+            for name, videos in splits.items():
+                read = name in wanted
+                todo = [video for video in videos if read or not path_of(video, folder).exists()]
+                bar = tqdm(
+                    pool.map(partial(_make, folder, size if read else None), todo, chunksize=CHUNK),
+                    total=len(todo),
+                    desc=f"render {name}",
+                    unit="video",
+                    disable=not progress or not todo,
+                )
+                found[name] = [torch.from_numpy(frames) for frames in bar if frames is not None]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for name, videos in splits.items():
+        write_json(folder / f"{name}.json", [_description(video, folder) for video in videos])
+    return {name: frames for name, frames in found.items() if name in wanted}
 
 
 def draw(video: LongVideo) -> np.ndarray:
@@ -141,10 +112,8 @@ def _motion(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _start_process() -> None:
-    """Leave interrupts and the first claim on processors to the process that waits."""
+    """Leave interrupts to the process that waits, and a processor to each process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        os.nice(10)
     torch.set_num_threads(1)
 
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from examples.moments.corpus import VERSION, Frames
+from examples.moments.corpus import VERSION, render
 from examples.moments.features import Features, encode_split, encode_tokens
 from examples.moments.moments import LongVideo, sample_videos
 from examples.moments.settings import Corpus, TowerSettings
@@ -69,17 +67,20 @@ def load_material(
     wanted = {name for name, path in paths.items() if not path.is_file()}
     if not tower_path.is_file():
         wanted.add("train")
+    frames = render(videos, place, size=corpus.size, wanted=wanted, progress=progress)
+    if tower_path.is_file():
+        tower = load_tower(build_tower(settings, videos["train"], corpus.size), tower_path)
+    else:
+        tower = train_tower(
+            settings, videos["train"], frames["train"], tower_path, progress=progress
+        )
     features = {}
-    with Frames(videos, place, size=corpus.size, wanted=wanted, progress=progress) as frames:
-        for name, path in paths.items():  # the training videos come first
-            pictures = frames.wait(name)
-            if name == "train":
-                tower = _tower(settings, videos[name], pictures, tower_path, corpus.size, progress)
-            if path.is_file():
-                features[name] = Features(**read_tensors(path, Features.__annotations__))
-            else:
-                features[name] = encode_split(tower, videos[name], pictures, progress=progress)
-                write_tensors(path, vars(features[name]))
+    for name, path in paths.items():
+        if path.is_file():
+            features[name] = Features(**read_tensors(path, Features.__annotations__))
+        else:
+            features[name] = encode_split(tower, videos[name], frames[name], progress=progress)
+            write_tensors(path, vars(features[name]))
     name = fingerprint([tower_name, asdict(corpus)])
     return Material(videos, features, tower, place, corpus.size, name)
 
@@ -92,28 +93,11 @@ def with_tokens(
     paths = {name: folder / f"tokens-{name}-{material.fingerprint}.pt" for name in missing}
     videos = {name: material.videos[name] for name in missing}
     wanted = [name for name in missing if not paths[name].is_file()]
+    frames = render(videos, material.folder, size=material.size, wanted=wanted, progress=progress)
     features = dict(material.features)
-    with Frames(
-        videos, material.folder, size=material.size, wanted=wanted, progress=progress
-    ) as frames:
-        for name, path in paths.items():
-            pictures = frames.wait(name)
-            if not path.is_file():
-                tokens = encode_tokens(material.tower, pictures, progress=progress)
-                write_tensors(path, {"tokens": tokens})
-            features[name] = replace(features[name], **read_tensors(path, ["tokens"]))
+    for name, path in paths.items():
+        if not path.is_file():
+            tokens = encode_tokens(material.tower, frames[name], progress=progress)
+            write_tensors(path, {"tokens": tokens})
+        features[name] = replace(features[name], **read_tensors(path, ["tokens"]))
     return replace(material, features=features)
-
-
-def _tower(
-    settings: TowerSettings,
-    videos: Sequence[LongVideo],
-    frames: Sequence[Tensor],
-    path: Path,
-    size: int,
-    progress: bool,
-) -> Tower:
-    """Load the tower, or train it."""
-    if path.is_file():
-        return load_tower(build_tower(settings, videos, size), path)
-    return train_tower(settings, videos, frames, path, progress=progress)
