@@ -93,15 +93,16 @@ def draw(video: LongVideo) -> np.ndarray:
         seed = (*video.seed, number)
         motion = _motion(np.random.default_rng((*seed, 1)))
         # Of one seed, two scenes differ in the small thing alone.
-        pictures = [
+        pieces = [slice(cut), slice(cut, None)] if moment.ordered else [slice(None)]
+        parts += [
             draw_scene(
                 Scene(thing, motion, moment.relation, moment.large),
                 np.random.default_rng(seed),
                 length,
+                piece,
             )
-            for thing in moment.small
+            for thing, piece in zip(moment.small, pieces, strict=True)
         ]
-        parts += [pictures[0][:cut], pictures[-1][cut:]]
     return np.concatenate(parts)
 
 

@@ -24,13 +24,19 @@ SHORT_SHARE = 0.15
 SHORT, LONG = (5, 7), (8, 24)  # frames of a short and of a longer clip
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator, num_frames: int | None = None) -> np.ndarray:
+def draw_scene(
+    scene: Scene,
+    rng: np.random.Generator,
+    num_frames: int | None = None,
+    wanted: slice = slice(None),
+) -> np.ndarray:
     """Draw one clip of a scene; place, speed and background come from `rng`.
 
     Args:
         scene: What happens.
         rng: Source of everything the caption does not say.
         num_frames: Length of the clip; None: from `rng` too, 5 to 24 frames.
+        wanted: Frames of the clip to draw.
 
     Returns:
         (frames, SIDE, SIDE, 3), uint8, RGB.
@@ -40,14 +46,16 @@ def draw_scene(scene: Scene, rng: np.random.Generator, num_frames: int | None = 
         num_frames = int(rng.integers(low, high + 1))
     centres, radii = _place(scene, num_frames, rng)
     background = rng.uniform(55, 100) + rng.uniform(-6, 6, size=3)  # a dim grey
-    video = np.tile(background.astype(np.float32), (num_frames, SIDE, SIDE, 1))
+    drawn = len(range(num_frames)[wanted])
+    video = np.tile(background.astype(np.float32), (drawn, SIDE, SIDE, 1))
     for thing, path, radius in zip(scene.things, centres, radii, strict=True):
-        cover = _coverage(thing.shape, path, radius)[..., None]
+        cover = _coverage(thing.shape, path[wanted], radius)[..., None]
         colour = np.array(COLOUR_VALUES[thing.colour]) + rng.uniform(-14, 14, size=3)
         change = colour.astype(np.float32) - video
         change *= cover
         video += change
-    video += rng.normal(0, 3, size=(num_frames, 1, 1, 1)).astype(np.float32)  # a flickering light
+    flicker = rng.normal(0, 3, size=(num_frames, 1, 1, 1)).astype(np.float32)
+    video += flicker[wanted]
     np.clip(np.rint(video, out=video), 0, 255, out=video)
     return video.astype(np.uint8)
 
