@@ -157,11 +157,11 @@ def test_errors_of_narrow_vectors_are_bounded(kind: str, dim: int) -> None:
     narrow: Any = {
         "ByteVectors": lambda: narrow_vectors.ByteVectors(parts, (300, dim)),
         "HalfVectors": lambda: narrow_vectors.HalfVectors(vectors.half()),
-        "PackedVectors": lambda: narrow_vectors.PackedVectors(parts()),
+        "PackedVectors": lambda: narrow_vectors.PackedVectors(parts(), dim),
     }[kind]()
-    scores = torch.cat([part for _, part in narrow.scores(query)], 1)
-    errors = scores.double() - query.double() @ vectors.double().T
-    bound = narrow.error(1.0, dim)
+    _, chunks, bounds = zip(*narrow.scores(query), strict=True)
+    errors = torch.cat(chunks, 1).double() - query.double() @ vectors.double().T
+    bound = torch.cat(bounds) if kind == "ByteVectors" else bounds[0]
     # All may be moved by one number, as they are without the mean.
     assert (errors - bound).amax() < (errors + bound).amin()
     assert kind == "ByteVectors" or 0 < errors.abs().amax() < bound
@@ -191,7 +191,8 @@ def test_vectors_with_a_common_part_and_a_spike(width: int) -> None:
     narrow = recall._narrow
     if isinstance(narrow, narrow_vectors.ByteVectors):
         others = torch.arange(700) != 9
-        assert narrow.errors[others].amax() < 0.5 * narrow.errors[9]
+        ((_, _, _, errors),) = narrow.chunks
+        assert errors[others].amax() < 0.5 * errors[9]
 
 
 @pytest.mark.parametrize("narrow_copy", [True, False])
