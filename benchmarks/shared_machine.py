@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Not above: it needs numba, which the documents' tables are written without.
     from benchmarks.ablation import busy_process, keep
 
-    beside = {"quiet": contextlib.nullcontext, "busy": busy_process}
+    beside: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "quiet": contextlib.nullcontext,
+        "busy": busy_process,
+    }
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     workers = {setting: Worker(environment) for setting, environment in SETTINGS.items()}
     try:
