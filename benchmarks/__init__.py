@@ -6,6 +6,7 @@ Commands, each a module run with `python -m`:
     benchmarks.head         the head against attention and its floor; what each saving gains
     benchmarks.scan         the backends of the scan
     benchmarks.ablation     what each optimisation of the CPU kernels buys the head
+    benchmarks.shared_machine  whose threads lose beside a busy process, and which setting helps
     benchmarks.decoding     reading video files beside other libraries
     benchmarks.streaming    a head on videos in chunks, beside whole videos
     benchmarks.onnx         a head in onnxruntime, beside the same head in torch

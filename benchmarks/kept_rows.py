@@ -136,9 +136,13 @@ def busy_note(rows: Sequence[Row]) -> str:
 
 def left_out(figures: dict[str, Any]) -> list[str]:
     """Say what was wanted and is not there, and which other calls the rows came from."""
-    others = {f"`{row['command']}`" for row in figures["rows"]}
-    others -= {f"`{figures['machine']['command']}`"}
-    calls = ["", f"Rows also came from {', '.join(sorted(others))}."] if others else []
     what = [f"{row['store']} at {row['segments']:,}" for row in figures["left_out"]]
     missing = ["", f"Left out, in the time that the calls had: {'; '.join(what)}."] if what else []
-    return [*missing, *calls]
+    return [*missing, *other_calls(figures)]
+
+
+def other_calls(figures: dict[str, Any]) -> list[str]:
+    """Say which calls other than the last one the rows came from."""
+    others = {f"`{row['command']}`" for row in figures["rows"]}
+    others -= {f"`{figures['machine']['command']}`"}
+    return ["", f"Rows also came from {', '.join(sorted(others))}."] if others else []

@@ -1,7 +1,7 @@
 """Encoding one long video: MamFusion, its parts alone, and plain attention, over its frames.
 
     python -m benchmarks.moments              # 64 to 16,384 frames
-    python -m benchmarks.moments --json FILE  # what FILE has, and no busy machine, is kept
+    python -m benchmarks.moments --json FILE  # goes on with FILE: what was measured quietly is kept
     python -m benchmarks.moments --lengths 64 256 --limit 1
 
 The published settings for TVR, but for `max_frames`, which is the length: with the published 512,
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.correctness import require_agreement
 from benchmarks.heads.curves import compare, fit
 from benchmarks.isolated import isolated
+from benchmarks.kept_rows import other_calls
 from benchmarks.machine import machine, where, write_json
 from benchmarks.measure import MemoryMeter, in_turn, once
 from muse_adapter import MAMFUSION_SETTINGS, MamFusion, MamFusionConfig
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--limit", type=float, default=3.0, help="seconds of a row's rounds")
-    parser.add_argument("--total", type=float, help="seconds after which no new row begins")
+    parser.add_argument("--minutes", type=float, help="after which no new row begins")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
 
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             too_long = name == WRITTEN_OUT and length > LONGEST_WRITTEN_OUT
             if (name, length) in done or too_long:
                 continue
-            if options.total is not None and time.perf_counter() - start > options.total:
+            if options.minutes is not None and time.perf_counter() - start > 60 * options.minutes:
                 print(f"not measured yet: {name}, {length:,} frames")
                 continue
             row = isolated(measure, name, config, length, options.limit, preloaded=True)
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{length:>7,} frames  {name:<36} {row['seconds'][1] * 1e3:10.1f} ms "
                 f"{row['peak_bytes'] / 2**20:8.1f} MiB{'  busy machine' if row['busy'] else ''}"
             )
-            figures["rows"].append(row)
+            figures["rows"].append({**row, "command": figures["machine"]["command"]})
             if options.json:
                 write_json(options.json, figures)
     print("\n" + markdown_table(figures))
@@ -231,6 +232,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
             met = compare(costs(rows, FIRST), costs(rows, name))
             if name != FIRST and met:
                 lines.append(f"| {name} | {what} | {str(met).replace('tokens', 'frames')} |")
+    lines += other_calls(figures)
     return "\n".join(lines) + "\n"
 
 

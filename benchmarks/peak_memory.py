@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure import MemoryMeter
 from muse_adapter import (
+    EERCF,
     MultiScaleMamba,
     TextGatedInteraction,
     late_interaction,
@@ -75,7 +76,8 @@ def scoring_peak(
     """Score all pairs and run backward, in a process that has done nothing else.
 
     Args:
-        score: "gate" (keys and values differ), "similarity" or "late_interaction" (of 16 words).
+        score: "gate" (keys and values differ), "similarity", "late_interaction" (of 16 words),
+            "eercf_scores" or "eercf_loss" (one text for each video), both without patches.
         texts: A.
         videos: B.
         tokens: N.
@@ -95,6 +97,12 @@ def scoring_peak(
             result = token_similarity(text, keys).square().sum()
         case "late_interaction":
             result = late_interaction(text, keys).square().sum()
+        case "eercf_scores":
+            scores = EERCF(dim, tokens).scores(text, keys, values)
+            result = torch.stack([x for x in scores if x is not None]).square().sum()
+        case "eercf_loss":
+            scale = torch.zeros((), requires_grad=True)
+            result = EERCF(dim, tokens).loss(text, keys, values, logit_scale=scale).total
         case _:
             raise ValueError(f"unknown score {score!r}")
     result.backward()

@@ -15,7 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoding, head, milvus, moments, onnx, scale, scan, search, streaming
+from benchmarks import (
+    decoding,
+    head,
+    milvus,
+    moments,
+    onnx,
+    scale,
+    scan,
+    search,
+    shared_machine,
+    streaming,
+)
 from benchmarks.heads.curves import draw
 from benchmarks.heads.tables import hardware_section, heads_section, markdown, pairs_section
 from benchmarks.machine import ROOT
@@ -109,6 +120,7 @@ BENCHMARKS = {
     "streaming.json": streaming,
     "onnx.json": onnx,
     "moments.json": moments,
+    "shared_machine.json": shared_machine,
     "retrieval.json": retrieval,
     "search.json": search,
     "milvus.json": milvus,

@@ -30,6 +30,7 @@ from benchmarks.measure import in_turn, timed
 from benchmarks.retrieval.baselines import set_threads
 from benchmarks.retrieval.checks import check
 from benchmarks.retrieval.corpus import Corpus, Shape
+from benchmarks.retrieval.rounding import near_duplicates, order_in_bytes
 from benchmarks.retrieval.subjects import (
     COARSE,
     EVERY_PATCH,
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
         "text_tower": [],
         "rows": [],
         "left_out": [],
+        "in_bytes": [],
         "not_here": {},
     }
     if options.json and options.json.exists():
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
         if kept["machine"]["code"] != about["code"]:
             raise SystemExit(f"{options.json} holds figures of other code: give another file")
         about["command"] = f"{kept['machine']['command']}`, `{about['command']}"
-        figures |= {name: kept[name] for name in ("rows", "left_out", "not_here")}
+        figures |= {name: kept[name] for name in ("rows", "left_out", "in_bytes", "not_here")}
     done = {row["videos"] for row in figures["rows"]}
     threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
     try:
@@ -98,11 +100,15 @@ def main(arguments: Sequence[str] | None = None, shape: Shape = Shape()) -> None
             for size in sizes:
                 if size in done:
                     continue
+                corpus = Corpus(size, shape)
                 rows, left_out = measure(
-                    Corpus(size, shape), threads, repeats, options.limit, figures["not_here"]
+                    corpus, threads, repeats, options.limit, figures["not_here"]
                 )
                 figures["rows"] += rows
                 figures["left_out"] += left_out
+                if corpus.own_features(patches=True):
+                    once = [] if figures["in_bytes"] else [near_duplicates(shape)]
+                    figures["in_bytes"] += [order_in_bytes(each) for each in (corpus, *once)]
                 if options.json:
                     write_json(options.json, figures)
     finally:

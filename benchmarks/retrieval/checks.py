@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks.correctness import require_agreement
 from benchmarks.retrieval.baselines import XCLIP_TEMPERATURE, XClip, mean_pool_search
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes
+from benchmarks.retrieval.corpus import Corpus, Shape, feature_rows, in_bytes
 from benchmarks.retrieval.subjects import HALVES, score_all, subjects
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
 
@@ -40,7 +40,7 @@ def _two_stages(corpus: Corpus, scorer: EERCF) -> None:
             features["patches"] = corpus.patches
         retriever = TwoStageRetriever(
             ExactRecall(corpus.vectors.half()),
-            Reused(**features),
+            feature_rows(corpus.size, **features),
             lambda text, rows: scorer.rerank_candidates(text, **rows),
             candidates=corpus.size,
         )

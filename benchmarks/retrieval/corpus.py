@@ -1,7 +1,8 @@
 """Synthetic videos and queries with a known answer.
 
 A video is a random direction, its frames and patches are noisy versions of it, and a query is a
-very noisy version of one frame of its video.
+very noisy version of one frame of its video. In a corpus of near duplicates, most of the direction
+and of the noise is the same in all videos, so that their scores are close.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
         distinct: Videos that have frame features of their own; those beyond reuse them in turn.
         distinct_patches: Likewise for patches; it divides `distinct`.
         queries: Their number.
+        alike: Share of the direction and of the noise of features that all videos have in common.
     """
 
     frames: int = 12
@@ -38,6 +40,7 @@ class Shape(NamedTuple):
     distinct: int = 10_000
     distinct_patches: int = 1_000
     queries: int = 64
+    alike: float = 0.0
 
 
 class Corpus:
@@ -63,11 +66,18 @@ class Corpus:
 
     def __init__(self, size: int, shape: Shape) -> None:
         self.size, self.shape = size, shape
-        generator = torch.Generator().manual_seed(0)
+        generator, common = (torch.Generator().manual_seed(seed) for seed in (0, 1))
 
-        def noise(*sizes: int) -> Tensor:
+        def noise(*sizes: int, generator: torch.Generator = generator) -> Tensor:
             return torch.randn(*sizes, shape.dim, generator=generator) / math.sqrt(shape.dim)
 
+        def alike(own: Tensor, of_all: Tensor) -> Tensor:
+            return own.lerp(of_all, shape.alike)
+
+        direction, frame_noise, fused_noise, patch_noise = (
+            noise(*sizes, generator=common)
+            for sizes in ((), (shape.frames,), (shape.frames,), (shape.frames, shape.patches))
+        )
         count = min(size, shape.distinct)
         self.frames = torch.empty(count, shape.frames, shape.dim, dtype=torch.float16)
         self.fused = torch.empty_like(self.frames)
@@ -75,8 +85,9 @@ class Corpus:
         for start in range(0, count, _PART):
             part = slice(start, min(start + _PART, count))
             videos = part.stop - start
-            frames = noise(videos, 1) + FRAME_NOISE * noise(videos, shape.frames)
-            fused = frames + FUSED_NOISE * noise(videos, shape.frames)
+            frames = alike(noise(videos, 1), direction)
+            frames = frames + FRAME_NOISE * alike(noise(videos, shape.frames), frame_noise)
+            fused = frames + FUSED_NOISE * alike(noise(videos, shape.frames), fused_noise)
             self.frames[part], self.fused[part] = frames, fused
             self.vectors[part] = F.normalize(F.normalize(fused, dim=-1).mean(1), dim=-1)
         for start in range(count, size, 2**16):
@@ -88,7 +99,8 @@ class Corpus:
         )
         for i, patches in enumerate(self.patches):
             frame = self.frames[i, :, None].float()
-            patches.copy_(frame + PATCH_NOISE * noise(shape.frames, shape.patches))
+            own = noise(shape.frames, shape.patches)
+            patches.copy_(frame + PATCH_NOISE * alike(own, patch_noise))
         self.answers = torch.randperm(len(self.patches), generator=generator)[: shape.queries]
         moments = torch.randint(shape.frames, self.answers.shape, generator=generator)
         clean = self.frames[self.answers, moments].float()
@@ -110,7 +122,14 @@ def in_bytes(patches: Tensor) -> Tensor:
     return numbers
 
 
-class Reused:
+def feature_rows(size: int, **features: Tensor) -> Any:
+    """Return rows of the features of `size` videos, reused where there are fewer."""
+    if all(len(array) == size for array in features.values()):
+        return FeatureRows(features, lazy=True)
+    return _Reused(**features)
+
+
+class _Reused:
     """Features of `size` videos, of which there are fewer: `reused[ids]` takes them in turn.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.retrieval.baselines import XClip, faiss_index, mean_pool_search, text_tower
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_bytes, in_parts
+from benchmarks.retrieval.corpus import Corpus, Shape, feature_rows, in_bytes, in_parts
 from muse_adapter import EERCF, ExactRecall, TwoStageRetriever
 from muse_adapter.ops import use_backend
 
@@ -93,10 +93,12 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
     frames = {"frames": corpus.frames, "fused": corpus.fused}
     patches = corpus.patches
     stored = {"half": patches, "float32": patches.float(), "int8": in_bytes(patches)}
-    found[FRAMES] = Subject(two_stages(Reused(**frames), by_rows), costs["two, frames"], "frames")
+    found[FRAMES] = Subject(
+        two_stages(feature_rows(size, **frames), by_rows), costs["two, frames"], "frames"
+    )
     for name, patches in stored.items():
         found[f"two stages, patches in {name}"] = Subject(
-            two_stages(Reused(**frames, patches=patches), by_rows),
+            two_stages(feature_rows(size, **frames, patches=patches), by_rows),
             costs["two, patches"],
             "patches",
         )
@@ -106,7 +108,7 @@ def subjects(corpus: Corpus, scorer: EERCF) -> tuple[dict[str, Subject], dict[st
             return by_rows(query, features)
 
     found[f"{PATCHES}, without numba"] = Subject(
-        two_stages(Reused(**frames, patches=corpus.patches), without_numba),
+        two_stages(feature_rows(size, **frames, patches=corpus.patches), without_numba),
         costs["two, patches"],
         "patches",
     )

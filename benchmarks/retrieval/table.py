@@ -66,6 +66,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
         ]
         if slow:
             lines += ["", f"Left out, with the time of a single run: {', '.join(slow)}."]
+    lines += _in_bytes(figures.get("in_bytes", []))
     lines += ["", *outcomes(rows), *(f"{n}: {why}." for n, why in figures["not_here"].items())]
     return "\n".join(lines) + "\n"
 
@@ -116,6 +117,29 @@ def _table(size: int, threads: int, rows: list[Row], queries: int) -> list[str]:
             f"{', busy machine' if row['busy'] else ''} | {_digits(speed)}x | {batch} | "
             f"{row['operations']:,.0f} | {_share(row['right_first'])} | "
             f"{_share(row['same_first'])} |"
+        )
+    return lines
+
+
+def _in_bytes(rows: list[Row]) -> list[str]:
+    """Write what the order of the candidates loses where patches are in int8."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        f"The order of the {CANDIDATES} candidates by patches in int8, compared with that by "
+        "those in half; also among near duplicates, of whose features the given share is the same:",
+        "",
+        "| videos | the same among the first ten | places moved, mean | right first, half "
+        "| right first, int8 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        right = row["right_first"]
+        alike = f", {row['alike']:.0%} alike" if row["alike"] else ""
+        lines.append(
+            f"| {row['videos']:,}{alike} | {row['same_ten']:.1%} | {row['places_off']:.2f} | "
+            f"{_share(right['half'])} | {_share(right['int8'])} |"
         )
     return lines
 

@@ -12,6 +12,7 @@ import torch
 
 from examples.command_line import exit_status
 from examples.moments.compare import RATES, SEEDS, TRAINED, compare, markdown_table
+from examples.moments.confirm import confirm
 from examples.moments.demo import demo
 from examples.moments.material import load_material
 from examples.moments.own_features import train_on_features
@@ -40,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help=f"rates of --compare (default: {_listed(RATES)})")  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED",
                         help=f"seeds of --compare (default: {_listed(SEEDS)})")  # fmt: skip
+    parser.add_argument("--confirm", type=int, metavar="SEED",
+                        help="the study's runs on test videos of another seed")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--epochs", type=int,
                         help="passes over the training videos")  # fmt: skip
@@ -62,8 +65,10 @@ def check_options(options: argparse.Namespace) -> None:
     """
     if (options.data is None) != (options.dataset is None):
         raise ValueError("--data and --dataset belong together: give both or none")
-    if options.compare and options.data is not None:
-        raise ValueError("--compare is of the rendered videos: leave out --data")
+    if options.data is not None and (options.compare or options.confirm is not None):
+        raise ValueError("--compare and --confirm are of the rendered videos: leave out --data")
+    if options.confirm is not None and (options.compare or options.seed or options.epochs):
+        raise ValueError("--confirm trains nothing: leave out --compare, --seed and --epochs")
     if options.compare and options.seed:
         raise ValueError(f"--compare takes --seeds, got --seed {options.seed}")
     for name in OF_COMPARE:
@@ -98,6 +103,13 @@ def run_command(options: argparse.Namespace) -> None:
         print(f"results: {options.folder / 'results.json'}, model: {options.folder / 'model'}")
         return
     progress = not options.quiet
+    if options.confirm is not None:
+        summary = confirm(
+            Corpus(), TowerSettings(), options.folder, options.confirm, progress=progress
+        )
+        print(markdown_table(summary))
+        print(f"results: {options.folder / 'confirm.json'}, {options.folder / 'confirm.md'}")
+        return
     material = load_material(Corpus(), TowerSettings(), options.folder, progress=progress)
     if options.compare:
         summary = compare(

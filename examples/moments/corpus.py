@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +24,8 @@ from examples.quickstart.scenes import OPPOSITE, TWO_STEPS, Scene
 from muse_adapter.data.video import read_frames
 
 VERSION = 1  # raise it when the drawing changes, so that old files are not taken for new ones
+PROCESSES = min(8, os.cpu_count() or 1)
+CHUNK = 4  # videos that a process takes at once
 
 
 def path_of(video: LongVideo, folder: Path) -> Path:
@@ -29,69 +34,54 @@ def path_of(video: LongVideo, folder: Path) -> Path:
     return folder / f"{video.id}-{digest}.mp4"
 
 
-def render(videos: Sequence[LongVideo], folder: Path, *, name: str, progress: bool = True) -> None:
-    """Render the videos of a split, or what is missing of them, and list their moments.
+def render(
+    splits: Mapping[str, Sequence[LongVideo]],
+    folder: Path,
+    *,
+    size: int,
+    wanted: Collection[str],
+    progress: bool = True,
+) -> dict[str, list[Tensor]]:
+    """Render what is missing of a corpus, and read its frames, in processes for all processors.
 
     Args:
-        videos: The videos.
-        folder: Gets the mp4 files and `NAME.json`.
-        name: Of the split.
-        progress: Whether to show a progress bar.
+        splits: The videos of each split, by its name.
+        folder: Gets the mp4 files, and `NAME.json`, the list of moments, for each split.
+        size: Side of the frames in pixels.
+        wanted: Splits of which frames are wanted; the others are only rendered.
+        progress: Whether to show progress bars.
+
+    Returns:
+        For each split that is wanted and each of its videos the frames (T, 3, size, size), uint8.
 
     Raises:
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
     """
-    av = import_av()
+    import_av()
     ensure_folder(folder)
-    missing = [video for video in videos if not path_of(video, folder).exists()]
-    bar = tqdm(
-        total=len(missing),
-        desc=f"render {name}",
-        unit="video",
-        disable=not progress or not missing,
-    )
-    # Threads, not processes: nothing has to be importable anew in a caller's script.
-    with ThreadPoolExecutor(2) as pool, bar:
+    found = {}
+    # A forked child would deadlock on the threads of torch.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, spawn, _start_process) as pool:
         try:
-            for _ in pool.map(partial(_render, av, folder), missing):
-                bar.update()
+            for name, videos in splits.items():
+                read = name in wanted
+                todo = [video for video in videos if read or not path_of(video, folder).exists()]
+                bar = tqdm(
+                    pool.map(partial(_make, folder, size if read else None), todo, chunksize=CHUNK),
+                    total=len(todo),
+                    desc=f"render {name}",
+                    unit="video",
+                    disable=not progress or not todo,
+                )
+                found[name] = [torch.from_numpy(frames) for frames in bar if frames is not None]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    write_json(folder / f"{name}.json", [_description(video, folder) for video in videos])
-
-
-def decode(
-    videos: Sequence[LongVideo], folder: Path, *, size: int, progress: bool = True
-) -> list[Tensor]:
-    """Read all frames of rendered videos.
-
-    Args:
-        videos: The videos.
-        folder: Where their files are.
-        size: Side of the frames in pixels.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        For each video its frames (T, 3, size, size), uint8.
-    """
-
-    def read(video: LongVideo) -> Tensor:
-        frames, mask = read_frames(path_of(video, folder), video.num_frames, size=size)
-        return frames[mask]
-
-    bar = tqdm(total=len(videos), desc="decode", unit="video", disable=not progress)
-    frames = []
-    with ThreadPoolExecutor(2) as pool, bar:
-        try:
-            for video in pool.map(read, videos):
-                frames.append(video)
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return frames
+    for name, videos in splits.items():
+        write_json(folder / f"{name}.json", [_description(video, folder) for video in videos])
+    return {name: frames for name, frames in found.items() if name in wanted}
 
 
 def draw(video: LongVideo) -> np.ndarray:
@@ -103,15 +93,16 @@ def draw(video: LongVideo) -> np.ndarray:
         seed = (*video.seed, number)
         motion = _motion(np.random.default_rng((*seed, 1)))
         # Of one seed, two scenes differ in the small thing alone.
-        pictures = [
+        pieces = [slice(cut), slice(cut, None)] if moment.ordered else [slice(None)]
+        parts += [
             draw_scene(
                 Scene(thing, motion, moment.relation, moment.large),
                 np.random.default_rng(seed),
                 length,
+                piece,
             )
-            for thing in moment.small
+            for thing, piece in zip(moment.small, pieces, strict=True)
         ]
-        parts += [pictures[0][:cut], pictures[-1][cut:]]
     return np.concatenate(parts)
 
 
@@ -121,8 +112,21 @@ def _motion(rng: np.random.Generator) -> tuple[str, ...]:
     return motions[int(rng.integers(len(motions)))]
 
 
-def _render(av: ModuleType, folder: Path, video: LongVideo) -> None:
-    write_bytes(path_of(video, folder), encode(av, draw(video)))
+def _start_process() -> None:
+    """Leave interrupts to the process that waits, and a processor to each process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _make(folder: Path, size: int | None, video: LongVideo) -> np.ndarray | None:
+    """Render a video if it is missing, and read its frames if they have a size."""
+    path = path_of(video, folder)
+    if not path.exists():
+        write_bytes(path, encode(import_av(), draw(video)))
+    if size is None:
+        return None
+    frames, mask = read_frames(path, video.num_frames, size=size)
+    return frames[mask].numpy()
 
 
 def _description(video: LongVideo, folder: Path) -> dict[str, object]:

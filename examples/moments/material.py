@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from examples.moments.corpus import VERSION, decode, render
+from examples.moments.corpus import VERSION, render
 from examples.moments.features import Features, encode_split, encode_tokens
 from examples.moments.moments import LongVideo, sample_videos
 from examples.moments.settings import Corpus, TowerSettings
@@ -58,57 +56,48 @@ def load_material(
     """
     videos = {name: sample_videos(name, *corpus.draw(name)) for name in SPLITS}
     place = folder / "videos"
-    for name in SPLITS:
-        render(videos[name], place, name=name, progress=progress)
-    training = _Frames(videos["train"], place, corpus.size, progress)
     tower_name = fingerprint(
         [asdict(settings), corpus.draw("train"), corpus.size, VERSION, __version__]
     )
     tower_path = folder / f"tower-{tower_name}.pt"
+    paths = {
+        name: folder / f"features-{name}-{fingerprint([tower_name, *corpus.draw(name)])}.pt"
+        for name in SPLITS
+    }
+    wanted = {name for name, path in paths.items() if not path.is_file()}
+    if not tower_path.is_file():
+        wanted.add("train")
+    frames = render(videos, place, size=corpus.size, wanted=wanted, progress=progress)
     if tower_path.is_file():
         tower = load_tower(build_tower(settings, videos["train"], corpus.size), tower_path)
     else:
         tower = train_tower(
-            settings, videos["train"], training.read(), tower_path, progress=progress
+            settings, videos["train"], frames["train"], tower_path, progress=progress
         )
     features = {}
-    for name in SPLITS:
-        frames = (
-            training if name == "train" else _Frames(videos[name], place, corpus.size, progress)
-        )
-        path = folder / f"features-{name}-{fingerprint([tower_name, *corpus.draw(name)])}.pt"
+    for name, path in paths.items():
         if path.is_file():
             features[name] = Features(**read_tensors(path, Features.__annotations__))
         else:
-            features[name] = encode_split(tower, videos[name], frames.read(), progress=progress)
+            features[name] = encode_split(tower, videos[name], frames[name], progress=progress)
             write_tensors(path, vars(features[name]))
     name = fingerprint([tower_name, asdict(corpus)])
     return Material(videos, features, tower, place, corpus.size, name)
 
 
-def with_tokens(material: Material, folder: Path, *, progress: bool = True) -> Material:
-    """Add the tokens of all frames, of which there are 17 for each class token."""
-    if all(features.tokens is not None for features in material.features.values()):
-        return material
-    features = {}
-    for name, split in material.features.items():
-        path = folder / f"tokens-{name}-{material.fingerprint}.pt"
+def with_tokens(
+    material: Material, folder: Path, *, splits: Sequence[str] = SPLITS, progress: bool = True
+) -> Material:
+    """Add the tokens of all frames of some splits, of which there are 17 for each class token."""
+    missing = [name for name in splits if material.features[name].tokens is None]
+    paths = {name: folder / f"tokens-{name}-{material.fingerprint}.pt" for name in missing}
+    videos = {name: material.videos[name] for name in missing}
+    wanted = [name for name in missing if not paths[name].is_file()]
+    frames = render(videos, material.folder, size=material.size, wanted=wanted, progress=progress)
+    features = dict(material.features)
+    for name, path in paths.items():
         if not path.is_file():
-            frames = _Frames(material.videos[name], material.folder, material.size, progress)
-            tokens = encode_tokens(material.tower, frames.read(), progress=progress)
+            tokens = encode_tokens(material.tower, frames[name], progress=progress)
             write_tensors(path, {"tokens": tokens})
-        features[name] = replace(split, **read_tensors(path, ["tokens"]))
+        features[name] = replace(features[name], **read_tensors(path, ["tokens"]))
     return replace(material, features=features)
-
-
-class _Frames:
-    """The frames of a split, decoded when they are asked for first."""
-
-    def __init__(self, videos: Sequence[LongVideo], folder: Path, size: int, progress: bool):
-        self.videos, self.folder, self.size, self.progress = videos, folder, size, progress
-        self.frames: list[Tensor] | None = None
-
-    def read(self) -> list[Tensor]:
-        if self.frames is None:
-            self.frames = decode(self.videos, self.folder, size=self.size, progress=self.progress)
-        return self.frames

@@ -28,20 +28,29 @@ GIB = 2**30
 
 def main() -> None:
     """Print the tables of docs/training.md."""
-    settings = [
+    print(f"{parts_table()}\n\n{memory_table()}")
+
+
+def parts_table() -> str:
+    """Write the table of the parts of a step."""
+    head = "| data set | videos a GPU and step | head, ms | head, GiB | reading on 2 cores, s |"
+    return "\n".join([head, "|---|---|---|---|---|", *map(row, data_sets())])
+
+
+def memory_table() -> str:
+    """Write the table of the memory of a step."""
+    kept = "CLIP keeps", "CLIP keeps, checkpointed"
+    columns = "weights and optimiser", *kept, "step", "step, checkpointed"
+    head = f"| data set | {' | '.join(f'{column}, GiB' for column in columns)} |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(memory_row, data_sets())])
+
+
+def data_sets() -> list[RunSettings]:
+    """Return the paper's settings of its data sets."""
+    return [
         RunSettings.of(data_set, annotations="", videos="", model="")
         for data_set in ("msrvtt", "didemo", "activitynet")
     ]
-    print("| data set | videos a GPU and step | head, ms | head, GiB | reading on 2 cores, s |")
-    print("|---|---|---|---|---|")
-    for each in settings:
-        print(row(each))
-    print()
-    heads = "weights and optimiser", "CLIP keeps", "it keeps, checkpointed", "step", "checkpointed"
-    print(f"| data set | {' | '.join(f'{head}, GiB' for head in heads)} |")
-    print("|---|---|---|---|---|---|")
-    for each in settings:
-        print(memory_row(each))
 
 
 def row(settings: RunSettings) -> str:

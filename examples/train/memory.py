@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPConfig, CLIPModel
 
+from muse_adapter.backbones.checkpointing import set_grad_checkpointing
+
 COPIES = 4  # of the trained weights: themselves, gradients and AdamW's two moments
 
 
@@ -39,12 +41,6 @@ def clip_vit_b32() -> CLIPModel:
     return CLIPModel(CLIPConfig(projection_dim=512))
 
 
-def enable_checkpointing(model: CLIPModel) -> None:
-    """Enable gradient checkpointing under its name in either version of transformers."""
-    new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)()
-
-
 def clip_bytes(videos: int, frames: int, words: int, *, checkpointing: bool) -> int:
     """Count what a step of CLIP ViT-B/32 keeps, in bfloat16 where autocast computes in it.
 
@@ -58,7 +54,7 @@ def clip_bytes(videos: int, frames: int, words: int, *, checkpointing: bool) -> 
     with FakeTensorMode():  # shapes and types alone
         model = clip_vit_b32().train()
         if checkpointing:
-            enable_checkpointing(model)
+            set_grad_checkpointing(model)
         size = model.config.vision_config.image_size
         pixels = torch.empty(videos * frames, 3, size, size)
         tokens = torch.zeros(videos, words, dtype=torch.long)

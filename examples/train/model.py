@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from examples.train.processes import rank_and_world
 from examples.train.settings import RunSettings
 from examples.train.tokens import StoredTokens
 from muse_adapter import MultiScaleMamba, VideoEncoder
 from muse_adapter.sentence_transformers import VideoTransformer
+
+logger = logging.getLogger(__name__)
 
 
 class RunModel(SentenceTransformer):
@@ -72,9 +76,12 @@ def build_model(settings: RunSettings, *, skip_unreadable: bool = False) -> RunM
     module = VideoTransformer(
         settings.model, num_frames=settings.frames, fps=settings.fps, freeze=settings.freeze
     )
-    module.max_seq_length = module.text_inputs.full_length or min(
-        settings.words, module.max_seq_length
-    )
+    inputs = module.text_inputs
+    length = inputs.full_length or min(settings.words, inputs.max_length)
+    if length != settings.words and rank_and_world()[0] == 0:
+        message = "captions are cut to %d tokens, as %s needs, and not to %d"
+        logger.warning(message, length, settings.model, settings.words)
+    module.max_seq_length = length
     config = dataclasses.replace(module.head.config, depth=settings.depth, dropout=settings.dropout)
     if config != module.head.config:
         module.encoder.head = MultiScaleMamba(config)

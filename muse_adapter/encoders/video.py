@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from muse_adapter.backbones.checkpointing import set_grad_checkpointing
 from muse_adapter.backbones.find import find_patch_tokens
 from muse_adapter.backbones.tokens import Grid, PatchTokens
 from muse_adapter.encoders.checks import (
@@ -81,21 +82,12 @@ class VideoEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass, in the head and in the backbone if it can.
 
-        timm and open_clip models have `set_grad_checkpointing`, Hugging Face models
-        `gradient_checkpointing_enable`; a frozen backbone keeps no activations anyway.
+        A frozen backbone keeps no activations anyway.
         """
         if hasattr(self.head, "set_grad_checkpointing"):
             self.head.set_grad_checkpointing(enable)
-        backbone: Any = self.backbone
-        if self.frozen:
-            return
-        if hasattr(backbone, "set_grad_checkpointing"):
-            backbone.set_grad_checkpointing(enable)
-        elif getattr(backbone, "supports_gradient_checkpointing", False):
-            # Recent transformers 5 deprecate the old name, earlier releases lack the new one.
-            new = hasattr(backbone, "activation_checkpointing_enable")
-            kind = "activation" if new else "gradient"
-            getattr(backbone, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
+        if not self.frozen:
+            set_grad_checkpointing(self.backbone, enable)
 
     def forward(
         self,

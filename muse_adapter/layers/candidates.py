@@ -17,7 +17,9 @@ from muse_adapter.layers.pairs import unit_tokens
 from muse_adapter.ops import text_gated_scores
 from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import gradient_wanted
-from muse_adapter.ops.rows import Rows, leaves
+from muse_adapter.ops.rows import RowKind, Rows, leaves, row_kind
+
+__all__ = ["RowKind", "Rows", "can_read_in_place", "candidate_scores", "row_kind"]
 
 _NARROW = torch.float16, torch.int8
 
@@ -36,25 +38,28 @@ def candidate_scores(
     *,
     weak_temperature: float,
     gate_temperature: float,
+    weights: tuple[float, float, float],
     mix: Tensor | None = None,
     mean_query: Tensor | None = None,
 ) -> Tensor:
     """Score a text against the tokens of candidates, in the three ways of EERCF.
 
+    They are the token similarity of the keys; the cosine of the text and the values that the keys
+    gate; and the inner product of `mean_query` and the unit mean of the values at unit norm.
+
     Args:
-        text: (D,), of unit norm.
+        text: (D,).
         keys: (K, ..., D), or K tensors (..., D), any floating type or int8.
         values: Likewise, for the second and third score; None: without them.
         mask: (K, N) bool, for the N tokens of a candidate, or None.
         weak_temperature: Of the token similarity.
         gate_temperature: Of the gate.
+        weights: Of the three; one of weight 0 may be NaN.
         mix: (N, N), for the token similarity, or None.
-        mean_query: (D,), for the third score; None: the text.
+        mean_query: (D,), for the third; None: the text at unit norm.
 
     Returns:
-        (K, 3) in float32 at least, or (K, 1) without values: the token similarity of the keys; the
-        cosine of the text and the values that the keys gate; the inner product of `mean_query` and
-        the unit mean of the values at unit norm.
+        (K,) in float32 at least, the weighted sums.
     """
     score = functools.partial(
         text_gated_scores,
@@ -63,6 +68,7 @@ def candidate_scores(
         mix=mix,
         weak_temperature=weak_temperature,
         gate_temperature=gate_temperature,
+        weights=weights,
     )
     scores, norms = score(keys, values, mask=mask)
     for k in _unsafe(norms, (keys, values)):
@@ -77,13 +83,10 @@ def candidate_scores(
 
 def _unsafe(norms: Tensor, features: Iterable[Rows | None]) -> list[int]:
     """Find candidates some of whose tokens have squares that vanished or overflowed."""
+    if all(tensor.dtype in _NARROW for rows in features for tensor in leaves(rows)[:1]):
+        return []  # their squares do neither in float32
     limits = torch.finfo(norms.dtype)
     low, high = limits.tiny**0.5 / limits.eps, limits.max**0.5
-    if all(tensor.dtype in _NARROW for rows in features for tensor in leaves(rows)[:1]):
-        low = -1.0  # their squares do not vanish in float32, so a norm of 0 is that of zeros
-    least, most = norms.aminmax()
-    if low < float(least) and float(most) < high:  # not so for NaN
-        return []
     safe = (norms > low) & (norms < high)
     rows: list[int] = (~safe.all(1)).nonzero()[:, 0].tolist()
     return rows

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.checks import values_can_be_asked
+from muse_adapter.ops.rows import RowKind
 
 
-def check_features(**named: tuple[Tensor | None, str]) -> dict[str, int]:
+def check_features(**named: tuple[Tensor | RowKind | None, str]) -> dict[str, int]:
     """Check types and shapes of tensors that share axes.
 
     Args:
-        **named: By the name that messages use, a tensor and the letters of its axes, such as
-            `text=(text, "A D")`. A letter stands for one size. None is left out.
+        **named: By the name that messages use, a tensor, or what rows are like, and the letters of
+            its axes, such as `text=(text, "A D")`. A letter stands for one size. None is left out.
 
     Returns:
         The size of each letter.
@@ -27,7 +28,7 @@ def check_features(**named: tuple[Tensor | None, str]) -> dict[str, int]:
     for name, (tensor, axes) in named.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not isinstance(tensor, (Tensor, RowKind)) or not tensor.dtype.is_floating_point:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
         letters, shape = axes.split(), tuple(tensor.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 from einops import rearrange
@@ -126,6 +127,8 @@ class WindowedAttention(nn.Module):
         whole = torch.compiler.is_compiling() or (with_grad and saved_tensor_hooks_are_off())
         if whole or total <= (_KEPT if with_grad else scores):
             return self._attend(q, k, v, keep, slice(None))
+        if not with_grad and q.device.type == "cpu" and size * size > scores:
+            return self._head_by_head(q, k, v, keep)
         rows = min(size, max(_MIN_ROWS, scores // (heads * size)))
         step = max(1, scores // (heads * size * rows))
         parts = [slice(first, first + step) for first in range(0, videos, step)]
@@ -144,19 +147,50 @@ class WindowedAttention(nn.Module):
                 y[part, :, block] = self._attend(*inputs(part), block)
         return y
 
+    def _head_by_head(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """Attend without gradients, in blocks of queries of one head, each in a single buffer.
+
+        Several larger ones for each block would be given back to the system and asked for again,
+        which takes longer than what is computed in them.
+        """
+        videos, heads, size, _ = q.shape
+        rows = min(size, max(_MIN_ROWS, _CPU_BLOCK // size))
+        y = torch.empty_like(q)
+        for video, row in itertools.product(range(videos), range(0, size, rows)):
+            block = slice(row, row + rows)
+            kept = None if keep is None else keep[video]
+            window = self._window(q, None if kept is None else kept[None], block)
+            for head in range(heads):
+                scores = (q[video, head, block] / q.shape[-1] ** 0.5) @ k[video, head].T
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                if window is not None:
+                    scores *= window[0]
+                if kept is not None:
+                    scores.masked_fill_(~kept, torch.finfo(scores.dtype).min)
+                scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+                totals = scores.sum(-1, keepdim=True)
+                sums = self.dropout(scores).to(v.dtype) @ v[video, head]
+                y[video, head, block] = (sums / totals).to(y.dtype)
+        return y
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, rows: slice) -> Tensor:
         """Attend from some rows of the queries, (B, heads, L, c) each, to all keys."""
         scores = (q[:, :, rows] / q.shape[-1] ** 0.5) @ k.mT  # (B, heads, rows, L)
-        size = k.shape[2]
-        if self.width is not None:
-            full = torch.tensor([size], device=q.device)
-            dtype = torch.promote_types(scores.dtype, torch.float32)
-            lengths = full if keep is None else keep.sum(1)
-            window = gaussian_window(lengths, size, self.width, dtype=dtype, rows=rows)
+        window = self._window(q, keep, rows)
+        if window is not None:
             scores = scores * window.to(scores.dtype)[:, None]
         if keep is not None:
             scores = scores.masked_fill(~keep[:, None, None], torch.finfo(scores.dtype).min)
         return self.dropout(scores.softmax(-1)) @ v
+
+    def _window(self, q: Tensor, keep: Tensor | None, rows: slice) -> Tensor | None:
+        """Compute the window's factors of some rows, (B or 1, rows, L), in float32 at least."""
+        if self.width is None:
+            return None
+        size = q.shape[2]
+        lengths = torch.tensor([size], device=q.device) if keep is None else keep.sum(1)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return gaussian_window(lengths, size, self.width, dtype=dtype, rows=rows)
 
 
 class GaussianBlock(nn.Module):

@@ -1,9 +1,10 @@
-"""Scores of all pairs of texts and videos, in blocks that fit a cache."""
+"""Scores of all pairs of texts and videos, and vectors of videos, in blocks that fit a cache."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,45 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
+from muse_adapter.ops.unit import unit
+
+T = TypeVar("T")
 
 # Numbers of one block, of which a score holds several at once. On a CPU they stay in the cache; a
 # GPU needs larger ones to be busy.
 _CPU_BLOCK = 2**20
 _BLOCK = 2**25
-
-
-def unit(x: Tensor) -> Tensor:
-    """Normalise vectors along the last axis, at any scale.
-
-    Args:
-        x: (..., D), floating point.
-
-    Returns:
-        (..., D) in float32, or float64 for float64; a zero vector stays zero, with zero gradient.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    # Divided by the largest entry first: squares neither overflow nor vanish. A positive factor
-    # changes no direction, so it needs no gradient.
-    largest = torch.linalg.vector_norm(wide.detach(), torch.inf, dim=-1, keepdim=True)
-    scaled = wide / largest.masked_fill(largest == 0, torch.inf)
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / norm.masked_fill(norm == 0, torch.inf)
-
-
-def unit_vector(x: Tensor) -> Tensor:
-    """Normalise one vector without gradients, as `unit`, in fewer steps.
-
-    Args:
-        x: (D,), floating point.
-
-    Returns:
-        (D,), as from `unit`.
-    """
-    if x.dtype == torch.float64:
-        return unit(x)
-    wide = x.double()  # which holds the squares of all other types
-    norm = torch.linalg.vector_norm(wide)
-    return (wide / norm.clamp(min=torch.finfo(wide.dtype).tiny)).float()
 
 
 def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -108,16 +78,14 @@ def score_pairs(
     text, video = (
         next(tensor for tensor in tensors if tensor is not None) for tensors in (texts, videos)
     )
-    budget = _CPU_BLOCK if text.device.type == "cpu" else _BLOCK
+    budget = _budget(text)
     text_block = max(1, min(len(text), budget // pair_size))
     video_block = max(1, budget // (pair_size * text_block))
     with without_autocast(text.device.type):
         if text_block >= len(text) and video_block >= len(video):
             return tuple(block.T for block in score(*texts, *videos))
         rows = []
-        # Under `torch.func`'s gradients nothing can be recomputed.
-        recompute = torch.is_grad_enabled() and not saved_tensor_hooks_are_off()
-        run = _recomputed(score) if recompute else score
+        run = _recomputed(score)
         columns = _blocks(videos, video_block)
         for text_part in _blocks(texts, text_block):
             blocks = [run(*text_part, *part) for part in columns]
@@ -125,8 +93,40 @@ def score_pairs(
         return tuple(torch.cat(scores) for scores in zip(*rows, strict=True))
 
 
-def _recomputed(score: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    return functools.partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+def pool_videos(
+    pool: Callable[..., Tensor], videos: Sequence[Tensor | None], video_size: int
+) -> Tensor:
+    """Compute a vector of each video, in blocks of videos.
+
+    As in `score_pairs`, the backward pass recomputes a block, so that no copy of all tokens is kept
+    for it.
+
+    Args:
+        pool: From a block of each of `videos` to vectors (b, D).
+        videos: Tensors (B, ...), one row for each video, or None, which stays None.
+        video_size: Numbers that the vector of one video is computed from.
+
+    Returns:
+        (B, D).
+    """
+    video = next(tensor for tensor in videos if tensor is not None)
+    block = max(1, _budget(video) // max(1, video_size))
+    if block >= len(video):
+        return pool(*videos)
+    run = _recomputed(pool)
+    return torch.cat([run(*part) for part in _blocks(videos, block)])
+
+
+def _budget(tensor: Tensor) -> int:
+    return _CPU_BLOCK if tensor.device.type == "cpu" else _BLOCK
+
+
+def _recomputed(function: Callable[..., T]) -> Callable[..., T]:
+    """Let the backward pass recompute a function, where there will be one that can."""
+    # Under `torch.func`'s gradients nothing can be recomputed.
+    if not torch.is_grad_enabled() or saved_tensor_hooks_are_off():
+        return function
+    return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def _blocks(tensors: Sequence[Tensor | None], size: int) -> list[tuple[Tensor | None, ...]]:

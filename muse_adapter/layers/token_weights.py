@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from muse_adapter.layers.pairs import cosines, unit, unit_tokens
+from muse_adapter.layers.pairs import cosines, pool_videos, unit, unit_tokens
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import values_can_be_asked
 
@@ -139,7 +139,8 @@ def pool_by_own_text(
     Returns:
         (B, D) of unit norm; zero for a video without a valid token.
     """
-    with without_autocast(text.device.type):
+
+    def pool(text: Tensor, keys: Tensor, values: Tensor | None, mask: Tensor | None) -> Tensor:
         tokens = unit_tokens(keys if values is None else values, mask)
         with torch.no_grad():
             compared = tokens if values is None else unit_tokens(keys, mask)
@@ -148,3 +149,6 @@ def pool_by_own_text(
                 logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
             gate = logits.softmax(1)
         return unit((gate[:, None] @ tokens)[:, 0])
+
+    with without_autocast(text.device.type):
+        return pool_videos(pool, (text, keys, values, mask), keys.shape[1:].numel())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muse_adapter.layers.feature_checks import check_mask
-from muse_adapter.layers.pairs import inner_products, unit, unit_tokens
+from muse_adapter.layers.pairs import inner_products, pool_videos, unit, unit_tokens
 from muse_adapter.layers.pool import mean_pool
 from muse_adapter.layers.token_weights import pool_by_own_text
 from muse_adapter.models.eercf_candidates import Rows, rerank_candidates
@@ -114,7 +114,11 @@ class EERCF(nn.Module):
             (B, D) of unit norm; zero for a video without a real frame.
         """
         mask = check_mask("frame_mask", frame_mask, (len(fused), fused.shape[1]))
-        return mean_pool(unit_tokens(fused, mask), mask)
+
+        def pool(fused: Tensor, mask: Tensor | None) -> Tensor:
+            return mean_pool(unit_tokens(fused, mask), mask)
+
+        return pool_videos(pool, (fused, mask), fused.shape[1:].numel())
 
     def scores(
         self,

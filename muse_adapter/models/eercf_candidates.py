@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from muse_adapter.layers.candidates import Rows, can_read_in_place, candidate_scores
+from muse_adapter.layers.candidates import (
+    RowKind,
+    Rows,
+    can_read_in_place,
+    candidate_scores,
+    row_kind,
+)
 from muse_adapter.layers.feature_checks import check_features, check_mask
-from muse_adapter.layers.pairs import inner_products, unit_vector
 from muse_adapter.models.eercf_levels import check_sizes
-from muse_adapter.models.eercf_objective import EercfScores, weighted_sum
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -32,11 +36,15 @@ def rerank_candidates(
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text[None], frames, fused, patches, mask)[0]
-    text = unit_vector(text)
-    if recall_text is None:  # as `EERCF.recall_text` does
-        recall_text = inner_products(text[None], scorer.global_mat_weight.T)[0]
-    weight = dict(zip(EercfScores._fields, scorer.rerank_weights, strict=True))
-    names = ["frame_weak", "frame", "video"]
+    if recall_text is None:
+        (recall_text,) = scorer.recall_text(text[None])
+    video, frame_weak, patch_weak, frame, patch = scorer.rerank_weights
+    if patches is None:
+        patch_weak = patch = 0.0
+    if not any((video, frame_weak, patch_weak, frame, patch)):
+        raise ValueError(
+            f"none of the scores that are there has a weight, got weights {scorer.rerank_weights}"
+        )
     scores = candidate_scores(
         text,
         frames,
@@ -44,21 +52,21 @@ def rerank_candidates(
         mask,
         weak_temperature=scorer.weak_temperature,
         gate_temperature=scorer.frame_temperature,
+        weights=(frame_weak, frame, video),
         mix=scorer.frame_logit_weight,
-        mean_query=recall_text.to(text.dtype),
+        mean_query=recall_text,
     )
-    if patches is not None and (weight["patch_weak"] or weight["patch"]):
-        of_patches = candidate_scores(
+    if patches is not None and (patch_weak or patch):
+        scores += candidate_scores(
             text,
             patches,
-            patches if weight["patch"] else None,
-            None if mask is None else mask.repeat_interleave(patches[0].shape[1], dim=1),
+            patches if patch else None,
+            None if mask is None else mask.repeat_interleave(row_kind(patches).shape[1], dim=1),
             weak_temperature=scorer.weak_temperature,
             gate_temperature=scorer.patch_temperature,
+            weights=(patch_weak, patch, 0.0),
         )
-        names += ["patch_weak", "patch"] if weight["patch"] else ["patch_weak"]
-        scores = torch.cat([scores, of_patches[:, :2]], 1)
-    return weighted_sum([weight[name] for name in names], scores.unbind(1))
+    return scores
 
 
 def _check(
@@ -75,14 +83,14 @@ def _check(
     counts = {name: len(rows) for name, rows in named.items() if rows is not None}
     if len(set(counts.values())) > 1 or not len(frames):
         raise ValueError(f"there must be features of all candidates, at least one, got {counts}")
-    patch = None if patches is None else patches[0]
+    patch = None if patches is None else row_kind(patches)
     if patch is not None and patch.dtype == torch.int8:
-        patch = text.new_empty(()).expand(patch.shape)  # in the type of the text, without memory
+        patch = RowKind(patch.shape, text.dtype, patch.device)  # compared with any type
     sizes = check_features(
         text=(text, "D"),
         recall_text=(recall_text, "D"),
-        frames=(frames[0], "T D"),
-        fused=(fused[0], "T D"),
+        frames=(row_kind(frames), "T D"),
+        fused=(row_kind(fused), "T D"),
         patches=(patch, "T P D"),
     )
     matrix = scorer.frame_logit_weight

@@ -19,6 +19,7 @@ from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select
 from muse_adapter.ops.short_convolution import short_convolution
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
+from muse_adapter.ops.unit import unit
 
 _VECTORS = 2048  # that are widened at once: they stay in the cache
 
@@ -125,10 +126,11 @@ class Backend:
         """Compare a text with stored tokens, see `muse_adapter.ops`."""
         return inputs.compose()
 
+    @torch.no_grad()
     def byte_products(self, numbers: Tensor, scales: Tensor, queries: Tensor) -> Tensor:
         """Multiply queries with vectors in int8, see `muse_adapter.ops`."""
-        # In float64: torch may narrow products of float32.
-        blocks = [queries.double() @ block.double().T for block in numbers.split(_VECTORS)]
+        units = unit(queries).double()  # torch may narrow products of float32
+        blocks = [units @ block.double().T for block in numbers.split(_VECTORS)]
         return (torch.cat(blocks, 1) * scales).float()
 
     def top_products(self, inputs: TopProductsInputs) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from muse_adapter.ops.choice import choose
 def byte_products(
     numbers: Tensor, scales: Tensor, queries: Tensor, *, backend: str | None = None
 ) -> Tensor:
-    """Multiply queries with vectors in int8, (queries @ numbers.T) * scales, in float32.
+    """Multiply queries at unit norm with vectors in int8, (unit(queries) @ numbers.T) * scales.
 
     Without gradients.
 
@@ -39,7 +39,7 @@ def byte_products(
         check_tensor(name, tensor, shape, ("numbers", numbers))
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}")
-    with torch.no_grad(), without_autocast(numbers.device.type):
+    with without_autocast(numbers.device.type):
         return choose(numbers.device, backend, only_here=True).byte_products(
             numbers, scales, queries
         )

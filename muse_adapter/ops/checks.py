@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def check_tensor(
     name: str,
     tensor: Tensor | None,
     shape: tuple[int, ...] | None,
-    like: tuple[str, Tensor],
+    like: tuple[str, Any],
     *,
     integer: bool = False,
 ) -> None:
@@ -34,7 +36,7 @@ def check_tensor(
         name: How the caller calls it.
         tensor: The tensor; None passes.
         shape: The shape it must have; None: any.
-        like: Name and tensor that say on which device it must be.
+        like: A name, and a tensor or the like, whose device it must be on.
         integer: Whether it holds integers; otherwise a real floating type is expected.
 
     Raises:

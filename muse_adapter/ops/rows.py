@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,14 @@ from torch import Tensor
 Rows = Tensor | Sequence[Tensor]  # (K, ...), or K tensors of one shape
 
 _GROUP_NUMBERS = 2**19
+
+
+class RowKind(NamedTuple):
+    """What rows of one tensor have in common, as their attributes of the same names say."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
 
 
 def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
@@ -25,16 +35,29 @@ def source(rows: Rows) -> tuple[Tensor, Sequence[int]] | None:
     return None if tensor is None or positions is None else (tensor, positions)
 
 
-def row_addresses(rows: Rows) -> array[int]:
-    """Return where rows of one shape and type begin in memory, K 64-bit integers."""
+def row_kind(rows: Rows) -> Tensor | RowKind:
+    """Return what the rows are like: the first of them, or no view where that can be spared."""
+    if (found := source(rows)) is None:
+        return rows[0]
+    tensor = found[0]
+    return RowKind(tensor.shape[1:], tensor.dtype, tensor.device)
+
+
+def row_places(rows: Rows) -> tuple[int, int, array[int]]:
+    """Return where rows of one shape and type begin in memory.
+
+    Returns:
+        An address, bytes, and K 64-bit integers: a row begins as many times the bytes behind the
+        address.
+    """
     tensor: Rows = rows
     positions: Sequence[int] = range(len(rows))
     if (found := source(rows)) is not None:
         tensor, positions = found
     if not isinstance(tensor, Tensor):
-        return array("q", [row.data_ptr() for row in rows])
-    start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
-    return array("q", [start + position * step for position in positions])
+        return 0, 1, array("q", [row.data_ptr() for row in rows])
+    step = tensor.stride(0) * tensor.element_size()
+    return tensor.data_ptr(), step, array("q", positions)
 
 
 def leaves(rows: Rows | None) -> Sequence[Tensor]:
@@ -46,11 +69,12 @@ def leaves(rows: Rows | None) -> Sequence[Tensor]:
     return rows if (found := source(rows)) is None else found[:1]
 
 
-def contiguous_rows(rows: Rows, first: Tensor) -> bool:
-    """Whether each row is contiguous, as the first one is; there may be room between them."""
-    if isinstance(rows, Tensor) or source(rows) is not None:
-        return first.is_contiguous()
-    return all(row.is_contiguous() for row in rows)
+def contiguous_rows(rows: Rows) -> bool:
+    """Whether each row is contiguous; there may be room between them."""
+    tensor = rows if (found := source(rows)) is None else found[0]
+    if not isinstance(tensor, Tensor):
+        return all(row.is_contiguous() for row in tensor)
+    return tensor.is_contiguous() or tensor[0].is_contiguous()
 
 
 def held(rows: Rows) -> Rows:
@@ -61,18 +85,19 @@ def held(rows: Rows) -> Rows:
     return rows if isinstance(rows, Tensor) or source(rows) is not None else list(rows)
 
 
-def joined(rows: Rows) -> Tensor:
-    """Return one tensor (K, ...), without a copy where that is possible."""
+def joined(rows: Rows, part: slice) -> Tensor:
+    """Return some of the rows as one tensor (k, ...), without a copy where that is possible."""
     if isinstance(rows, Tensor):
-        return rows
+        return rows[part]
     if (found := source(rows)) is not None:
-        return found[0][list(found[1])]
-    return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
+        return found[0][list(found[1][part])]
+    some = rows[part]
+    return some[0][None] if len(some) == 1 else torch.stack(list(some))
 
 
 def groups(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
     """Yield which items a group has, and their features (k, ...)."""
-    size = max(1, _GROUP_NUMBERS // max(1, rows[0].numel()))
+    size = max(1, _GROUP_NUMBERS // max(1, math.prod(row_kind(rows).shape)))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        yield part, joined(rows[part])
+        yield part, joined(rows, part)

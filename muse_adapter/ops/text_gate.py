@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
-from muse_adapter.ops.rows import Rows, held, source
+from muse_adapter.ops.rows import RowKind, Rows, held, row_kind, source
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 
@@ -23,14 +25,17 @@ def text_gated_scores(
     mix: Tensor | None = None,
     weak_temperature: float = 0.01,
     gate_temperature: float = 0.1,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compare a text with the tokens of candidates, and with sums of tokens.
 
-        sim[n]   = text . unit(key_n)
-        weak     = sum over n of sim[n] * (softmax(sim / weak_temperature) @ mix)[n]
-        gated    = text . unit(sum over n of softmax(sim / gate_temperature)[n] * unit(value_n))
-        mean     = mean_query . unit(sum over n of unit(value_n))
+        sim[n]  = unit(text) . unit(key_n)
+        weak    = sum over n of sim[n] * (softmax(sim / weak_temperature) @ mix)[n]
+        gate    = softmax(sim / gate_temperature)
+        gated   = unit(text) . unit(sum over n of gate[n] * unit(value_n))
+        mean    = mean_query . unit(sum over n of unit(value_n))
+        score   = weights[0] * weak + weights[1] * gated + weights[2] * mean
 
     Tokens are read where they lie and in their own type; all sums are in float32, or in float64 for
     a float64 text. Squares of very large and very small tokens overflow and vanish there: the norms
@@ -40,17 +45,18 @@ def text_gated_scores(
         keys: (K, ..., D), or K tensors (..., D) of one shape, type and device, floating point or
             int8; K is at least 1.
         values: Likewise, with as many tokens; None: `weak` alone.
-        text: (D,), of unit norm.
-        mean_query: (D,); None: the text.
+        text: (D,).
+        mean_query: (D,); None: the text at unit norm.
         mask: (K, N) bool, for the N tokens of a candidate; masked ones may hold any values.
         mix: (N, N), or None.
         weak_temperature: 0 is the maximum, infinity the mean.
         gate_temperature: Positive.
+        weights: Of the three terms; one of weight 0 may be NaN. Without values the first counts.
         backend: Name of a backend; None chooses.
 
     Returns:
-        (K, 3): `weak`, `gated`, `mean`, or (K, 1) without values, 0 for a candidate without a valid
-        token; and the smallest and largest norm of its tokens (K, 2), where masked ones count as 1.
+        Scores (K,), 0 for a candidate without a valid token; and the smallest and largest norm of
+        its tokens (K, 2), where masked ones count as 1.
 
     Raises:
         ValueError: Shapes or devices that do not fit, a temperature out of range, an unknown
@@ -59,18 +65,18 @@ def text_gated_scores(
         RuntimeError: The backend asked for cannot run.
     """
     keys, values = held(keys), None if values is None else held(values)
-    first = _check_rows("keys", keys)
-    like, count, width = ("keys[0]", first), len(keys), first.shape[-1]
-    tokens = first.numel() // width
-    other = None
+    kind = _check_rows("keys", keys)
+    like, count, (*axes, width) = ("keys[0]", kind), len(keys), kind.shape
+    tokens = math.prod(axes)
     if values is not None:
         other = _check_rows("values", values)
-        if len(values) != count or other.numel() != first.numel() or other.shape[-1] != width:
+        (*axes, other_width), others = other.shape, len(values)
+        if (others, math.prod(axes), other_width) != (count, tokens, width):
             raise ValueError(
                 f"values must have the tokens of keys, {count} times {tokens} of width {width}, "
-                f"got {len(values)} of shape {tuple(other.shape)}"
+                f"got {others} of shape {tuple(other.shape)}"
             )
-        _check_device("values", other, first)
+        _check_device("values", other, kind)
     check_tensor("text", text, (width,), like)
     check_tensor("mean_query", mean_query, (width,), like)
     check_tensor("mix", mix, (tokens, tokens), like)
@@ -79,48 +85,40 @@ def text_gated_scores(
             f"mask must be bool of shape {(count, tokens)}, got {mask.dtype} {tuple(mask.shape)}"
         )
     if mask is not None:
-        _check_device("mask", mask, first)
+        _check_device("mask", mask, kind)
     if not weak_temperature >= 0:
         raise ValueError(f"weak_temperature must be 0 or more, got {weak_temperature}")
     if not gate_temperature > 0:
         raise ValueError(f"gate_temperature must be positive, got {gate_temperature}")
     dtype = state_dtype(text)
-    text = text.to(dtype)
     inputs = TextGateInputs(
         keys,
         values,
-        text,
-        text if mean_query is None else mean_query.to(dtype),
+        text.to(dtype),
+        None if mean_query is None else mean_query.to(dtype),
         mask,
         None if mix is None else mix.to(dtype),
         weak_temperature,
         gate_temperature,
-        first,
-        other,
+        weights,
+        tokens,
     )
-    with without_autocast(first.device.type):
-        return choose(first.device, backend, only_here=True).text_gated_scores(inputs)
+    with without_autocast(kind.device.type):
+        return choose(kind.device, backend, only_here=True).text_gated_scores(inputs)
 
 
-def _check_rows(name: str, rows: Rows) -> Tensor:
-    """Refuse rows that are not alike, since kernels read by address; return the first."""
+def _check_rows(name: str, rows: Rows) -> Tensor | RowKind:
+    """Refuse rows that are not alike, since kernels read by address; return what they are like."""
     if not len(rows):
         raise ValueError(f"{name} must be at least one, got none")
-    first = rows[0]
-    if first.dtype != torch.int8:
-        check_tensor(f"{name}[0]", first, None, (f"{name}[0]", first))
-    if first.dim() < 2 or not first.numel():
-        raise ValueError(
-            f"{name} must be tensors (..., D), no size 0, got shape {tuple(first.shape)}"
-        )
+    kind = row_kind(rows)
+    shape, dtype, device = kind.shape, kind.dtype, kind.device
+    if not (dtype.is_floating_point or dtype == torch.int8):
+        raise TypeError(f"{name} must be of a real floating type or int8, got {dtype}")
+    if len(shape) < 2 or not math.prod(shape):
+        raise ValueError(f"{name} must be tensors (..., D), no size 0, got shape {tuple(shape)}")
     if (found := source(rows)) is not None:
         array, positions = found
-        if array.shape[1:] != first.shape or array.dtype != first.dtype:
-            raise ValueError(
-                f"{name}[0] must be a row of {name}.array, {tuple(array.shape[1:])} {array.dtype}, "
-                f"got {tuple(first.shape)} {first.dtype}"
-            )
-        _check_device(f"{name}.array", array, first)
         if len(positions) != len(rows):
             raise ValueError(
                 f"{name}.positions must be one for each of {len(rows)} rows, got {len(positions)}"
@@ -128,17 +126,16 @@ def _check_rows(name: str, rows: Rows) -> Tensor:
         if not 0 <= min(positions) <= max(positions) < len(array):
             raise ValueError(f"positions of {name} must lie between 0 and {len(array) - 1}")
     elif not isinstance(rows, Tensor):
-        shape, dtype, device = first.shape, first.dtype, first.device
         for index, row in enumerate(rows):
             if row.shape != shape or row.dtype != dtype or row.device != device:
                 raise ValueError(
                     f"{name} must be of one shape, type and device, got {tuple(shape)} {dtype} "
                     f"{device} and {name}[{index}] {tuple(row.shape)} {row.dtype} {row.device}"
                 )
-    return first
+    return kind
 
 
-def _check_device(name: str, tensor: Tensor, first: Tensor) -> None:
+def _check_device(name: str, tensor: Tensor | RowKind, first: Tensor | RowKind) -> None:
     if tensor.device != first.device:
         raise ValueError(
             f"{name} must be on the device of keys[0], {first.device}, got {tensor.device}"

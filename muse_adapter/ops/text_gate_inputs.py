@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops.rows import Rows, groups, joined
+from muse_adapter.ops.unit import unit
 
 
 class TextGateInputs(NamedTuple):
@@ -18,48 +19,52 @@ class TextGateInputs(NamedTuple):
         keys: (K, ..., D), or K tensors (..., D): N tokens of each candidate.
         values: Likewise, or None.
         text: (D,), in the type of the sums, as `mean_query` and `mix` are.
-        mean_query: (D,).
+        mean_query: (D,), or None: the text at unit norm.
         mask: (K, N) bool, or None.
         mix: (N, N), or None.
         weak_temperature: Of the token similarity.
         gate_temperature: Of the gate.
-        first: The first of the keys: its shape, type and device are those of all.
-        first_value: The first of the values, or None.
+        weights: Of the three terms of a score.
+        tokens: N.
     """
 
     keys: Rows
     values: Rows | None
     text: Tensor
-    mean_query: Tensor
+    mean_query: Tensor | None
     mask: Tensor | None
     mix: Tensor | None
     weak_temperature: float
     gate_temperature: float
-    first: Tensor
-    first_value: Tensor | None
+    weights: tuple[float, float, float]
+    tokens: int
 
     def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the scores and norms by operators of torch, candidates in groups."""
+        text = unit(self.text)
+        mean_query = text if self.mean_query is None else self.mean_query
         parts = []
         for part, keys in groups(self.keys):
             mask = None if self.mask is None else self.mask[part]
             tokens, norms = self._tokens(keys, mask)
-            sims = tokens @ self.text * _inverse(norms)
-            scores = [self._weak(sims, mask)]
+            sims = tokens @ text * _inverse(norms)
+            terms = [self._weak(sims, mask)]
             ranges = [norms]
             if self.values is not None:
-                tokens, norms = self._tokens(joined(self.values[part]), mask)
+                tokens, norms = self._tokens(joined(self.values, part), mask)
                 ranges.append(norms)
                 gate = _softmax(sims, self.gate_temperature, mask)
                 factors = torch.stack([gate, torch.ones_like(gate)], 1) * _inverse(norms)[:, None]
                 sums = factors @ tokens  # (k, 2, D)
-                products = (sums * torch.stack([self.text, self.mean_query])).sum(2)
+                products = (sums * torch.stack([text, mean_query])).sum(2)
                 squares = sums.square().sum(2)
                 # Unit vectors that cancel leave no direction, and a video without a token has none.
                 cancelled = torch.finfo(squares.dtype).eps ** 2
-                scores += (products * squares.clamp(min=cancelled).rsqrt()).unbind(1)
+                terms += (products * squares.clamp(min=cancelled).rsqrt()).unbind(1)
             smallest, largest = torch.cat(ranges, 1).aminmax(dim=1)
-            parts.append((torch.stack(scores, 1), torch.stack([smallest, largest], 1)))
+            weighted = [w * term for w, term in zip(self.weights, terms, strict=False) if w]
+            score = sum(weighted, torch.zeros_like(smallest))
+            parts.append((score, torch.stack([smallest, largest], 1)))
         all_scores, all_norms = (torch.cat(results) for results in zip(*parts, strict=True))
         return all_scores, all_norms
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_rank, check_tensor
 from muse_adapter.ops.choice import choose
+from muse_adapter.ops.inputs import state_dtype
 from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
 
 
@@ -28,7 +29,7 @@ def top_products(
 
     Args:
         vectors: (N, D), floating point.
-        queries: (A, D) float64, at least one.
+        queries: (A, D), at least one, in float32, or float64 for float64 vectors.
         scores: (A, N) float32 or float64, the inner products up to `error`; those of a query may
             be times a positive number, and all moved by another number.
         k: 1 to N.
@@ -54,8 +55,11 @@ def top_products(
     number, _ = check_rank("queries", queries, "A", "D")
     check_tensor("queries", queries, (number, width), like)
     check_tensor("scores", scores, (number, count), like)
-    if queries.dtype != torch.float64:
-        raise TypeError(f"queries must be float64, got {queries.dtype}")
+    kind = state_dtype(vectors)
+    if queries.dtype != kind:
+        raise TypeError(
+            f"queries must be {kind} for vectors in {vectors.dtype}, got {queries.dtype}"
+        )
     if scores.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"scores must be float32 or float64, got {scores.dtype}")
     if not number or not width:
@@ -71,5 +75,5 @@ def top_products(
     else:
         error = scores.new_full((1,), error, dtype=torch.float32).expand(count)
     inputs = TopProductsInputs(vectors, queries, scores, error, k)
-    with torch.no_grad(), without_autocast(vectors.device.type):
+    with without_autocast(vectors.device.type):
         return choose(vectors.device, backend, only_here=True).top_products(inputs)

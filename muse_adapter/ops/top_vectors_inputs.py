@@ -20,7 +20,7 @@ class TopProductsInputs(NamedTuple):
 
     Attributes:
         vectors: (N, D).
-        queries: (A, D) float64.
+        queries: (A, D), float64 for float64 vectors, else float32.
         scores: (A, N).
         error: (N,) float32, of the scores.
         k: How many are wanted, 1 to N.
@@ -32,6 +32,7 @@ class TopProductsInputs(NamedTuple):
     error: Tensor
     k: int
 
+    @torch.no_grad()
     def compose(self) -> tuple[Tensor, Tensor]:
         """Choose by operators of torch."""
         scores, error = self.scores.double(), self.error.double()
@@ -39,17 +40,17 @@ class TopProductsInputs(NamedTuple):
         if not bool(least.isfinite().all()):
             raise NotFiniteError
         in_doubt = scores + error >= least[:, -1:]
-        parts = [self._best(*pair) for pair in zip(self.queries, in_doubt, strict=True)]
+        parts = [self._best(*pair) for pair in zip(self.queries.double(), in_doubt, strict=True)]
         best, positions = (torch.stack(results) for results in zip(*parts, strict=True))
         return best, positions
 
     def _best(self, query: Tensor, in_doubt: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the k largest products of one query and their positions."""
+        """Return the k largest products of one query, in float64, and their positions."""
         # By position, so that the stable sort leaves equal products in this order.
         positions = in_doubt.nonzero()[:, 0]
         # No matrix products, whose rounding depends on the number of rows.
         exact = self.vectors.index_select(0, positions).double().mul_(query).sum(1)
-        exact = exact.to(torch.promote_types(self.vectors.dtype, torch.float32))
+        exact = exact.to(self.queries.dtype)
         if not bool(exact.isfinite().all()):
             raise NotFiniteError
         best, order = exact.sort(descending=True, stable=True)

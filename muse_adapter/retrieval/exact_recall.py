@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from muse_adapter.ops import top_products
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError
-from muse_adapter.retrieval.narrow_vectors import HalfVectors, NarrowVectors, copy_narrow
+from muse_adapter.ops.unit import unit
+from muse_adapter.retrieval.narrow_vectors import Chunks, HalfVectors, NarrowVectors, copy_narrow
 from muse_adapter.retrieval.vectors import as_ids, as_vectors
 
 if TYPE_CHECKING:
     import numpy
 
-_BLOCK = 2048  # vectors of a matrix product: they stay in the cache
+_BLOCK = 1024  # vectors of a matrix product: they stay in the cache
+_APART = 16  # numbers
 _CHUNK = 2**22  # scores that are held at once
 _PART = 2**16  # vectors that are converted at once
 _QUERIES = 128  # queries of a pass
@@ -72,14 +75,12 @@ class ExactRecall:
         if not math.isfinite(self._largest):
             raise NotFiniteError
         self._narrow: NarrowVectors | None = None
-        self._narrow_scale = 1.0
         if self.vectors.device.type == "cpu" and self._largest > 0:
             is_half = self.vectors.dtype == torch.float16
             if narrow_copy or (narrow_copy is None and not is_half):
-                self._narrow_scale = self._largest
                 self._narrow = copy_narrow(self._unit_parts, self.vectors.shape)
             elif is_half and self._largest < 2**14:
-                self._narrow = HalfVectors(self.vectors)
+                self._narrow = HalfVectors(self.vectors, self._largest)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -111,19 +112,12 @@ class ExactRecall:
             raise TypeError(f"k must be an int, got {type(k).__name__}")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        given, queries = queries, queries.to(self.vectors.device, self._dtype)
-        wide = queries.double()
-        units, norms = _units(wide, queries.dtype)
-        largest = float(norms.amax()) if len(queries) else 0.0
-        if not math.isfinite(largest) and not bool(given.isfinite().all()):
-            raise ValueError("queries must be finite, got NaN or infinity")
-        if largest * self._largest > torch.finfo(queries.dtype).max:
-            raise ValueError(
-                f"inner products must not overflow {queries.dtype}, got queries and vectors "
-                f"with norms up to {largest:.1e} and {self._largest:.1e}"
-            )
-        parts = zip(wide.split(_QUERIES), units.split(_QUERIES), strict=True)
-        found = [self._search(*part, min(k, len(self))) for part in parts]
+        wide = queries.to(self.vectors.device, self._dtype)
+        try:
+            found = [self._search(part, min(k, len(self))) for part in wide.split(_QUERIES)]
+        except NotFiniteError:
+            self._refuse(queries)
+            raise
         scores, positions = found[0]
         if len(found) > 1:
             scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -132,22 +126,26 @@ class ExactRecall:
         ids = self.ids
         return scores, [[ids[position] for position in row] for row in positions.tolist()]
 
-    @torch.no_grad()
-    def _search(self, queries: Tensor, units: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Search with queries (A, D), and the same at unit norm, both in float64."""
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Search with queries (A, D) in the type of the scores."""
         if not len(queries):
-            return queries.new_empty(0, k, dtype=self._dtype), torch.empty(0, k, dtype=torch.long)
-        narrow = self._narrow
+            return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long)
+        narrow, backend = self._narrow, None
         if narrow is not None and len(queries) <= narrow.max_queries:
-            chunks = narrow.scores(units.float())
-            error = narrow.error(self._largest / self._narrow_scale, queries.shape[1])
+            chunks = narrow.scores(queries)
+            if isinstance(narrow, HalfVectors) and "numba" not in sys.modules:
+                # Its import takes a second, for little in a search of one query.
+                backend = "torch"
         else:
-            chunks, error = self._wide_scores(units.to(self._dtype))
+            chunks = self._scores(queries)
         found = []
-        for start, scores in chunks:
-            part = self.vectors[start : start + scores.shape[1]]
-            doubt = error[start : start + len(part)] if isinstance(error, Tensor) else error
-            best, positions = top_products(part, queries, scores, min(k, len(part)), error=doubt)
+        for start, scores, error in chunks:
+            part, count = self.vectors, scores.shape[1]
+            if count < len(part):
+                part = part[start : start + count]
+            best, positions = top_products(
+                part, queries, scores, min(k, count), error=error, backend=backend
+            )
             found.append((best, positions + start if start else positions))
         if len(found) == 1:
             return found[0]
@@ -155,29 +153,36 @@ class ExactRecall:
         best, order = best.sort(dim=1, descending=True, stable=True)
         return best[:, :k], positions.gather(1, order[:, :k])
 
-    def _wide_scores(self, queries: Tensor) -> tuple[Iterator[tuple[int, Tensor]], float]:
-        """Score all vectors in the type of the queries (A, D), of unit norm.
+    def _refuse(self, queries: Tensor) -> None:
+        """Raise where the queries are to blame for products that are not finite."""
+        if not bool(queries.isfinite().all()):
+            raise ValueError("queries must be finite, got NaN or infinity")
+        largest = float(_largest_norm(queries))
+        if largest * self._largest > torch.finfo(self._dtype).max:
+            raise ValueError(
+                f"inner products must not overflow {self._dtype}, got queries and vectors with "
+                f"norms up to {largest:.1e} and {self._largest:.1e}"
+            )
 
-        Returns:
-            First positions and scores (A, n) of chunks, and the largest error of a score.
-        """
+    def _scores(self, queries: Tensor) -> Chunks:
+        """Score all vectors in the type of the queries (A, D), see `HalfVectors.scores`."""
         rounding = queries.shape[1] * torch.finfo(queries.dtype).eps
         if queries.dtype == torch.float32:
             rounding += _NARROWED[torch.get_float32_matmul_precision()]
-        length = max(_BLOCK, _CHUNK // len(queries))
-
-        def chunks() -> Iterator[tuple[int, Tensor]]:
-            scores = queries.new_empty(len(queries), min(length, len(self)))
-            for start in range(0, len(self), length):
-                part = self.vectors[start : start + length]
-                for i, block in enumerate(part.split(_BLOCK)):
-                    out = scores[:, i * _BLOCK : i * _BLOCK + len(block)]
-                    torch.mm(queries, _wide(block).T, out=out)
-                yield start, scores[:, : len(part)]
-
         # Products of denormal numbers vanish.
         error = rounding * self._largest + queries.shape[1] * torch.finfo(queries.dtype).tiny
-        return chunks(), 1.01 * error
+        length = max(_BLOCK, _CHUNK // len(queries))
+        # Rows a power of two apart would share few places of the cache.
+        scores = queries.new_empty(len(queries), min(length, len(self)) + _APART)
+        room = queries.new_empty(_BLOCK, queries.shape[1])
+        units = unit(queries)
+        for start in range(0, len(self), length):
+            part = self.vectors[start : start + length]
+            for i, block in enumerate(part.split(_BLOCK)):
+                wide = block if block.dtype == room.dtype else room[: len(block)].copy_(block)
+                out = scores[:, i * _BLOCK : i * _BLOCK + len(block)]
+                torch.mm(units, wide.T, out=out)
+            yield start, scores[:, : len(part)], 1.01 * error
 
     def _max_norm(self) -> float:
         return float(torch.stack([_largest_norm(part) for part in self._parts()]).amax())
@@ -188,21 +193,6 @@ class ExactRecall:
     def _unit_parts(self) -> Iterator[Tensor]:
         """Yield the vectors in parts, in float32 at least, divided by the bound on their norms."""
         return (_wide(part) / self._largest for part in self._parts())
-
-
-def _units(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return queries (A, D) at unit norm and their norms (A, 1), all in float64.
-
-    Args:
-        wide: The queries in float64.
-        dtype: Their type before.
-    """
-    if dtype == torch.float64:  # others have squares that float64 can hold
-        largest = _not_zero(wide.abs().amax(1, keepdim=True))
-        norms = torch.linalg.vector_norm(wide / largest, dim=1, keepdim=True)
-        return wide / largest / _not_zero(norms), norms * largest
-    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    return wide / _not_zero(norms), norms
 
 
 def _largest_norm(part: Tensor) -> Tensor:

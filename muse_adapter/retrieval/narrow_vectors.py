@@ -11,8 +11,12 @@ from torch import Tensor
 
 from muse_adapter.ops import byte_products
 from muse_adapter.ops.choice import choose
+from muse_adapter.ops.unit import unit
 
 _CHUNK = 2**22  # scores that are held at once
+
+# First position, scores (A, n), and a bound on their errors: of all, or of each (n,).
+Chunks = Iterator[tuple[int, Tensor, float | Tensor]]
 
 
 class HalfVectors:
@@ -20,30 +24,29 @@ class HalfVectors:
 
     Args:
         vectors: (N, D) float16.
+        max_norm: A bound on their norms.
     """
 
     max_queries = 1
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(self, vectors: Tensor, max_norm: float = 1.0) -> None:
         self.vectors = vectors
-
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Score all vectors for queries (A, D) of unit norm, float32.
-
-        Yields:
-            First position and scores (A, n) of a chunk, in float32.
-        """
-        narrow = queries[0].half()
-        for start in range(0, len(self.vectors), _CHUNK):
-            yield start, (self.vectors[start : start + _CHUNK] @ narrow).float()[None]
-
-    @staticmethod
-    def error(largest: float, dim: int) -> float:
-        """Bound the error of a score, of vectors with norms up to `largest`."""
         # float16 rounds the vector, the query and the score by 2**-11 of each, its smallest numbers
         # by 2**-25; the sum is one of float32.
+        dim = vectors.shape[1]
         error = 3 * 2**-11 + dim * 2**-24 + 2 * math.sqrt(dim) * 2**-25
-        return 1.01 * (largest * error + 2**-24)
+        self.error = 1.01 * (max_norm * error + 2**-24)
+
+    def scores(self, queries: Tensor) -> Chunks:
+        """Score all vectors for queries (A, D), which are brought to unit norm.
+
+        Yields:
+            First position, scores (A, n) of a chunk in float32, and a bound on their errors.
+        """
+        narrow = unit(queries[0]).half()
+        for start in range(0, len(self.vectors), _CHUNK):
+            scores = self.vectors[start : start + _CHUNK] @ narrow
+            yield start, scores.float()[None], self.error
 
 
 class PackedVectors:
@@ -54,12 +57,14 @@ class PackedVectors:
 
     Args:
         parts: The vectors, (n, D) each, with norms of at most 1.
+        dim: D.
     """
 
     max_queries = 6
 
-    def __init__(self, parts: Iterable[Tensor]) -> None:
+    def __init__(self, parts: Iterable[Tensor], dim: int) -> None:
         self.parts = [(len(part), _pack(part)) for part in parts]
+        self.error = 1.01 * (2**-11 + dim * 2**-23 + math.sqrt(dim) * 2**-25)
 
     @staticmethod
     def is_available() -> bool:
@@ -70,17 +75,12 @@ class PackedVectors:
             return False
         return True
 
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def scores(self, queries: Tensor) -> Chunks:
         """See `HalfVectors.scores`."""
-        start = 0
+        units, start = unit(queries).float(), 0
         for length, packed in self.parts:
-            yield start, torch.ops.quantized.linear_dynamic_fp16(queries, packed)
+            yield start, torch.ops.quantized.linear_dynamic_fp16(units, packed), self.error
             start += length
-
-    @staticmethod
-    def error(largest: float, dim: int) -> float:
-        """See `HalfVectors.error`."""
-        return 1.01 * (largest * (2**-11 + dim * 2**-23) + math.sqrt(dim) * 2**-25)
 
 
 class ByteVectors:
@@ -100,33 +100,33 @@ class ByteVectors:
     def __init__(self, parts: Callable[[], Iterable[Tensor]], shape: Sequence[int]) -> None:
         count, dim = shape
         mean = torch.stack([part.sum(0, dtype=torch.float64) for part in parts()]).sum(0) / count
-        self.numbers = torch.empty(shape, dtype=torch.int8)
-        self.scales, self.errors = torch.empty(2, count)
+        numbers = torch.empty(shape, dtype=torch.int8)
+        scales, errors = torch.empty(2, count)
         start = 0
         for part in parts():
             rest = part - mean.to(part.dtype)
             scale = rest.abs().amax(1).float() / 127
             scale.clamp_(min=torch.finfo(torch.float32).tiny)
-            numbers = (rest / scale[:, None]).round_()
+            rounded = (rest / scale[:, None]).round_()
             rows = slice(start, start + len(part))
-            self.numbers[rows], self.scales[rows] = numbers, scale
-            lost = numbers.mul_(scale[:, None]).sub_(rest)
-            self.errors[rows] = torch.linalg.vector_norm(lost, dim=1)
+            numbers[rows], scales[rows] = rounded, scale
+            lost = rounded.mul_(scale[:, None]).sub_(rest)
+            errors[rows] = torch.linalg.vector_norm(lost, dim=1)
             start += len(part)
         # Products and sums are in float32, and so is what the mean was taken from; 1 is the norm of
         # the query, up to its rounding.
-        self.errors.mul_(1.01).add_(2 * dim * 2**-22 + math.sqrt(dim) * 2**-120)
+        errors.mul_(1.01).add_(2 * dim * 2**-22 + math.sqrt(dim) * 2**-120)
+        # Cut here: a view takes as long as some hundred products.
+        step = _CHUNK // self.max_queries
+        parts_of_all = (whole.split(step) for whole in (numbers, scales, errors))
+        self.chunks = list(zip(range(0, count, step), *parts_of_all, strict=True))
 
-    def scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def scores(self, queries: Tensor) -> Chunks:
         """See `HalfVectors.scores`; those of a query are moved by one number."""
-        step = _CHUNK // len(queries)
-        for start in range(0, len(self.numbers), step):
-            part = slice(start, start + step)
-            yield start, byte_products(self.numbers[part], self.scales[part], queries)
-
-    def error(self, largest: float, dim: int) -> Tensor:
-        """Bound the error of each score (N,)."""
-        return self.errors
+        if queries.dtype == torch.float64:  # float32 may not hold them before
+            queries = unit(queries).float()
+        for start, numbers, scales, errors in self.chunks:
+            yield start, byte_products(numbers, scales, queries), errors
 
 
 NarrowVectors = HalfVectors | PackedVectors | ByteVectors
@@ -143,7 +143,7 @@ def copy_narrow(parts: Callable[[], Iterable[Tensor]], shape: Sequence[int]) -> 
     if backend.name == "numba" and shape[1] % 16 == 0:
         return ByteVectors(parts, shape)
     if PackedVectors.is_available():
-        return PackedVectors(parts())
+        return PackedVectors(parts(), shape[1])
     return HalfVectors(torch.cat([part.half() for part in parts()]))
 
 

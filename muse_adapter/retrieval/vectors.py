@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class LazyRows(Sequence[Tensor]):
         positions: Of the rows.
     """
 
-    def __init__(self, array: Tensor, positions: list[int]) -> None:
+    def __init__(self, array: Tensor, positions: Sequence[int]) -> None:
         self.array, self.positions = array, positions
 
     def __len__(self) -> int:
@@ -97,13 +98,13 @@ class FeatureRows:
         self, features: Any, ids: Sequence[Hashable] | None = None, *, lazy: bool = False
     ) -> None:
         named = features if isinstance(features, Mapping) else {"features": features}
-        self._arrays = {name: in_place(array) for name, array in named.items()}
-        for name, array in self._arrays.items():
-            if not isinstance(array, Tensor) or array.dim() == 0:
+        self._arrays = {name: in_place(given) for name, given in named.items()}
+        for name, given in self._arrays.items():
+            if not isinstance(given, Tensor) or given.dim() == 0:
                 raise TypeError(
-                    f"{name} must be a tensor or numpy array, got {type(array).__name__}"
+                    f"{name} must be a tensor or numpy array, got {type(given).__name__}"
                 )
-        lengths = {name: len(array) for name, array in self._arrays.items()}
+        lengths = {name: len(given) for name, given in self._arrays.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"features must be of one number of items, got {lengths}")
         self._lazy = lazy
@@ -123,16 +124,16 @@ class FeatureRows:
         """
         positions = self._positions_of(ids)
         rows: dict[str, Sequence[Tensor]] = {
-            name: LazyRows(array, positions) for name, array in self._arrays.items()
+            name: LazyRows(stored, positions) for name, stored in self._arrays.items()
         }
         if not self._lazy:
             rows = {name: list(lazy) for name, lazy in rows.items()}
         return rows if self._named else rows["features"]
 
-    def _positions_of(self, ids: Sequence[Any]) -> list[int]:
+    def _positions_of(self, ids: Sequence[Any]) -> array[int]:
         if self._positions is not None:
-            return [self._positions[key] for key in ids]
-        positions = [int(key) for key in ids]
+            return array("q", [self._positions[key] for key in ids])
+        positions = array("q", ids)
         if positions and not 0 <= min(positions) <= max(positions) < self._length:
             raise KeyError(next(i for i in positions if not 0 <= i < self._length))
         return positions

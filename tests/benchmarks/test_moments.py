@@ -62,7 +62,7 @@ def test_rows_are_kept_and_the_table_has_them(
     table = moments.markdown_table(first)
     assert table in capsys.readouterr().out
     assert "| ms, by frames | 70 | 80 | 90 |" in table and table.count("| L^") == 4
-    moments.main([*options, "70", "80", "90", "100", "--total", "0"])
+    moments.main([*options, "70", "80", "90", "100", "--minutes", "0"])
     assert json.loads(file.read_text()) == first
     assert "not measured yet: Mamba alone, 100 frames" in capsys.readouterr().out
     first["machine"]["code"] = "another"

@@ -33,7 +33,9 @@ def test_a_long_video_trains_in_little_memory() -> None:
 
 
 @pytest.mark.slow(seconds=15)
-@pytest.mark.parametrize("score", ["gate", "similarity", "late_interaction"])
+@pytest.mark.parametrize(
+    "score", ["gate", "similarity", "late_interaction", "eercf_scores", "eercf_loss"]
+)
 def test_scores_of_all_pairs_in_little_memory(score: str) -> None:
     """500 texts and 500 videos of 64 frames, width 512, forward and backward: below 1 GiB.
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.retrieval import checks, subjects, table
+from benchmarks.retrieval import checks, rounding, subjects, table
 from benchmarks.retrieval.__main__ import main
 from benchmarks.retrieval.baselines import XClip
-from benchmarks.retrieval.corpus import Corpus, Reused, Shape, in_parts
+from benchmarks.retrieval.corpus import Corpus, Shape, feature_rows, in_bytes, in_parts
 
 SHAPE = Shape(frames=3, patches=4, dim=64, words=5, distinct=60, distinct_patches=20, queries=6)
 
@@ -39,6 +39,9 @@ def test_it_runs_and_prints_what_it_keeps(
             assert row["same_first"] == 1
         if row["videos"] == 150 and "patches" in row["subject"]:  # reused: without a meaning
             assert row["same_first"] is None and row["right_first"] is None
+    whole, close = figures["in_bytes"]  # where all videos have patches of their own
+    assert (whole["videos"], whole["alike"]) == (20, 0) and close["alike"] > 0
+    assert "| 50, 90% alike |" in printed
     main([*options, "20"], SHAPE)
     assert json.loads(target.read_text()) == figures, "what is kept is not measured again"
 
@@ -61,13 +64,36 @@ def test_a_wrong_scorer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_are_reused_in_turn() -> None:
     corpus = Corpus(150, SHAPE)
     assert len(corpus.frames) == 60 and len(corpus.patches) == 20 and len(corpus.vectors) == 150
-    rows = Reused(frames=corpus.frames, patches=corpus.patches)[[149, 3]]
+    rows = feature_rows(150, frames=corpus.frames, patches=corpus.patches)[[149, 3]]
     assert torch.equal(rows["frames"][0], corpus.frames[29])
     assert torch.equal(rows["patches"][0], corpus.patches[9])
     parts = list(in_parts(150, corpus.frames, corpus.patches))
     frames, patches = (torch.cat(part) for part in zip(*parts, strict=True))
     assert torch.equal(frames, torch.cat([corpus.frames, corpus.frames, corpus.frames[:30]]))
     assert torch.equal(patches, corpus.patches.repeat(8, 1, 1, 1)[:150])
+
+
+@torch.no_grad()
+def test_coarser_numbers_cost_order() -> None:
+    """The same patches in other numbers change nothing; with 15 values an entry the order moves."""
+    corpus = rounding.near_duplicates(SHAPE)
+    assert len(corpus.vectors) == len(corpus.text) == subjects.CANDIDATES
+    same = rounding.order_in_bytes(corpus, 2 * corpus.patches)
+    assert same["same_ten"] == 1 and same["places_off"] == 0
+    assert same["right_first"]["half"] == same["right_first"]["int8"]
+    fine, coarse = (
+        rounding.order_in_bytes(corpus, numbers)
+        for numbers in (None, (in_bytes(corpus.patches) / 18).round().to(torch.int8))
+    )
+    assert 0 < fine["places_off"] < coarse["places_off"]
+    assert coarse["same_ten"] < fine["same_ten"]
+
+
+def test_near_duplicates_are_alike() -> None:
+    corpus, other = rounding.near_duplicates(SHAPE), Corpus(50, SHAPE)
+    first, second = corpus.patches[:2].flatten(1).float()
+    assert torch.cosine_similarity(first, second, 0) > 0.9
+    assert torch.cosine_similarity(*other.patches[:2].flatten(1).float(), 0) < 0.5
 
 
 def test_operations_are_those_of_the_paper() -> None:

@@ -71,6 +71,27 @@ def test_blocks_equal_the_definition(
         assert (ours - theirs).abs().max() < 1e-12 * theirs.abs().max().clamp(min=1)
 
 
+@torch.no_grad()
+def test_blocks_of_a_head_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are multiplied and exponentiated in float32: what is lost is that of the products."""
+    layer = WindowedAttention(D, HEADS, width=0.5).bfloat16()
+    q, k, v = torch.randn(3, B, HEADS, L, D // HEADS, dtype=torch.bfloat16)
+    expected = layer._attend(q.double(), k.double(), v.double(), KEEP, slice(None))
+    small_blocks(monkeypatch, 1, 4, 0)
+    got = layer._in_blocks(q, k, v, KEEP)
+    assert got.dtype == torch.bfloat16
+    assert (got - expected).abs().max() < 2e-2
+
+
+@torch.no_grad()
+def test_blocks_of_a_head_drop_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch, 1, 4, 0)
+    layer = WindowedAttention(D, HEADS, width=0.5, dropout=0.5).double().train()
+    q, k = torch.randn(2, B, HEADS, L, D // HEADS, dtype=torch.float64)
+    y = layer._in_blocks(q, k, torch.ones_like(q), None)  # sums of the weights that are left
+    assert y.std() > 0.1 and (y.mean() - 1).abs() < 0.1
+
+
 def test_recomputed_blocks_drop_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is linear in the values, so it equals values times its gradient by them."""
     small_blocks(monkeypatch, 1, 4, 0)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from muse_adapter import EERCF, load_eercf_state_dict
+from muse_adapter.layers import pairs
 from muse_adapter.models.eercf_objective import EercfScores
 from tests.support.tolerances import assert_close
 
@@ -216,3 +218,42 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 def test_refuses(run: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run()
+
+
+@pytest.mark.parametrize("block", [1, 2 * T * D], ids=["one video", "two videos"])
+def test_blocks_of_videos_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores, the objective, the stored vectors and all gradients."""
+    scorer = shaken(intra_weights=(1.0, 1.0, 1.0))
+    inputs = features(B)
+
+    def run() -> list[Tensor]:
+        leaves = [*inputs, *scorer.parameters()]
+        loss = scorer.loss(*inputs, MASK, logit_scale=SCALE)
+        scores = torch.stack(scorer.scores(*inputs, MASK))
+        gradients = torch.autograd.grad(loss.total + scores.sin().sum(), leaves)
+        return [torch.stack(loss), scores, scorer.recall_video(inputs[2], MASK), *gradients]
+
+    expected = run()
+    monkeypatch.setattr(pairs, "_CPU_BLOCK", block)
+    for got, whole in zip(run(), expected, strict=True):
+        assert_close(got, whole)
+
+
+def test_no_copy_of_the_tokens_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_CPU_BLOCK", 1)
+    scorer = shaken(intra_weights=(1.0, 1.0, 1.0))
+    inputs = features(B)
+    known = {
+        tensor.untyped_storage().data_ptr() for tensor in [*inputs, *scorer.parameters(), SCALE]
+    }
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        scorer.scores(*inputs, MASK)
+        scorer.loss(*inputs, MASK, logit_scale=SCALE)
+    assert max(tensor.numel() for tensor in kept) == B * D

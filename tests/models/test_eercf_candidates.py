@@ -185,6 +185,14 @@ def call(**changed: object) -> Callable[[], object]:
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "candidates": (call(fused=torch.zeros(2, T, D)), "features of all candidates.*'fused': 2"),
     "none": (call(frames=[], fused=[], patches=None), "at least one, got"),
+    "weights": (
+        torch.no_grad()(
+            lambda: EERCF(D, rerank_weights=(0, 0, 1, 0, 1)).rerank_candidates(
+                *features(torch.float32)[:3]
+            )
+        ),
+        "none of the scores that are there has a weight",
+    ),
     "width": (call(text=torch.zeros(D + 1)), "D = 17"),
     "frames": (call(frames=torch.zeros(K, 2, D)), "T = 2"),
     "folded text": (call(recall_text=torch.zeros(D + 1)), r"recall_text.*D = 16"),

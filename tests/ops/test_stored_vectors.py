@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muse_adapter.ops import backends, byte_products, top_products
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError
@@ -25,14 +26,19 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
 def plain(vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Sort all inner products."""
     kind = torch.promote_types(vectors.dtype, torch.float32)
-    exact = (vectors.double()[None] * queries[:, None]).sum(2).to(kind)
+    exact = (vectors.double()[None] * queries.double()[:, None]).sum(2).to(kind)
     best, order = exact.sort(dim=1, descending=True, stable=True)
     return best[:, :k], order[:, :k]
 
 
+def queries_for(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Draw queries in the type that vectors of `dtype` ask for."""
+    return torch.randn(shape, dtype=torch.promote_types(dtype, torch.float32))
+
+
 def check(vectors: Tensor, queries: Tensor, k: int, backend: str, error: float) -> None:
     """Compare, with scores that are wrong by up to the error times a factor."""
-    exact = queries @ vectors.double().T
+    exact = queries.double() @ vectors.double().T
     wrong = 3 * exact + error * (2 * torch.rand_like(exact) - 1) * 0.99
     scores = wrong.to(torch.promote_types(vectors.dtype, torch.float32))
     got, found = top_products(vectors, queries, scores, k, error=1.01 * error, backend=backend)
@@ -46,7 +52,7 @@ def check(vectors: Tensor, queries: Tensor, k: int, backend: str, error: float) 
 @pytest.mark.parametrize("width", [16, 48, 20])
 @pytest.mark.parametrize("error", [1e-5, 0.3, 1e3], ids=["few", "some", "all in doubt"])
 def test_top_products(backend: str, dtype: torch.dtype, width: int, error: float) -> None:
-    vectors, queries = torch.randn(200, width).to(dtype), torch.randn(3, width).double()
+    vectors, queries = torch.randn(200, width).to(dtype), queries_for(dtype, 3, width)
     for k in (1, 2, 17, 200):
         check(vectors, queries, k, backend, error)
     check(torch.cat([vectors] * 2, 1)[::2, width:], queries, 9, backend, error)
@@ -58,18 +64,18 @@ def test_top_products(backend: str, dtype: torch.dtype, width: int, error: float
 def test_equal_products_stand_in_order(backend: str) -> None:
     """All are equal, and all in doubt."""
     vectors = torch.ones(3000, 16)
-    queries = torch.ones(2, 16).double()
+    queries = torch.ones(2, 16)
     queries[1] = -1
     for k in (1, 50, 3000):
-        scores = queries.float() @ vectors.T
+        scores = queries @ vectors.T
         _, found = top_products(vectors, queries, scores, k, error=0.1, backend=backend)
         assert torch.equal(found, torch.arange(k).expand(2, k))
 
 
 @EACH
 def test_threads_change_nothing(backend: str) -> None:
-    vectors, queries = torch.randn(70_000, 16), torch.randn(5, 16).double()
-    scores = queries.float() @ vectors.T
+    vectors, queries = torch.randn(70_000, 16), torch.randn(5, 16)
+    scores = queries @ vectors.T
     expected = top_products(vectors, queries, scores, 10, error=1e-3, backend=backend)
     threads = torch.get_num_threads()
     try:
@@ -85,8 +91,8 @@ def test_threads_change_nothing(backend: str) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("query", [0, 1])
 def test_refuses_scores_that_are_not_finite(backend: str, value: float, query: int) -> None:
-    vectors, queries = torch.randn(40, 16), torch.randn(2, 16).double()
-    scores = queries.float() @ vectors.T
+    vectors, queries = torch.randn(40, 16), torch.randn(2, 16)
+    scores = queries @ vectors.T
     scores[query, 33] = value
     with pytest.raises(NotFiniteError, match="vectors must be finite"):
         top_products(vectors, queries, scores, 40, error=1e-3, backend=backend)
@@ -96,9 +102,9 @@ def test_refuses_scores_that_are_not_finite(backend: str, value: float, query: i
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 def test_an_error_for_each_vector(backend: str, dtype: torch.dtype) -> None:
     """Those with a large error may be anywhere, and all scores are moved."""
-    vectors, queries = torch.randn(200, 16).to(dtype), torch.randn(3, 16).double()
+    vectors, queries = torch.randn(200, 16).to(dtype), queries_for(dtype, 3, 16)
     errors = torch.where(torch.arange(200) % 9 == 0, 5.0, 1e-3)
-    exact = queries @ vectors.double().T
+    exact = queries.double() @ vectors.double().T
     wrong = exact + 0.99 * errors * (2 * torch.rand_like(exact) - 1) - 7
     scores = wrong.to(torch.promote_types(dtype, torch.float32))
     for k in (1, 20, 200):
@@ -111,7 +117,7 @@ def test_an_error_for_each_vector(backend: str, dtype: torch.dtype) -> None:
 def test_refuses_products_that_are_not_finite(backend: str, vector: Tensor) -> None:
     vectors = torch.ones(4, 16)
     vectors[2] = vector
-    queries = torch.full((1, 16), -10.0).double()
+    queries = torch.full((1, 16), -10.0)
     with pytest.raises(NotFiniteError):
         top_products(vectors, queries, torch.ones(1, 4), 3, error=0.1, backend=backend)
 
@@ -128,7 +134,7 @@ def test_narrowed_products_do_not_matter(backend: str, monkeypatch: pytest.Monke
 
     numbers = torch.randint(-127, 128, (9, 20), dtype=torch.int8)
     queries = torch.randn(2, 20)
-    exact = queries.double() @ numbers.double().T
+    exact = F.normalize(queries.double(), eps=1e-99) @ numbers.double().T
     monkeypatch.setattr(Tensor, "__matmul__", narrow)
     got = byte_products(numbers, torch.ones(9), queries, backend=backend)
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-3)
@@ -140,8 +146,10 @@ def test_narrowed_products_do_not_matter(backend: str, monkeypatch: pytest.Monke
 def test_byte_products(backend: str, width: int, count: int) -> None:
     numbers = torch.randint(-128, 128, (count, width), dtype=torch.int8)
     scales, queries = torch.rand(count) + 0.1, torch.randn(3, width)
-    exact = (queries.double() @ numbers.double().T) * scales.double()
-    size = (queries.double().abs() @ numbers.double().abs().T) * scales.double()
+    queries[1:] *= torch.tensor([[1e30], [1e-30]])  # their squares overflow and vanish in float32
+    units = F.normalize(queries.double(), eps=1e-99)
+    exact = (units @ numbers.double().T) * scales.double()
+    size = (units.abs() @ numbers.double().abs().T) * scales.double()
     threads = torch.get_num_threads()
     try:
         for number in (1, 3):
@@ -159,7 +167,7 @@ def test_byte_products(backend: str, width: int, count: int) -> None:
 def call(**changed: Any) -> Callable[[], object]:
     arguments: dict[str, Any] = {
         "vectors": torch.ones(4, 16),
-        "queries": torch.ones(2, 16).double(),
+        "queries": torch.ones(2, 16),
         "scores": torch.ones(2, 4),
         "k": 2,
         "error": 0.1,
@@ -181,10 +189,14 @@ def call_bytes(**changed: Any) -> Callable[[], object]:
 WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "vectors": (call(vectors=torch.ones(4)), ValueError, r"vectors must have shape \(N, D\)"),
     "integers": (call(vectors=torch.ones(4, 16).int()), TypeError, "vectors must be of a real"),
-    "queries": (call(queries=torch.ones(2, 17).double()), ValueError, r"queries .* \(2, 16\)"),
-    "queries' type": (call(queries=torch.ones(2, 16)), TypeError, "queries must be float64"),
+    "queries": (call(queries=torch.ones(2, 17)), ValueError, r"queries .* \(2, 16\)"),
+    "queries' type": (
+        call(queries=torch.ones(2, 16).double()),
+        TypeError,
+        "queries must be torch.float32 for vectors in torch.float32, got torch.float64",
+    ),
     "no query": (
-        call(queries=torch.ones(0, 16).double(), scores=torch.ones(0, 4)),
+        call(queries=torch.ones(0, 16), scores=torch.ones(0, 4)),
         ValueError,
         "queries must have no size 0",
     ),

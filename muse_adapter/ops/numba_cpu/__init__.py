@@ -20,7 +20,7 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
-from muse_adapter.ops.rows import Rows, contiguous_rows, leaves
+from muse_adapter.ops.rows import contiguous_rows, leaves, row_kind
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
 from muse_adapter.ops.torch_private import in_forward_mode
@@ -150,18 +150,17 @@ class NumbaBackend(OperatorBackend):
 
 def _reads_rows(inputs: TextGateInputs) -> bool:
     """Whether the kernel for stored tokens serves: their types, without gradients."""
-    keys, values, first = inputs.keys, inputs.values, inputs.first
-    if (
-        first.dtype not in (torch.float16, torch.int8)
-        or inputs.text.dtype != torch.float32
-        or first.shape[-1] % LANES
-        or not _plain(first)
-        or not contiguous_rows(keys, first)
-        or (values is not None and not _are_alike(values, inputs.first_value, first))
-        or gradient_wanted([*inputs[2:6], *leaves(keys), *leaves(values)])
-    ):
-        return False
-    return first.dtype == torch.int8 or _loads_halves()
+    all_rows = [rows for rows in (inputs.keys, inputs.values) if rows is not None]
+    dtypes = {row_kind(rows).dtype for rows in all_rows}
+    return (
+        dtypes in ({torch.float16}, {torch.int8})
+        and inputs.text.dtype == torch.float32
+        and not len(inputs.text) % LANES
+        and _plain(inputs.text)
+        and all(contiguous_rows(rows) for rows in all_rows)
+        and not gradient_wanted([*inputs[2:6], *leaves(inputs.keys), *leaves(inputs.values)])
+        and (torch.int8 in dtypes or _loads_halves())
+    )
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -173,12 +172,6 @@ def _loads_halves() -> bool:
     from muse_adapter.ops.numba_cpu.stored import has_half_precision
 
     return has_half_precision()
-
-
-def _are_alike(values: Rows, first_value: Tensor | None, first: Tensor) -> bool:
-    """Whether values are of the type of the keys and contiguous."""
-    assert first_value is not None
-    return first_value.dtype == first.dtype and contiguous_rows(values, first_value)
 
 
 NUMBA = NumbaBackend()

@@ -17,28 +17,34 @@ from muse_adapter.ops.numba_cpu.function import addresses
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
 from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, lane_sum, load, pointer, splat
 from muse_adapter.ops.numba_cpu.stored import load_stored, prefetch
+from muse_adapter.ops.numba_cpu.vectors import unit_vector
 
 MIN_NUMBERS = 2**21  # below that a second thread is not worth its start
 _AHEAD = 8  # vectors between what is computed and what is asked for
 _JOB = 512  # vectors
 
-_unpack = unpacker(3, 4)
+_unpack = unpacker(3, 5)
 
 
 @Kernel
 def multiply_bytes(memory: Any) -> None:
-    """Multiply all queries with vectors; a job is some vectors.
+    """Multiply all queries, at unit norm, with vectors; a job is some vectors.
 
     Arguments in the memory:
         sizes: vectors N, D, queries A.
-        places: addresses of the vectors (N, D) int8, their scales (N,), the queries (A, D), and of
-            the products (A, N).
+        places: addresses of the vectors (N, D) int8, their scales (N,), the queries (A, D), of room
+            for each thread (A, D), and of the products (A, N).
     """
     unit, counters, threads, sizes, places = _unpack(memory)
-    if next_number(counters + 8) >= threads:
+    thread = next_number(counters + 8)
+    if thread >= threads:
         return
     count, width, queries = sizes
     vectors, scales = pointer(places[0], np.int8(0)), pointer(places[1], unit)
+    units = advance(pointer(places[3], unit), thread * queries * width)
+    for a in range(queries):
+        at = a * width
+        unit_vector(advance(pointer(places[2], unit), at), width, advance(units, at))
     while True:
         first = next_number(counters) * _JOB
         if first >= count:
@@ -49,8 +55,8 @@ def multiply_bytes(memory: Any) -> None:
             vector, vector2 = advance(vectors, n * width), advance(vectors, other * width)
             ahead = advance(vectors, (n + _AHEAD) * width)
             for a in range(queries):
-                query = advance(pointer(places[2], unit), a * width)
-                products = advance(pointer(places[3], unit), a * count)
+                query = advance(units, a * width)
+                products = advance(pointer(places[4], unit), a * count)
                 total, total2 = splat(unit) * 0.0, splat(unit) * 0.0
                 for d in range(0, width, WIDTH):
                     if a == 0:
@@ -67,6 +73,7 @@ def byte_products(numbers: Tensor, scales: Tensor, queries: Tensor) -> Tensor:
     (count, width), rows = numbers.shape, len(queries)
     products = queries.new_empty(rows, count)
     threads = torch.get_num_threads() if count * width * rows >= MIN_NUMBERS else 1
-    held = numbers.contiguous(), scales.contiguous(), queries.contiguous(), products
+    scratch = queries.new_empty(threads, rows, width)
+    held = numbers.contiguous(), scales.contiguous(), queries.contiguous(), scratch, products
     multiply_bytes.run(torch.float32, threads, (count, width, rows), addresses(*held))
     return products

@@ -28,7 +28,8 @@ from muse_adapter.ops.numba_cpu.simd import (
     store,
 )
 from muse_adapter.ops.numba_cpu.stored import load_stored, prefetch
-from muse_adapter.ops.rows import row_addresses
+from muse_adapter.ops.numba_cpu.vectors import unit_vector
+from muse_adapter.ops.rows import row_kind, row_places
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 MIN_NUMBERS = 2**20  # below that a second thread is not worth its start
@@ -40,7 +41,7 @@ _NO_WEIGHT = -200.0  # the logarithm to base 2 of a weight that is 0 in float32
 _CANCELLED = 2.0**-46  # squared length of a sum of unit tokens that is nothing but rounding
 
 
-_unpack = unpacker(4, 10)
+_unpack = unpacker(5, 3, 3, 8)
 
 
 @inline
@@ -132,62 +133,89 @@ def norm_range(norm: float, least: float, most: float) -> Any:
 
 
 @inline
+def inverse(norm: float) -> float:
+    """Invert a norm, that of zeros to 0 and an infinite one to NaN."""
+    if norm == 0.0:
+        return norm
+    return 1.0 / norm if norm < math.inf else norm - norm
+
+
+@inline
+def row_of(places: Any, job: Any, stored: Any) -> Any:
+    """Return a pointer to a row, from what `row_places` says of all."""
+    start, step, positions = places
+    return pointer(start + step * pointer(positions, 1)[job], stored)
+
+
+@inline
+def weighted(weight: float, score: float) -> float:
+    """Return a score times a weight, which may be 0 for NaN."""
+    return weight * score if weight != 0.0 else 0.0
+
+
+@inline
 def score_rows(memory: Any, stored: Any) -> None:
     """Score the candidates; a job is one of them.
 
     Arguments in the memory:
-        sizes: candidates K, tokens N of each, D, N rounded up to a multiple of WIDTH.
-        places: addresses of the keys' and values' addresses (K,), of the text and the mean query
-            (D,), of the mask (K, N) and the mix (N, N), of what the exponents of both softmaxes are
-            multiplied with (2,), of room for each thread (3, N rounded up), and of the results:
-            scores (K, 3) or (K, 1), norms (K, 2). Values and mix may be missing: 0.
+        sizes: candidates K, tokens N of each, D, N rounded up to a multiple of WIDTH, and from the
+            mask of a candidate to the next.
+        keys, values: what `row_places` says, with the address of the positions (K,); or 0, 0, 0.
+        places: addresses of the text and the mean query (D,), of the mask and the mix (N, N), of
+            five numbers, of room for each thread (3 N rounded up + D), and of the results: scores
+            (K,), norms (K, 2). Mean query and mix may be missing: 0. The numbers are what the
+            exponents of both softmaxes are multiplied with, and the weights of the three terms.
     """
-    unit, counters, threads, sizes, places = _unpack(memory)
+    unit, counters, threads, sizes, keys, values, places = _unpack(memory)
     thread = next_number(counters + 8)
     if thread >= threads:
         return
-    count, tokens, width, room = sizes
-    keys, values = pointer(places[0], 1), pointer(places[1], 1)
-    text, mean_query = pointer(places[2], unit), pointer(places[3], unit)
-    mask, mix = pointer(places[4], np.int8(0)), pointer(places[5], unit)
-    scales = pointer(places[6], unit)
-    sims = advance(pointer(places[7], unit), thread * _SCRATCH * room)
-    weights, norms = advance(sims, room), advance(sims, 2 * room)
-    scores, ranges = pointer(places[8], unit), pointer(places[9], unit)
-    columns = 3 if places[1] else 1
+    count, tokens, width, room, mask_step = sizes
+    mask, mix = pointer(places[2], np.int8(0)), pointer(places[3], unit)
+    numbers = pointer(places[4], unit)
+    sims = advance(pointer(places[5], unit), thread * (_SCRATCH * room + width))
+    weights, norms, text = (
+        advance(sims, room),
+        advance(sims, 2 * room),
+        advance(sims, 3 * room),
+    )
+    unit_vector(pointer(places[0], unit), width, text)
+    mean_query = pointer(places[1], unit) if places[1] else text
+    scores, ranges = pointer(places[6], unit), pointer(places[7], unit)
+    with_values = values[2] != 0
     while True:
         job = next_number(counters)
         if job >= count:
             return
-        valid = advance(mask, job * tokens)
-        row, next_row = pointer(keys[job], stored), pointer(keys[min(job + 1, count - 1)], stored)
-        following = pointer(values[job], stored) if places[1] else next_row
+        valid = advance(mask, job * mask_step)
+        row, next_row = row_of(keys, job, stored), row_of(keys, min(job + 1, count - 1), stored)
+        following = row_of(values, job, stored) if with_values else next_row
         multiply(row, following, tokens, width, text, unit, sims, norms)
         least, most = math.inf, 0.0
         for n in range(tokens):
             least, most = norm_range(norms[n] if valid[n] else 1.0, least, most)
             sims[n] = sims[n] / norms[n] if valid[n] and norms[n] != 0.0 else 0.0
-        softmax(sims, valid, tokens, scales[0], weights)
-        total = 0.0
+        softmax(sims, valid, tokens, numbers[0], weights)
+        weak = 0.0
         for n in range(tokens):
             weight = weights[n]
-            if places[5]:
+            if places[3]:
                 weight *= 0.0
                 for m in range(tokens):
                     weight += weights[m] * mix[m * tokens + n]
-            total += sims[n] * weight
-        scores[job * columns] = total
-        if places[1]:
-            row = pointer(values[job], stored)
+            weak += sims[n] * weight
+        score = weighted(numbers[2], weak)
+        if with_values:
+            row = row_of(values, job, stored)
             multiply(row, next_row, tokens, width, text, unit, weights, norms)
-            softmax(sims, valid, tokens, scales[1], weights)
+            softmax(sims, valid, tokens, numbers[1], weights)
             for n in range(tokens):
                 least, most = norm_range(norms[n] if valid[n] else 1.0, least, most)
-                norms[n] = 1.0 / norms[n] if valid[n] and norms[n] != 0.0 else 0.0
+                norms[n] = inverse(norms[n]) if valid[n] else 0.0
                 weights[n] *= norms[n]
             gated, mean = pool(row, tokens, width, weights, norms, (text, mean_query), unit)
-            scores[3 * job + 1], scores[3 * job + 2] = gated, mean
-        ranges[2 * job], ranges[2 * job + 1] = least, most
+            score += weighted(numbers[3], gated) + weighted(numbers[4], mean)
+        scores[job], ranges[2 * job], ranges[2 * job + 1] = score, least, most
 
 
 @Kernel
@@ -210,32 +238,39 @@ def text_gated_scores(inputs: TextGateInputs) -> tuple[Tensor, Tensor]:
             are float32.
 
     Returns:
-        Scores (K, 3) or (K, 1), and the range of the norms (K, 2).
+        Scores (K,), and the range of the norms (K, 2).
     """
-    keys, values, text, mean_query, mask, mix, weak, gate, first, _ = inputs
+    keys, values, text, mean_query, mask, mix, weak, gate, weights, tokens = inputs
     count, width = len(keys), len(text)
-    tokens = first.numel() // width
     room = -(-tokens // WIDTH) * WIDTH
     threads = torch.get_num_threads() if count * tokens * width >= MIN_NUMBERS else 1
     scales = [LOG2E / temperature if temperature else math.inf for temperature in (weak, gate)]
-    scores, norms = text.new_empty(count, 1 if values is None else 3), text.new_empty(count, 2)
-    places = row_addresses(keys), array("q") if values is None else row_addresses(values)
-    held = (
-        text.contiguous(),
-        mean_query.contiguous(),
-        text.new_ones(count, tokens, dtype=torch.bool) if mask is None else mask.contiguous(),
-        None if mix is None else mix.contiguous(),
-        text.new_tensor(scales),
-        text.new_empty(threads, _SCRATCH, room),
-        scores,
-        norms,
-    )
-    kernel = score_halves if first.dtype == torch.float16 else score_bytes
+    scores, norms = text.new_empty(count), text.new_empty(count, 2)
+    places = row_places(keys), (0, 0, array("q")) if values is None else row_places(values)
+    valid = array("b", b"\1" * tokens)
+    numbers = array("f", [*scales, *weights])
+    text = text.contiguous()
+    mean_query = None if mean_query is None else mean_query.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    mix = None if mix is None else mix.contiguous()
+    scratch = text.new_empty(threads, _SCRATCH * room + width)
+    kernel = score_halves if row_kind(keys).dtype == torch.float16 else score_bytes
     kernel.run(
         torch.float32,
         threads,
-        (count, tokens, width, room),
-        tuple(place.buffer_info()[0] if place else 0 for place in places),
-        addresses(*held),
+        (count, tokens, width, room, 0 if mask is None else tokens),
+        *((start, step, _address(positions)) for start, step, positions in places),
+        (
+            *addresses(text, mean_query),
+            _address(valid) if mask is None else mask.data_ptr(),
+            *addresses(mix),
+            _address(numbers),
+            *addresses(scratch, scores, norms),
+        ),
     )
     return scores, norms
+
+
+def _address(numbers: array[Any]) -> int:
+    """Return where numbers of Python begin in memory, 0 for none."""
+    return numbers.buffer_info()[0] if numbers else 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.function import addresses
 from muse_adapter.ops.numba_cpu.kernel import Kernel, next_number, unpacker
-from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, lane_sum, load, pointer, splat
+from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, lane_sum, pointer, splat
 from muse_adapter.ops.numba_cpu.stored import load_stored
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError, TopProductsInputs
 
@@ -63,7 +63,7 @@ def choose_rows(memory: Any, stored: Any) -> None:
     Arguments in the memory:
         sizes: vectors N, D, queries A, k, numbers from a vector to the next, from the scores of a
             query to the next, and from an error to the next.
-        places: addresses of the vectors (N, D), queries (A, D) float64, scores (A, N), of the
+        places: addresses of the vectors (N, D), queries (A, D), scores (A, N), of the
             results: inner products (A, k) and positions (A, k), of the errors (N,), and of a number
             that becomes 1 where something is not finite.
     """
@@ -78,7 +78,7 @@ def choose_rows(memory: Any, stored: Any) -> None:
         job = next_number(counters)
         if job >= queries:
             return
-        query = advance(pointer(places[1], wide), job * width)
+        query = advance(pointer(places[1], unit), job * width)
         scores = advance(pointer(places[2], unit), job * score_step)
         best = advance(pointer(places[3], unit), job * k)
         found = advance(pointer(places[4], 1), job * k)
@@ -101,7 +101,7 @@ def choose_rows(memory: Any, stored: Any) -> None:
             if most + abs(most) * _ROUNDING >= lowest:
                 vector, total = advance(vectors, n * step), splat(wide) * 0.0
                 for d in range(0, width, WIDTH):
-                    total = total + load_stored(vector, d, wide) * load(query, d)
+                    total = total + load_stored(vector, d, wide) * load_stored(query, d, wide)
                 score = np.float32(lane_sum(total))
                 if not abs(score) < math.inf:
                     wrong[0] = 1

@@ -19,8 +19,9 @@ KEPT = ROOT / "examples" / "moments" / "results"
 
 def test_page_shows_the_recorded_runs() -> None:
     page = (ROOT / "docs" / "moments_example.md").read_text(encoding="utf-8")
-    study = json.loads((KEPT / "compare.json").read_text(encoding="utf-8"))
-    assert markdown_table(study) in page
+    for file in ("compare.json", "confirm.json"):
+        study = json.loads((KEPT / file).read_text(encoding="utf-8"))
+        assert markdown_table(study) in page
     results = json.loads((KEPT / "results.json").read_text(encoding="utf-8"))["results"]
     for name in ("windows", "mamfusion"):
         assert f"{results[name]['localisation']:.1f} %" in page

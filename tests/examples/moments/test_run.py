@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,16 @@ pytest.importorskip("tqdm", reason="the example shows progress with tqdm")
 
 from examples.moments import corpus, material, runs, train
 from examples.moments.compare import compare, markdown_table
-from examples.moments.corpus import decode, draw, path_of
+from examples.moments.confirm import confirm
+from examples.moments.corpus import draw, path_of
 from examples.moments.demo import demo
 from examples.moments.material import Material, load_material
 from examples.moments.models import ClipModel
 from examples.moments.moments import sample_videos
-from examples.moments.runs import run
+from examples.moments.runs import measure, run
 from examples.moments.search import index_videos
+from examples.moments.settings import RunSettings
+from muse_adapter.data.video import read_frames
 from tests.support.moments import CORPUS, RUN, TOWER
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_scan")]
@@ -34,7 +38,7 @@ Prepared = tuple[Path, Material]
 def test_files_hold_what_was_drawn(prepared: Prepared) -> None:
     folder, made = prepared
     video = made.videos["test"][0]
-    frames = decode([video], folder / "videos", size=64, progress=False)[0]
+    frames, _ = read_frames(path_of(video, folder / "videos"), video.num_frames)
     drawn = torch.from_numpy(draw(video)).permute(0, 3, 1, 2)
     assert frames.shape == drawn.shape
     assert (frames.float() - drawn.float()).abs().mean() < 6  # what the codec loses
@@ -57,7 +61,7 @@ def test_stages_are_taken_up_from_the_disk(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("done already")
 
-    for module, name in ((corpus, "draw"), (material, "decode"), (material, "train_tower")):
+    for module, name in ((corpus, "_make"), (material, "train_tower")):
         monkeypatch.setattr(module, name, never)
     again = load_material(CORPUS, TOWER, folder, progress=False)
     assert again.fingerprint == made.fingerprint
@@ -162,6 +166,39 @@ def test_study_runs_methods_once(
     monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("done already"))
     again = compare(made, tmp_path, **options)
     assert again["runs"] == json.loads(json.dumps(summary["runs"]))
+
+
+def test_study_is_confirmed_on_fresh_videos(prepared: Prepared, tmp_path: Path) -> None:
+    folder, made = prepared
+    study = tmp_path / "study"
+    shutil.copytree(folder, study)
+    with pytest.raises(ValueError, match=r"there is no study in .*: run --compare first"):
+        confirm(CORPUS, TOWER, study, 7, progress=False)
+    fields = {"epochs": 1, "batch_videos": 4, "hidden": 16, "num_clips": 8}
+    compared = compare(
+        made, study, methods=("mamba", "muse"), rates=(3e-3,), seeds=(0,), progress=False, **fields
+    )
+    with pytest.raises(ValueError, match="seed 1 is that of the study's own test videos"):
+        confirm(CORPUS, TOWER, study, CORPUS.test_seed, progress=False)
+
+    summary = confirm(CORPUS, TOWER, study, 7, progress=False)
+    assert json.loads((study / "confirm.json").read_text()) == json.loads(json.dumps(summary))
+    assert (study / "confirm.md").read_text() == markdown_table(summary)
+    assert [one["method"] for one in summary["runs"]] == ["mamba", "muse"]
+    assert summary["untrained"] != compared["untrained"]
+    # The trained model itself, on videos that were drawn anew.
+    fresh = load_material(replace(CORPUS, test_seed=7), TOWER, study, progress=False)
+    assert fresh.videos["test"] == sample_videos("test", CORPUS.test, 7)
+    trained, result = run(
+        RunSettings.of("mamba", **fields), made, study, progress=False
+    )  # taken up, finished
+    assert result["test"] == compared["runs"][0]["test"]
+    assert summary["runs"][0]["test"] == measure(fresh, "test", trained.model.score)
+
+    checkpoint = next((study / "runs").glob("mamba-*")) / "checkpoint.pt"
+    checkpoint.unlink()
+    with pytest.raises(ValueError, match=r"the study's checkpoint .*checkpoint.pt is missing"):
+        confirm(CORPUS, TOWER, study, 7, progress=False)
 
 
 def test_other_settings_are_another_run(prepared: Prepared) -> None:

@@ -1,0 +1,18 @@
+"""The tables of docs/training.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs transformers")
+
+from examples.train import expected
+
+PAGE = Path(__file__).parents[3] / "docs" / "training.md"
+
+
+@pytest.mark.parametrize("table", [expected.parts_table, expected.memory_table])
+def test_page_shows_what_the_command_prints(table) -> None:
+    assert f"\n\n{table()}\n\n" in PAGE.read_text(encoding="utf-8")
