@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"give the address of a server: {reason}")
     if "@" in (options.uri or ""):
         parser.error("the command is kept with the figures: give credentials in MILVUS_TOKEN")
+    if options.uri and options.server:
+        parser.error("--server is for a server that this benchmark starts, without --uri")
     if any("=" not in setting for setting in options.server):
         parser.error("--server: expected NAME=VALUE")
 

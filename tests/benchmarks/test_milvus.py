@@ -60,6 +60,9 @@ def test_wrong_settings_of_a_server(
     with pytest.raises(SystemExit):
         milvus.main(["--server", "GOMAXPROCS"])
     assert "--server: expected NAME=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        milvus.main(["--uri", "http://host", "--server", "GOMAXPROCS=3"])
+    assert "--server is for a server that this benchmark starts" in capsys.readouterr().err
     monkeypatch.setattr(milvus, "missing", lambda: "the package milvus is not installed")
     with pytest.raises(SystemExit):
         milvus.main([])
