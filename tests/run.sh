@@ -13,11 +13,11 @@
 #   EXTRAS    extras of the package to install (test)
 #   PYTHON, TORCH_INDEX, CONSTRAINTS   as in examples/environment.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-root=$PWD
-venv=${VENV:-.venv}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$root/.venv}
 extras=${EXTRAS:-test}
-. examples/environment.sh
+. "$root/examples/environment.sh"
+cd "$root"
 libraries=$venv/backbone-libraries
 
 install() {
@@ -27,6 +27,7 @@ install() {
     # In a folder that only the tests look into: tests/support/backbone_libraries.py says why.
     rm -rf "$libraries"
     pip_install --quiet --no-deps --target "$libraries" -r tests/backbone-libraries.txt &
+    trap "kill $! 2>/dev/null; exit 1" INT TERM # a script's background processes ignore Ctrl-C
     pip_install --editable ".[$extras]" || {
         status=$?
         wait # or the other pip would go on, behind the prompt

@@ -98,8 +98,8 @@ def pool_videos(
 ) -> Tensor:
     """Compute a vector of each video, in blocks of videos.
 
-    As in `score_pairs`, the backward pass recomputes a block, so that no copy of all tokens is kept
-    for it.
+    As in `score_pairs`, the backward pass recomputes a block, so that copies of one block at most
+    are kept for it.
 
     Args:
         pool: From a block of each of `videos` to vectors (b, D).
@@ -124,7 +124,9 @@ def _budget(tensor: Tensor) -> int:
 def _recomputed(function: Callable[..., T]) -> Callable[..., T]:
     """Let the backward pass recompute a function, where there will be one that can."""
     # Under `torch.func`'s gradients nothing can be recomputed.
-    if not torch.is_grad_enabled() or saved_tensor_hooks_are_off():
+    # Where a graph is traced, the question would break it.
+    traced = torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() or (not traced and saved_tensor_hooks_are_off()):
         return function
     return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 

@@ -73,7 +73,8 @@ def top_products(
     elif not 0 <= error < float("inf"):
         raise ValueError(f"error must be finite and not negative, got {error}")
     else:
-        error = scores.new_full((1,), error, dtype=torch.float32).expand(count)
+        limits = torch.finfo(scores.dtype)  # a larger one leaves all in doubt, as the largest does
+        error = scores.new_full((1,), min(max(error, limits.tiny), limits.max)).expand(count)
     inputs = TopProductsInputs(vectors, queries, scores, error, k)
     with without_autocast(vectors.device.type):
         return choose(vectors.device, backend, only_here=True).top_products(inputs)

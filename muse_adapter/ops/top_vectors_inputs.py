@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_ROWS = 2**14  # vectors in float64 at once: of many equal ones all are in doubt
+
 
 class NotFiniteError(ValueError):
     """Vectors, or scores of them, hold NaN or infinity."""
@@ -22,7 +24,7 @@ class TopProductsInputs(NamedTuple):
         vectors: (N, D).
         queries: (A, D), float64 for float64 vectors, else float32.
         scores: (A, N).
-        error: (N,) float32, of the scores.
+        error: (N,) float32, of the scores; or in their type.
         k: How many are wanted, 1 to N.
     """
 
@@ -49,8 +51,8 @@ class TopProductsInputs(NamedTuple):
         # By position, so that the stable sort leaves equal products in this order.
         positions = in_doubt.nonzero()[:, 0]
         # No matrix products, whose rounding depends on the number of rows.
-        exact = self.vectors.index_select(0, positions).double().mul_(query).sum(1)
-        exact = exact.to(self.queries.dtype)
+        parts = (self.vectors[rows].double().mul_(query).sum(1) for rows in positions.split(_ROWS))
+        exact = torch.cat([*parts]).to(self.queries.dtype)
         if not bool(exact.isfinite().all()):
             raise NotFiniteError
         best, order = exact.sort(descending=True, stable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from muse_adapter.ops import top_products
+from muse_adapter.ops.autocast import without_autocast
+from muse_adapter.ops.choice import ENVIRONMENT
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError
 from muse_adapter.ops.unit import unit
 from muse_adapter.retrieval.narrow_vectors import Chunks, HalfVectors, NarrowVectors, copy_narrow
@@ -35,7 +38,8 @@ class ExactRecall:
     A first pass scores all vectors by matrix products: on a CPU, for a few queries, in int8 or
     float16, which leaves less memory to read. Every vector that may be among the k best, by what
     rounding may have done, is scored again by itself, in float64, and that decides. So equal
-    vectors have equal scores, and neither scores nor order depend on the number of queries.
+    vectors have equal scores, and neither scores nor order depend on the number of queries, beyond
+    the rounding of sums in float64.
 
     Args:
         vectors: (N, D), floating point, finite: a tensor or a numpy array, in memory or mapped. It
@@ -99,8 +103,8 @@ class ExactRecall:
 
         Raises:
             TypeError: The queries are not floating point, or `k` is not an int.
-            ValueError: The queries have another shape or width or are not finite, or `k` is below
-                1.
+            ValueError: The queries have another shape or width or are not finite, inner products
+                overflow, a vector that counts is not finite, or `k` is below 1.
         """
         queries = as_vectors("queries", vectors)
         if queries.shape[1] != self.vectors.shape[1]:
@@ -114,10 +118,10 @@ class ExactRecall:
             raise ValueError(f"k must be at least 1, got {k}")
         wide = queries.to(self.vectors.device, self._dtype)
         try:
-            found = [self._search(part, min(k, len(self))) for part in wide.split(_QUERIES)]
-        except NotFiniteError:
-            self._refuse(queries)
-            raise
+            with without_autocast(wide.device.type):
+                found = [self._search(part, min(k, len(self))) for part in wide.split(_QUERIES)]
+        except NotFiniteError as error:
+            raise self._explain(queries, error) from None
         scores, positions = found[0]
         if len(found) > 1:
             scores, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -133,7 +137,8 @@ class ExactRecall:
         narrow, backend = self._narrow, None
         if narrow is not None and len(queries) <= narrow.max_queries:
             chunks = narrow.scores(queries)
-            if isinstance(narrow, HalfVectors) and "numba" not in sys.modules:
+            automatic = not os.environ.get(ENVIRONMENT)  # `use_backend` imports what it names
+            if isinstance(narrow, HalfVectors) and automatic and "numba" not in sys.modules:
                 # Its import takes a second, for little in a search of one query.
                 backend = "torch"
         else:
@@ -153,16 +158,17 @@ class ExactRecall:
         best, order = best.sort(dim=1, descending=True, stable=True)
         return best[:, :k], positions.gather(1, order[:, :k])
 
-    def _refuse(self, queries: Tensor) -> None:
-        """Raise where the queries are to blame for products that are not finite."""
+    def _explain(self, queries: Tensor, error: NotFiniteError) -> ValueError:
+        """Return the error of products that are not finite: the queries may be to blame."""
         if not bool(queries.isfinite().all()):
-            raise ValueError("queries must be finite, got NaN or infinity")
-        largest = float(_largest_norm(queries))
-        if largest * self._largest > torch.finfo(self._dtype).max:
-            raise ValueError(
-                f"inner products must not overflow {self._dtype}, got queries and vectors with "
-                f"norms up to {largest:.1e} and {self._largest:.1e}"
+            return ValueError("queries must be finite, got NaN or infinity")
+        largest, limit = float(_largest_norm(queries)), torch.finfo(self._dtype).max
+        if max(largest, largest * self._largest) > limit:
+            return ValueError(
+                f"queries and inner products must not overflow {self._dtype}, got queries and "
+                f"vectors with norms up to {largest:.1e} and {self._largest:.1e}"
             )
+        return error
 
     def _scores(self, queries: Tensor) -> Chunks:
         """Score all vectors in the type of the queries (A, D), see `HalfVectors.scores`."""

@@ -116,16 +116,28 @@ class ByteVectors:
         # Products and sums are in float32, and so is what the mean was taken from; 1 is the norm of
         # the query, up to its rounding.
         errors.mul_(1.01).add_(2 * dim * 2**-22 + math.sqrt(dim) * 2**-120)
-        # Cut here: a view takes as long as some hundred products.
+        self.numbers, self.scales, self.errors = numbers, scales, errors
+        self._cut()
+
+    def _cut(self) -> None:
+        """Make the views once: each takes as long as some hundred products."""
         step = _CHUNK // self.max_queries
-        parts_of_all = (whole.split(step) for whole in (numbers, scales, errors))
-        self.chunks = list(zip(range(0, count, step), *parts_of_all, strict=True))
+        parts = (whole.split(step) for whole in (self.numbers, self.scales, self.errors))
+        self._chunks = list(zip(range(0, len(self.numbers), step), *parts, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the views: each would be written with all it is a view of."""
+        return {name: value for name, value in vars(self).items() if name != "_chunks"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._cut()
 
     def scores(self, queries: Tensor) -> Chunks:
         """See `HalfVectors.scores`; those of a query are moved by one number."""
         if queries.dtype == torch.float64:  # float32 may not hold them before
             queries = unit(queries).float()
-        for start, numbers, scales, errors in self.chunks:
+        for start, numbers, scales, errors in self._chunks:
             yield start, byte_products(numbers, scales, queries), errors
 
 

@@ -133,7 +133,10 @@ class FeatureRows:
     def _positions_of(self, ids: Sequence[Any]) -> array[int]:
         if self._positions is not None:
             return array("q", [self._positions[key] for key in ids])
-        positions = array("q", ids)
+        try:
+            positions = array("q", list(ids))
+        except OverflowError:
+            raise KeyError(next(i for i in ids if not 0 <= i < self._length)) from None
         if positions and not 0 <= min(positions) <= max(positions) < self._length:
             raise KeyError(next(i for i in positions if not 0 <= i < self._length))
         return positions

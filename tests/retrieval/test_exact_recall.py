@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,37 @@ def test_scale_of_queries_changes_no_order(scale: float, count: int) -> None:
 def test_scores_beyond_their_type_are_refused() -> None:
     with pytest.raises(ValueError, match="inner products must not overflow"):
         ExactRecall(torch.randn(9, 4) * 1e10).search(torch.randn(2, 4) * 1e30, 3)
+    query = torch.full((1, 16), 1e39, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"overflow torch.float32, got queries .* 4.0e\+39"):
+        ExactRecall(0.01 * torch.eye(16), narrow_copy=False).search(query, 3)
+
+
+@pytest.mark.parametrize("scale", [1e60, 1e-60], ids=str)
+def test_errors_beyond_float32(scale: float) -> None:
+    vectors = torch.randn(100, 16, dtype=torch.float64) * scale
+    queries = torch.randn(64, 16, dtype=torch.float64)
+    expected = full_ranking(queries, vectors, 3)[1]
+    assert torch.equal(ExactRecall(vectors, narrow_copy=False).search(queries, 3)[1], expected)
+
+
+def test_autocast_changes_nothing() -> None:
+    """A product in bfloat16, of an error beyond its bound, finds the wrong one of close vectors."""
+    first, second = torch.full((2, 64), 1 + 2.0**-8)
+    second = second + 2.0**-10
+    second[:16] = 1
+    recall = ExactRecall((torch.stack([second, first]) / 8).half())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall.search(torch.full((1, 64), 1 / 8), 1)[1].item() == 1
+
+
+def test_a_pickled_copy_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow_vectors, "_CHUNK", 60)
+    vectors = torch.randn(1000, 16)
+    recall = ExactRecall(vectors)
+    data = pickle.dumps(recall)
+    assert len(data) < 2 * vectors.nbytes
+    expected, got = (each.search(vectors[:2], 5) for each in (recall, pickle.loads(data)))
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
 @pytest.mark.usefixtures("chunks")

@@ -280,6 +280,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "no array": (lambda: FeatureRows(["a"]), TypeError, "must be a tensor or numpy array"),
     "unknown id": (lambda: FeatureRows(torch.eye(2))[[2]], KeyError, "2"),
+    "huge id": (lambda: FeatureRows(torch.eye(2))[[2**63]], KeyError, "9223"),
 }
 
 
