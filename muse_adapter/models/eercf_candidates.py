@@ -40,7 +40,7 @@ def rerank_candidates(
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text[None], frames, fused, patches, mask)[0]
-    # Refuses weights that leave no score, in the order of `EercfScores`.
+    # Raises where nothing that is there has a weight; terms in the order of `EercfScores`.
     weighted_terms(scorer.rerank_weights, (fused, frames, patches, fused, patches))
     video, frame_weak, patch_weak, frame, patch = scorer.rerank_weights
     if patches is None:

@@ -87,7 +87,7 @@ def row_kind(rows: Rows) -> Tensor | RowKind:
 
 
 def row_places(rows: Rows) -> tuple[int, int, array[int]]:
-    """Return where rows of one shape and type begin in memory, from `held`.
+    """Return where rows from `held`, of one shape and type, begin in memory.
 
     Returns:
         An address, bytes, and K 64-bit integers: a row begins as many times the bytes behind the
