@@ -17,9 +17,9 @@ from muse_adapter.layers.pairs import unit_tokens
 from muse_adapter.ops import text_gated_scores
 from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.inputs import gradient_wanted
-from muse_adapter.ops.rows import RowKind, Rows, leaves, row_kind
+from muse_adapter.ops.rows import RowKind, Rows, held, leaves, row_kind
 
-__all__ = ["RowKind", "Rows", "can_read_in_place", "candidate_scores", "row_kind"]
+__all__ = ["RowKind", "Rows", "can_read_in_place", "candidate_scores", "held", "row_kind"]
 
 _NARROW = torch.float16, torch.int8
 

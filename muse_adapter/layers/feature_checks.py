@@ -28,8 +28,9 @@ def check_features(**named: tuple[Tensor | RowKind | None, str]) -> dict[str, in
     for name, (tensor, axes) in named.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, (Tensor, RowKind)) or not tensor.dtype.is_floating_point:
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        typed = isinstance(tensor, (Tensor, RowKind))
+        if not typed or not tensor.dtype.is_floating_point:
+            kind = tensor.dtype if typed else type(tensor).__name__
             raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
         letters, shape = axes.split(), tuple(tensor.shape)
         known = {letter: sizes[letter] for letter in letters if letter in sizes}

@@ -12,10 +12,12 @@ from muse_adapter.layers.candidates import (
     Rows,
     can_read_in_place,
     candidate_scores,
+    held,
     row_kind,
 )
 from muse_adapter.layers.feature_checks import check_features, check_mask
 from muse_adapter.models.eercf_levels import check_sizes
+from muse_adapter.models.eercf_objective import weighted_terms
 
 if TYPE_CHECKING:
     from muse_adapter.models.eercf import EERCF
@@ -31,20 +33,20 @@ def rerank_candidates(
     recall_text: Tensor | None,
 ) -> Tensor:
     """Compute the scores (K,) of `EERCF.rerank_candidates`, whose arguments these are."""
+    frames, fused = held("frames", frames), held("fused", fused)
+    patches = None if patches is None else held("patches", patches)
     mask = _check(scorer, text, frames, fused, patches, frame_mask, recall_text)
     if not can_read_in_place(scorer.parameters(), text, frames, fused, patches, recall_text):
         frames, fused = torch.stack(list(frames)), torch.stack(list(fused))
         patches = None if patches is None else _floating(torch.stack(list(patches)), text)
         return scorer.rerank(text[None], frames, fused, patches, mask)[0]
-    if recall_text is None:
-        (recall_text,) = scorer.recall_text(text[None])
+    # Raises where nothing that is there has a weight; terms in the order of `EercfScores`.
+    weighted_terms(scorer.rerank_weights, (fused, frames, patches, fused, patches))
     video, frame_weak, patch_weak, frame, patch = scorer.rerank_weights
     if patches is None:
         patch_weak = patch = 0.0
-    if not any((video, frame_weak, patch_weak, frame, patch)):
-        raise ValueError(
-            f"none of the scores that are there has a weight, got weights {scorer.rerank_weights}"
-        )
+    if recall_text is None and video:
+        (recall_text,) = scorer.recall_text(text[None])
     scores = candidate_scores(
         text,
         frames,

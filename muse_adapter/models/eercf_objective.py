@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from muse_adapter.training.losses import contrastive_loss, pearson_constraint
+
+T = TypeVar("T")
 
 
 class EercfScores(NamedTuple):
@@ -123,11 +125,20 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Tensor | None]) -> Te
     Raises:
         ValueError: Nothing is left.
     """
-    products = [
-        weight * term
+    return functools.reduce(torch.add, (w * term for w, term in weighted_terms(weights, terms)))
+
+
+def weighted_terms(weights: Sequence[float], terms: Sequence[T | None]) -> list[tuple[float, T]]:
+    """Pair weights with terms, without those of weight 0 and those that are None.
+
+    Raises:
+        ValueError: Nothing is left.
+    """
+    pairs = [
+        (weight, term)
         for weight, term in zip(weights, terms, strict=True)
         if weight and term is not None
     ]
-    if not products:
+    if not pairs:
         raise ValueError(f"none of the scores that are there has a weight, got weights {weights}")
-    return functools.reduce(torch.add, products)
+    return pairs

@@ -11,7 +11,7 @@ from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.checks import check_tensor
 from muse_adapter.ops.choice import choose
 from muse_adapter.ops.inputs import state_dtype
-from muse_adapter.ops.rows import RowKind, Rows, held, row_kind, source
+from muse_adapter.ops.rows import HeldRows, RowKind, Rows, held, row_kind
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 
 
@@ -59,12 +59,12 @@ def text_gated_scores(
         its tokens (K, 2), where masked ones count as 1.
 
     Raises:
-        ValueError: Shapes or devices that do not fit, a temperature out of range, an unknown
-            backend.
+        ValueError: Shapes or devices that do not fit, a temperature out of range, weights that are
+            not three, an unknown backend.
         TypeError: Tensors of other types.
         RuntimeError: The backend asked for cannot run.
     """
-    keys, values = held(keys), None if values is None else held(values)
+    keys, values = held("keys", keys), None if values is None else held("values", values)
     kind = _check_rows("keys", keys)
     like, count, (*axes, width) = ("keys[0]", kind), len(keys), kind.shape
     tokens = math.prod(axes)
@@ -90,6 +90,8 @@ def text_gated_scores(
         raise ValueError(f"weak_temperature must be 0 or more, got {weak_temperature}")
     if not gate_temperature > 0:
         raise ValueError(f"gate_temperature must be positive, got {gate_temperature}")
+    if len(weights) != 3:
+        raise ValueError(f"weights must be three numbers, got {weights}")
     dtype = state_dtype(text)
     inputs = TextGateInputs(
         keys,
@@ -117,15 +119,7 @@ def _check_rows(name: str, rows: Rows) -> Tensor | RowKind:
         raise TypeError(f"{name} must be of a real floating type or int8, got {dtype}")
     if len(shape) < 2 or not math.prod(shape):
         raise ValueError(f"{name} must be tensors (..., D), no size 0, got shape {tuple(shape)}")
-    if (found := source(rows)) is not None:
-        array, positions = found
-        if len(positions) != len(rows):
-            raise ValueError(
-                f"{name}.positions must be one for each of {len(rows)} rows, got {len(positions)}"
-            )
-        if not 0 <= min(positions) <= max(positions) < len(array):
-            raise ValueError(f"positions of {name} must lie between 0 and {len(array) - 1}")
-    elif not isinstance(rows, Tensor):
+    if not isinstance(rows, (Tensor, HeldRows)):
         for index, row in enumerate(rows):
             if row.shape != shape or row.dtype != dtype or row.device != device:
                 raise ValueError(

@@ -62,8 +62,10 @@ class TextGateInputs(NamedTuple):
                 cancelled = torch.finfo(squares.dtype).eps ** 2
                 terms += (products * squares.clamp(min=cancelled).rsqrt()).unbind(1)
             smallest, largest = torch.cat(ranges, 1).aminmax(dim=1)
-            weighted = [w * term for w, term in zip(self.weights, terms, strict=False) if w]
-            score = sum(weighted, torch.zeros_like(smallest))
+            pairs = zip(self.weights[: len(terms)], terms, strict=True)
+            score = sum((w * term for w, term in pairs if w), torch.zeros_like(smallest))
+            if mask is not None:
+                score = score.masked_fill(~mask.any(1), 0)  # NaN if the text or the mix is
             parts.append((score, torch.stack([smallest, largest], 1)))
         all_scores, all_norms = (torch.cat(results) for results in zip(*parts, strict=True))
         return all_scores, all_norms

@@ -13,6 +13,7 @@ from muse_adapter import EERCF
 from muse_adapter.layers.pairs import unit
 from muse_adapter.ops import rows, use_backend
 from muse_adapter.retrieval import FeatureRows
+from tests.support.rows import ConvertedRows
 from tests.support.tolerances import assert_close
 
 K, T, P, D = 5, 4, 3, 16
@@ -161,6 +162,34 @@ def test_patches_in_int8(dtype: torch.dtype, mask: Tensor | None) -> None:
         assert_close(scorer.rerank_candidates(*inputs[:3], given, mask).detach(), expected)
         with torch.no_grad():
             assert_close(scorer.rerank_candidates(*inputs[:3], given, mask), expected)
+
+
+def test_lazy_rows_of_integers_are_named_by_their_type() -> None:
+    text, frames, fused, _ = features(torch.float32)
+    rows = FeatureRows({"frames": frames.to(torch.int16), "fused": fused}, lazy=True)[[0, 2]]
+    with pytest.raises(TypeError, match=r"frames must be a .* tensor, got torch\.int16"):
+        EERCF(D).rerank_candidates(text, **rows)
+
+
+def test_a_table_is_asked_for_once() -> None:
+    scorer = shaken(torch.float16, rerank_weights=GATED_PATCHES)
+    text, *given = features(torch.float16)
+    rows = [ConvertedRows(tensor.float(), [4, 0, 0]) for tensor in given]
+    with torch.no_grad():
+        got = scorer.rerank_candidates(text, *rows)
+        assert_close(got, scorer.rerank_candidates(text, *(x[[4, 0, 0]] for x in given)))
+    assert [one.asked for one in rows] == [1, 1, 1]
+
+
+def test_the_text_is_folded_only_for_a_score_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, fold = [], EERCF.recall_text
+    monkeypatch.setattr(EERCF, "recall_text", lambda *a: calls.append(a) or fold(*a))
+    inputs = features(torch.float32)
+    with torch.no_grad():
+        shaken(torch.float32, rerank_weights=(0, 0.8, 0.2, 0.2, 0)).rerank_candidates(*inputs)
+        assert not calls
+        shaken(torch.float32).rerank_candidates(*inputs)
+    assert len(calls) == 1
 
 
 def test_gradients_are_those_of_rerank() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from muse_adapter.ops import backends, text_gated_scores, use_backend
 from muse_adapter.ops import rows as rows_module
+from tests.support.rows import MadeWhenAsked
 
 BACKENDS = [
     pytest.param(name, marks=[pytest.mark.skipif(bool(status.reason), reason=str(status.reason))])
@@ -229,6 +230,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "weak": (call(weak_temperature=-1.0), ValueError, "weak_temperature must be 0 or more, got -1"),
     "gate": (call(gate_temperature=0), ValueError, "gate_temperature must be positive, got 0"),
+    "weights": (call(weights=(1.0,)), ValueError, r"weights must be three numbers, got \(1.0,\)"),
 }
 
 
@@ -238,54 +240,27 @@ def test_refuses(run: Callable[[], object], error: type[Exception], message: str
         run()
 
 
-class MadeWhenAsked(Sequence[Tensor]):
-    """Tensors that nobody else holds."""
-
-    def __init__(self, array: Tensor) -> None:
-        self.of = array
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        return self.of[index].clone()
-
-
 @EACH
 def test_rows_that_are_made_when_they_are_asked_for(backend: str) -> None:
     keys, values = torch.randn(2, 50, 7, 16).half()
     check(MadeWhenAsked(keys), MadeWhenAsked(values), backend, 2e-6)
 
 
-@pytest.mark.parametrize(
-    ("array", "positions", "message"),
-    [
-        (torch.zeros(3, 7, 16), [0, 10**9], "positions of keys must lie between 0 and 2"),
-        (torch.zeros(3, 7, 16), [-1, 2], "positions of keys must lie between 0 and 2"),
-        (torch.zeros(3, 7, 16), [2], "positions must be one for each of 2 rows, got 1"),
-    ],
-)
-def test_rows_that_are_not_those_of_their_array(
-    array: Tensor, positions: list[int], message: str
-) -> None:
-    rows = MadeWhenAsked(torch.zeros(2, 7, 16))
-    rows.array, rows.positions = array, positions  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=message):
-        text_gated_scores(rows, None, torch.zeros(16))
-
-
 @EACH
-def test_rows_by_position(backend: str) -> None:
-    """Where rows say which array they are of, nothing is asked of each."""
-    keys, text = torch.randn(5, 7, 16).half(), torch.randn(16)
-    rows = MadeWhenAsked(torch.zeros(3, 9))
-    rows.array, rows.positions = keys, (4, 0, 4)  # type: ignore[attr-defined]
-    got = text_gated_scores(rows, rows, text, backend=backend)
-    some = keys[[4, 0, 4]]
-    for ours, expected in zip(
-        got, text_gated_scores(some, some, text, backend=backend), strict=True
-    ):
-        assert torch.equal(ours, expected)
+@pytest.mark.parametrize("with_values", [False, True], ids=["keys", "keys and values"])
+@pytest.mark.parametrize("which", ["text", "mean_query", "mix"])
+def test_no_valid_token_scores_0_whatever_the_text(
+    backend: str, with_values: bool, which: str
+) -> None:
+    keys = torch.randn(2, 3, 16).half()
+    given = {"text": torch.randn(16), "mean_query": torch.randn(16), "mix": torch.randn(3, 3)}
+    given[which].fill_(torch.nan)
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    scores, norms = text_gated_scores(
+        keys, keys if with_values else None, **given, mask=mask, backend=backend
+    )
+    assert scores[1] == 0 and norms[1].tolist() == [1, 1]
+    assert bool(scores[0].isnan()) == (with_values or which != "mean_query")
 
 
 @EACH

@@ -191,8 +191,9 @@ def score_rows(memory: Any, stored: Any) -> None:
         row, next_row = row_of(keys, job, stored), row_of(keys, min(job + 1, count - 1), stored)
         following = row_of(values, job, stored) if with_values else next_row
         multiply(row, following, tokens, width, text, unit, sims, norms)
-        least, most = math.inf, 0.0
+        least, most, seen = math.inf, 0.0, False
         for n in range(tokens):
+            seen = seen or valid[n] != 0
             least, most = norm_range(norms[n] if valid[n] else 1.0, least, most)
             sims[n] = sims[n] / norms[n] if valid[n] and norms[n] != 0.0 else 0.0
         softmax(sims, valid, tokens, numbers[0], weights)
@@ -215,7 +216,8 @@ def score_rows(memory: Any, stored: Any) -> None:
                 weights[n] *= norms[n]
             gated, mean = pool(row, tokens, width, weights, norms, (text, mean_query), unit)
             score += weighted(numbers[3], gated) + weighted(numbers[4], mean)
-        scores[job], ranges[2 * job], ranges[2 * job + 1] = score, least, most
+        scores[job] = score if seen else 0.0  # NaN if the text or the mix is
+        ranges[2 * job], ranges[2 * job + 1] = least, most
 
 
 @Kernel
