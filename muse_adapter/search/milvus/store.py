@@ -134,7 +134,7 @@ class MilvusStore:
     def verify(self) -> list[str]:
         """Compare all data with their hashes, and return the damaged videos."""
         damaged: dict[tuple[str, str], str] = {}  # by the ids of their first rows, and additions
-        for block in self._table.scan("", ["addition", "name", "number", "count"]):
+        for block in self._table.scan('id != ""', ["addition", "name", "number", "count"]):
             # Not fewer than a video has: its other rows were written before the first one.
             most = self._table.num_segments
             heads = [row for row in block if is_first(row)]
