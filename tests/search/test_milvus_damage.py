@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[MilvusStore]:
     store.close()
 
 
-def change(store: MilvusStore, video: str, number: int, **changes: Any) -> None:
+def change(store: MilvusStore, video: str, number: int, changes: Mapping[str, Any]) -> None:
     """Write other values into the row of a segment."""
     condition = f'number == {number} and name == "{video}"'
     ((row,),) = store.read().scan(condition, ["*"])
@@ -37,7 +37,7 @@ def change(store: MilvusStore, video: str, number: int, **changes: Any) -> None:
 def test_damage_is_found(changes: Mapping[str, Any], store: MilvusStore) -> None:
     append(store, videos(6))
     assert store.verify() == []
-    change(store, "v3.mp4", 1, **changes)
+    change(store, "v3.mp4", 1, changes)
     assert store.verify() == ["v3.mp4"]
 
 
@@ -67,7 +67,7 @@ def test_damaged_first_rows(changes: Mapping[str, Any], store: MilvusStore) -> N
     if "addition" in changes:
         ((row,),) = store.read().scan('number == 0 and name == "v4.mp4"', ["addition"])
         changes = {"addition": row["addition"]}
-    change(store, "v3.mp4", 0, **changes)
+    change(store, "v3.mp4", 0, changes)
     assert store.verify() == ["v3.mp4"]
     with store.write() as writer:
         writer.remove(["v3.mp4"])
@@ -79,7 +79,7 @@ def test_damaged_first_rows(changes: Mapping[str, Any], store: MilvusStore) -> N
 @pytest.mark.parametrize("changes", [{"frames": ["AAAA"]}, {"frames": ["?"]}, {"num_frames": -1}])
 def test_damaged_frame_features(changes: Mapping[str, Any], store: MilvusStore) -> None:
     append(store, {"v.mp4": segments_of("v.mp4", 1, count=1)})
-    change(store, "v.mp4", 0, **changes)
+    change(store, "v.mp4", 0, changes)
     _, ids = store.read().search(torch.eye(DIM)[:1], 1)
     with pytest.raises(ValueError, match=r"'v\.mp4' is damaged: .*VideoIndex\.verify\(\) lists"):
         store.read().frames(ids[0])
