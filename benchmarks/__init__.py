@@ -10,6 +10,9 @@ Commands, each a module run with `python -m`:
     benchmarks.decoding     reading video files beside other libraries
     benchmarks.streaming    a head on videos in chunks, beside whole videos
     benchmarks.onnx         a head in onnxruntime, beside the same head in torch
+    benchmarks.search       searching an index of videos, beside faiss
+    benchmarks.milvus       searching an index in Milvus
+    benchmarks.scale        what 10 million and 1 billion segments need, from measured parts
     benchmarks.retrieval    search from coarse to fine beside scorers of all videos
     benchmarks.gpu          the Triton kernels on a GPU, in parts (`benchmarks/gpu_day.sh`)
     benchmarks.peak_memory  peak of one training step
@@ -21,5 +24,7 @@ What they share, each file importing only files above it:
     measure      timer, memory meter
     isolated     a function in a process of its own
     correctness  agreement of results, without which no time is given
+    kept_rows    rows of figures that several calls of a benchmark collect
+    milvus_server  a Milvus server of this machine, which ends with the benchmark
     heads        every head over length: how each is built, what it is run on, what is counted
 """

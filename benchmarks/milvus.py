@@ -22,10 +22,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import itertools
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +38,13 @@ from torch import Tensor
 
 from benchmarks.kept_rows import KeptRows, Row, add_options, busy_note, left_out, measure_rows
 from benchmarks.machine import where
-from benchmarks.milvus_server import Footprint, MilvusServer, missing
+from benchmarks.milvus_server import (
+    Footprint,
+    MilvusServer,
+    missing,
+    stopped_by_signals,
+    unknown_settings,
+)
 from benchmarks.search import DIM, build, recall, timed
 from benchmarks.search_stores import OwnIndex, segments
 from benchmarks.vectors import QUERIES, Vectors
@@ -71,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=64, help="single queries that are timed")
     add_options(parser)
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("pymilvus") is None:
+        parser.error("the package pymilvus is not installed: pip install 'muse-adapter[milvus]'")
     if options.uri is None and (reason := missing()):
         parser.error(f"give the address of a server: {reason}")
     if "@" in (options.uri or ""):
@@ -79,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--server is for a server that this benchmark starts, without --uri")
     if any("=" not in setting for setting in options.server):
         parser.error("--server: expected NAME=VALUE")
+    settings = dict(setting.split("=", 1) for setting in options.server)
+    if settings and (unknown := unknown_settings(settings)):
+        parser.error(f"--server: the package milvus does not know {', '.join(unknown)}")
+    options.server = settings
 
     rows = KeptRows(options.json, options.minutes)
-    with tempfile.TemporaryDirectory() as temporary:
+    with stopped_by_signals(sys.exit), tempfile.TemporaryDirectory() as temporary:
         options.folder = options.folder or Path(temporary)
         wanted = itertools.product(options.sizes, options.indexes)
         measure_rows(rows, wanted, functools.partial(measure, rows, options))
@@ -125,6 +139,7 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
 
     Raises:
         OutOfTime: The time of this call is over.
+        SystemExit: What earlier calls have built is not there.
     """
     vectors, row = Vectors(size, DIM), rows.begin(index, size)
     with contextlib.ExitStack() as ends:
@@ -138,6 +153,13 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         else:
             store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
         ends.callback(store.close)
+        if (found := store.read().num_videos) < row["appended"]:
+            raise SystemExit(
+                f"{name} has {found:,} vectors, {options.json} says {row['appended']:,}: give "
+                "another file"
+            )
+        if options.uri and row["appended"] and "best" not in row:
+            row["build"] = None  # that server went on building between the calls
         row["server"] = store._client.version
         collection = Collection(store, vectors, row["appended"])
         build(collection, vectors, row, rows, options.busy)
@@ -162,15 +184,24 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
 
 @contextlib.contextmanager
 def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
-    """Start a server for a row, in a folder that stays until the row is finished."""
+    """Start a server for a row, in a folder that stays until the row is finished.
+
+    Raises:
+        SystemExit: The row was begun, and its folder is missing.
+    """
     folder = options.folder / f"milvus-{row['store']}-{row['segments']}"
+    if row["appended"] and not folder.exists():
+        raise SystemExit(
+            f"{options.json} goes on with vectors in {folder}, which is missing: give the --folder "
+            "of the call before, or another file"
+        )
     if not row["appended"]:  # of a call whose figures were lost, if it is there
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         programs = options.folder / "bin"  # which the package unpacks, for all servers
         programs.mkdir(exist_ok=True)
         (folder / "bin").symlink_to(programs.absolute())
-    server = MilvusServer(folder, dict(setting.split("=", 1) for setting in options.server))
+    server = MilvusServer(folder, options.server)
     try:
         server.start()
         if not row["appended"]:
@@ -188,11 +219,12 @@ def wait_for_index(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> N
     Raises:
         OutOfTime: The time of this call is over.
     """
-    start, before = time.monotonic(), row.get("build", 0.0)
+    start, before = time.monotonic(), row.get("build", 0.0)  # None: it cannot be measured
     store._client.call("flush", name)
     while True:
         state = store._client.call("describe_index", name, "vector")
-        row["build"] = before + time.monotonic() - start
+        if before is not None:
+            row["build"] = before + time.monotonic() - start
         if int(state.get("pending_index_rows", 0)) == 0:
             return
         rows.check_time()
@@ -236,11 +268,12 @@ def markdown_table(figures: dict[str, Any]) -> str:
     ]
     for row in rows:
         busy, footprint = " \\*" * row["busy"], row.get("footprint", {})
+        built = "not measured" if row["build"] is None else f"{row['build']:,.1f} s"
         cells = [
             f"{row['segments']:,}",
             f"`{row['store']}`",
             f"{row['append']:,.1f} s{busy}",
-            f"{row['build']:,.1f} s, {row['load']:,.1f} s{busy}",
+            f"{built}, {row['load']:,.1f} s{busy}",
             *(
                 f"{footprint[part] / 1e9:.2f} GB" if footprint else "not measured"
                 for part in Footprint._fields

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _START_S = 300
+_LOG_END = 2000  # characters of a log that an error shows
 
 
 def missing() -> str | None:
@@ -24,6 +26,41 @@ def missing() -> str | None:
             where = ", which has wheels for Linux on x86-64 only" * (package == "milvus")
             return f"the package {package} is not installed{where}"
     return None
+
+
+def unknown_settings(names: Iterable[str]) -> list[str]:
+    """Return which settings with dots the package does not know, and would ignore.
+
+    It replaces lines of its template, whose levels are indented by two blanks each.
+    """
+    spec = importlib.util.find_spec("milvus")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the package milvus is not installed")
+    template = (Path(spec.origin).parent / "data" / "config.yaml.template").read_text("utf-8")
+    known: set[str] = set()
+    path: list[str] = []
+    for indent, name in re.findall(r"^( *)(\w+):", template, re.MULTILINE):
+        path = [*path[: len(indent) // 2], name]
+        known.add(".".join(path))
+    return [name for name in names if "." in name and name not in known]
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: Callable[[str], object]) -> Iterator[None]:
+    """Call a function, which raises, at SIGTERM and SIGHUP: so servers are killed at the end.
+
+    A signal that is ignored, as under `nohup`, stays so.
+    """
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: stop("stopped by a signal"))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Footprint(NamedTuple):
@@ -52,6 +89,7 @@ class MilvusServer:
     def __init__(
         self, folder: Path, settings: Mapping[str, str] | None = None, token: str = ""
     ) -> None:
+        folder = folder.absolute()  # the package changes into it
         self._folder, self._settings, self._token = folder, settings or {}, token
         self._process: subprocess.Popen[bytes] | None = None
         self._port, self._etcd_port, etcd_peer_port = _free_ports(3)
@@ -90,12 +128,17 @@ class MilvusServer:
         """Kill it as `kill -9` does."""
         if self._process is not None:
             # The group: the package starts the server as a child.
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # both have ended
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def client(self, database: str = "") -> Any:
-        """Return a client of pymilvus, once the server answers."""
+        """Return a client of pymilvus, once the server answers.
+
+        Raises:
+            RuntimeError: The server has ended, or does not answer in time.
+        """
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
 
@@ -105,10 +148,17 @@ class MilvusServer:
                 client = MilvusClient(f"http://{self.host}", token=self._token, db_name=database)
                 client.list_collections()
                 return client
-            except MilvusException:
-                if time.monotonic() > deadline or (self._process and self._process.poll()):
-                    raise
+            except MilvusException as error:
+                # The package ends with 0 also where the server cannot start.
+                ended = self._process is not None and self._process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    what = "has ended" if ended else "does not answer"
+                    raise RuntimeError(f"the server {what}: {self._end_of_log()}") from error
                 time.sleep(0.5)
+
+    def _end_of_log(self) -> str:
+        log = self._folder / "logs" / "milvus-stderr.log"
+        return log.read_text("utf-8", "replace")[-_LOG_END:] if log.exists() else "it has no log"
 
     def footprint(self) -> Footprint:
         """Measure what the server takes now."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,9 +48,64 @@ def test_a_call_goes_on_with_the_one_before(
     arguments += ["--json", str(target)]
     milvus.main([*arguments, "--only-build", "--busy"])
     assert "Left out, in the time that the calls had: FLAT at 70." in capsys.readouterr().out
+
+    figures = json.loads(target.read_text())
+    (row,) = figures["begun"]
+    row["appended"] = 71
+    target.write_text(json.dumps(figures))
+    with pytest.raises(SystemExit, match=r"FLAT_70 has 70 vectors, .* says 71: give another file"):
+        milvus.main(arguments)
+
+    # As of a call that was stopped before the server had built the index.
+    assert row["build"] > 0
+    del row["best"], row["build"]
+    row["appended"] = 70
+    target.write_text(json.dumps(figures))
     milvus.main(arguments)
     (row,) = json.loads(target.read_text())["rows"]
-    assert row["recall"] == 1 and row["busy"]
+    assert row["recall"] == 1 and row["busy"] and row["build"] is None
+    assert "| not measured, 0.0 s \\* |" in capsys.readouterr().out
+
+
+def test_a_begun_row_without_its_folder(tmp_path: Path) -> None:
+    options = Namespace(folder=tmp_path, json="figures.json", server={})
+    row = {"store": "FLAT", "segments": 70, "appended": 64}
+    with (
+        pytest.raises(SystemExit, match=r"figures\.json goes on with .*, which is missing: give"),
+        milvus.own_server(options, row),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(SystemExit, match="stopped by a signal"),
+        milvus_server.stopped_by_signals(sys.exit),
+    ):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_server_that_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package does, with 0, where the server cannot start."""
+    import pymilvus
+
+    def client(*arguments: Any, **options: Any) -> None:
+        raise pymilvus.MilvusException(2, "server unavailable")
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", client)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server" / "logs").mkdir(parents=True)
+    (tmp_path / "server" / "logs" / "milvus-stderr.log").write_text("panic: no space left")
+    server = milvus_server.MilvusServer(Path("server"))
+    assert server._etcd == tmp_path / "server" / "etcd.yaml", "the package changes its folder"
+    server._process = subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+    server._process.wait()
+    with pytest.raises(RuntimeError, match="the server has ended: panic: no space left"):
+        server.client()
+    server.kill()
 
 
 def test_credentials_are_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +128,21 @@ def test_wrong_settings_of_a_server(
     with pytest.raises(SystemExit):
         milvus.main([])
     assert "give the address of a server: the package milvus is" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(SystemExit):
+        milvus.main([])
+    assert "pip install 'muse-adapter[milvus]'" in capsys.readouterr().err
+
+
+def test_unknown_settings_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """The package ignores them."""
+    if reason := milvus_server.missing():
+        pytest.skip(reason)
+    known = ["dataCoord.segment.maxSize", "queryNode.segcore.interimIndex.enableIndex"]
+    assert milvus_server.unknown_settings([*known, "GOMAXPROCS"]) == []
+    with pytest.raises(SystemExit):
+        milvus.main(["--server", "dataCoord.segment.maxsize=1024", "GOMAXPROCS=3"])
+    assert "does not know dataCoord.segment.maxsize" in capsys.readouterr().err
 
 
 @pytest.mark.slow(seconds=40)

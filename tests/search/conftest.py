@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.milvus_server import missing
+from benchmarks.milvus_server import missing, stopped_by_signals
 from tests.support.milvus_server import MilvusServer
 
 
@@ -22,8 +22,9 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusSe
     if reason := missing():
         pytest.skip(reason)
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    with stopped_by_signals(pytest.exit):
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()

@@ -1,4 +1,4 @@
-"""What is particular to Milvus, in Milvus Lite: interruptions, grouping, damage, errors."""
+"""What is particular to Milvus, in Milvus Lite: interruptions, grouping, errors."""
 
 from __future__ import annotations
 
@@ -206,21 +206,6 @@ def test_large_frame_features(store):
     append(store, {"v.mp4": video})
     assert_same(store, {"v.mp4": video})
     assert store.verify() == []
-
-
-@pytest.mark.parametrize(
-    "changes", [{"start": 9.0}, {"vector": [0.5] * DIM}, {"frames": ["AAAA"]}, None]
-)
-def test_damage_is_found(changes, store):
-    append(store, videos(6))
-    assert store.verify() == []
-    table = store.read()
-    row = next(row for (row, *_) in table.scan('number == 1 and name == "v3.mp4"', ["*"]))
-    if changes:
-        store._client.call("upsert", "videos", [{**row, **changes}])
-    else:
-        store._client.call("delete", "videos", ids=[row["id"]])
-    assert store.verify() == ["v3.mp4"]
 
 
 def test_collections_that_are_no_index(store, uri):

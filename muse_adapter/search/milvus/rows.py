@@ -39,6 +39,22 @@ def row_ids(addition: str, count: int) -> list[str]:
     return [video_of(addition), *(f"{addition}/{number}" for number in range(1, count))]
 
 
+def is_first(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is that of the first segment of a video, by its id alone."""
+    return "/" not in row["id"]
+
+
+def is_possible(row: Mapping[str, Any], most: int) -> bool:
+    """Return whether a first row may be one that was written.
+
+    Args:
+        row: With its place.
+        most: Segments a video can have.
+    """
+    names_itself = video_of(row["addition"]) == row["id"]
+    return names_itself and row["number"] == 0 and 1 <= row["count"] <= most
+
+
 def encode_name(video: str) -> str:
     """Write a path as text; paths may hold bytes that are no text."""
     return _BYTE.sub(lambda match: f"%{ord(match[0]) & 0xFF:02X}", video)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 import zlib
@@ -14,7 +15,16 @@ from typing import Any
 
 from muse_adapter.search.milvus.address import INDEXES, Address, parse_address
 from muse_adapter.search.milvus.client import Client
-from muse_adapter.search.milvus.rows import is_whole, make_rows, row_ids, video_id
+from muse_adapter.search.milvus.rows import (
+    decode_name,
+    is_first,
+    is_possible,
+    is_whole,
+    make_rows,
+    row_ids,
+    video_id,
+    video_of,
+)
 from muse_adapter.search.milvus.schema import make_index, make_schema
 from muse_adapter.search.milvus.table import MilvusTable, batches
 from muse_adapter.search.segments import Settings, VideoSegments
@@ -123,20 +133,28 @@ class MilvusStore:
 
     def verify(self) -> list[str]:
         """Compare all data with their hashes, and return the damaged videos."""
-        damaged: dict[str, str] = {}  # by their additions
-        for block in self._table.scan("number == 0", ["addition", "count"]):
-            for heads in batches(block, _VIDEOS_AT_ONCE):
-                ids = [i for head in heads for i in row_ids(head["addition"], head["count"])]
+        damaged: dict[tuple[str, str], str] = {}  # by the ids of their first rows, and additions
+        for block in self._table.scan('id != ""', ["addition", "name", "number", "count"]):
+            # Not fewer than a video has: its other rows were written before the first one.
+            most = self._table.num_segments
+            heads = [row for row in block if is_first(row)]
+            possible = [head for head in heads if is_possible(head, most)]
+            broken = [head for head in heads if not is_possible(head, most)]
+            for some in batches(possible, _VIDEOS_AT_ONCE):
+                ids = [i for head in some for i in row_ids(head["addition"], head["count"])]
                 by_addition: dict[str, list[Any]] = {}
                 for row in self._table.rows(ids, ["*"], "Strong"):
                     by_addition.setdefault(row["addition"], []).append(row)
-                for head in heads:
+                for head in some:
                     rows = by_addition.get(head["addition"])
                     if rows and not is_whole(rows, self.settings.frame_features):
-                        damaged[head["addition"]] = self._table.segments(rows)[0].video
+                        broken.append(head)
+            for head in broken:
+                damaged[head["id"], head["addition"]] = decode_name(head["name"])
         # Another process may have removed some before all their rows were read.
-        current = self._table.current(damaged, "Strong")
-        return [video for addition, video in damaged.items() if addition in current]
+        now = self._table.rows([identity for identity, _ in damaged], ["addition"], "Strong")
+        current = {(row["id"], row["addition"]) for row in now}
+        return [video for key, video in damaged.items() if key in current]
 
     def close(self) -> None:
         """Close the connection."""
@@ -190,9 +208,13 @@ class MilvusWriter:
         if unknown := [video for identity, video in names.items() if identity not in found]:
             others = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
             raise KeyError(f"not in the index: {unknown[0]!r}{others}")
+        most = self._table.num_segments
         while rows:
             self._delete([row["id"] for row in rows])
-            self._delete([i for row in rows for i in row_ids(row["addition"], row["count"])[1:]])
+            # A damaged first row may name rows of another video, or more than there are.
+            own = [row for row in rows if video_of(row["addition"]) == row["id"]]
+            ids = [row_ids(row["addition"], min(row["count"], most))[1:] for row in own]
+            self._delete(list(itertools.chain(*ids)))
             # An addition of the same content may have ended meanwhile, and lost rows to this one.
             # Then it comes first: its video is removed.
             removed = {row["addition"] for row in rows}

@@ -181,14 +181,23 @@ class MilvusTable:
         """Return the frame features (T, F) of segments.
 
         Raises:
-            ValueError: A video was removed since it was found.
+            ValueError: A video was removed since it was found, or is damaged.
         """
         names = [_row_id(row) for row in ids]
         rows = {row["id"]: row for row in self.rows(names, ["num_frames", "frames"])}
         if missing := [row for row, name in zip(ids, names, strict=True) if name not in rows]:
             video = row_segment(missing[0]).video
             raise ValueError(f"{video!r} was removed while it was searched: search again")
-        return [row_frames(rows[name]) for name in names]
+        found = []
+        for row, name in zip(ids, names, strict=True):
+            try:
+                found.append(row_frames(rows[name]))
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{row_segment(row).video!r} is damaged: {error}. VideoIndex.verify() lists "
+                    "the damaged videos, to be removed and added again"
+                ) from error
+        return found
 
     def _count(self, condition: str) -> int:
         answer = self._client.call(
