@@ -248,7 +248,12 @@ def _mebibytes(row: Row | None) -> str:
 
 
 def _seconds(rows: list[Row], name: str) -> dict[int, float]:
-    return {row["frames"]: row["seconds"][1] for row in rows if row["subject"] == name}
+    """Collect the times that others did not disturb; their memory does not depend on it."""
+    return {
+        row["frames"]: row["seconds"][1]
+        for row in rows
+        if row["subject"] == name and not row["busy"]
+    }
 
 
 def _bytes(rows: list[Row], name: str) -> dict[int, float]:

@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", choices=list(MAMFUSION_SETTINGS), help="of the features in --data"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=int,
+                        help="CPU threads, and at most as many processes that render "
+                        "(default: torch's own choice)")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
@@ -126,7 +128,8 @@ def run_command(options: argparse.Namespace) -> None:
     summary = demo(settings, material, options.folder, began=began, progress=progress)
     print(f"\nresults: {options.folder / 'results.json'}")
     print(f"picture: {options.folder / 'contact_sheet.png'}")
-    print(f"total time: {summary['seconds']:.0f} s, at most {summary['peak_gib']:.1f} GiB")
+    peak = f"at most {summary['peak_gib']:.1f} GiB of the main process"
+    print(f"total time: {summary['seconds']:.0f} s, {peak}")
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -42,7 +42,9 @@ def confirm(
         raise ValueError(f"there is no study in {folder}: run --compare first")
     study = read_json(folder / "compare.json")
     fresh = load_material(replace(corpus, test_seed=seed), tower, folder, progress=progress)
-    # Behind it, so that `videos/test.json` stays the list of the study's own test videos.
+    if any(one["settings"]["method"] == "muse" for one in study["runs"]):
+        fresh = with_tokens(fresh, folder, splits=["test"], progress=progress)
+    # Behind both, so that `videos/test.json` stays the list of the study's own test videos.
     studied = load_material(corpus, tower, folder, progress=progress)
     runs = []
     for one in study["runs"]:
@@ -50,8 +52,6 @@ def confirm(
         path = run_folder(folder, settings, studied) / "checkpoint.pt"
         if not path.is_file():
             raise ValueError(f"the study's checkpoint {path} is missing")
-        if settings.method == "muse":
-            fresh = with_tokens(fresh, folder, splits=["test"], progress=progress)
         model = read_model(path, build_model(settings, studied.features["train"]))
         test = measure(fresh, "test", model.eval().score)
         runs.append(

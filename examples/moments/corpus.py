@@ -6,9 +6,12 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +45,10 @@ def render(
     wanted: Collection[str],
     progress: bool = True,
 ) -> dict[str, list[Tensor]]:
-    """Render what is missing of a corpus, and read its frames, in processes for all processors.
+    """Render what is missing of a corpus, and read its frames, in as many processes as threads.
+
+    The processes import the script that calls this: it needs `if __name__ == "__main__":`. There
+    are as many as torch has threads (`torch.set_num_threads`), at most `PROCESSES`.
 
     Args:
         splits: The videos of each split, by its name.
@@ -57,13 +63,16 @@ def render(
     Raises:
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
+        RuntimeError: A process was ended, for want of memory for example, or could not start, as
+            in a script without `if __name__ == "__main__":`.
     """
     import_av()
     ensure_folder(folder)
     found = {}
     # A forked child would deadlock on the threads of torch.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, spawn, _start_process) as pool:
+    processes = min(PROCESSES, torch.get_num_threads())
+    with ProcessPoolExecutor(processes, spawn, _start_process) as pool:
         try:
             for name, videos in splits.items():
                 read = name in wanted
@@ -76,6 +85,12 @@ def render(
                     disable=not progress or not todo,
                 )
                 found[name] = [torch.from_numpy(frames) for frames in bar if frames is not None]
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that renders videos was ended or could not start: the memory may not "
+                "suffice (fewer threads take less), or the script that is run has no "
+                '`if __name__ == "__main__":`'
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -116,6 +131,15 @@ def _start_process() -> None:
     """Leave interrupts to the process that waits, and a processor to each process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends; one that is killed tells nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _make(folder: Path, size: int | None, video: LongVideo) -> np.ndarray | None:

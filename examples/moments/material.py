@@ -27,7 +27,7 @@ class Material:
         tower: What made them.
         folder: Where the video files are.
         size: Side of a frame in pixels, as the tower sees it.
-        fingerprint: Changes when the corpus or the tower change.
+        fingerprint: Changes when the corpus or the weights of the tower change.
     """
 
     videos: dict[str, list[LongVideo]]
@@ -53,6 +53,7 @@ def load_material(
         ValueError: The corpus cannot have such sizes, or a file in the folder cannot be used.
         ImportError: PyAV is not installed.
         OSError: The folder cannot be written to.
+        RuntimeError: A process that renders was ended or could not start (see `render`).
     """
     videos = {name: sample_videos(name, *corpus.draw(name)) for name in SPLITS}
     place = folder / "videos"
@@ -60,20 +61,21 @@ def load_material(
         [asdict(settings), corpus.draw("train"), corpus.size, VERSION, __version__]
     )
     tower_path = folder / f"tower-{tower_name}.pt"
+    frames = None
+    if not tower_path.is_file():
+        frames = render(videos, place, size=corpus.size, wanted=SPLITS, progress=progress)
+        train_tower(settings, videos["train"], frames["train"], tower_path, progress=progress)
+    tower = load_tower(build_tower(settings, videos["train"], corpus.size), tower_path)
+    # A tower that is trained anew, with other threads for example, has other weights.
+    weights = {name: value.tolist() for name, value in tower.state_dict().items()}
+    made_by = fingerprint([tower_name, weights])
     paths = {
-        name: folder / f"features-{name}-{fingerprint([tower_name, *corpus.draw(name)])}.pt"
+        name: folder / f"features-{name}-{fingerprint([made_by, *corpus.draw(name)])}.pt"
         for name in SPLITS
     }
-    wanted = {name for name, path in paths.items() if not path.is_file()}
-    if not tower_path.is_file():
-        wanted.add("train")
-    frames = render(videos, place, size=corpus.size, wanted=wanted, progress=progress)
-    if tower_path.is_file():
-        tower = load_tower(build_tower(settings, videos["train"], corpus.size), tower_path)
-    else:
-        tower = train_tower(
-            settings, videos["train"], frames["train"], tower_path, progress=progress
-        )
+    if frames is None:
+        wanted = [name for name, path in paths.items() if not path.is_file()]
+        frames = render(videos, place, size=corpus.size, wanted=wanted, progress=progress)
     features = {}
     for name, path in paths.items():
         if path.is_file():
@@ -81,7 +83,7 @@ def load_material(
         else:
             features[name] = encode_split(tower, videos[name], frames[name], progress=progress)
             write_tensors(path, vars(features[name]))
-    name = fingerprint([tower_name, asdict(corpus)])
+    name = fingerprint([made_by, asdict(corpus)])
     return Material(videos, features, tower, place, corpus.size, name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,8 +63,12 @@ def test_rows_are_kept_and_the_table_has_them(
     table = moments.markdown_table(first)
     assert table in capsys.readouterr().out
     assert "| ms, by frames | 70 | 80 | 90 |" in table
+    table = moments.markdown_table(_marked(first, busy=False))
     for name in moments.SUBJECTS:  # a single length has no growth
         assert (f"| {name} | L^" in table) is (name != moments.WRITTEN_OUT), name
+    table = moments.markdown_table(_marked(first, busy=True))
+    assert "| time |" not in table.replace("| time | memory |", "")
+    assert "| MamFusion |  | " in table  # no growth of disturbed times
     moments.main([*options, "70", "80", "90", "100", "--minutes", "0"])
     assert json.loads(file.read_text()) == first
     assert "not measured yet: Mamba alone, 100 frames" in capsys.readouterr().out
@@ -71,3 +76,7 @@ def test_rows_are_kept_and_the_table_has_them(
     file.write_text(json.dumps(first))
     with pytest.raises(SystemExit, match="holds figures of other code"):
         moments.main([*options, "70"])
+
+
+def _marked(figures: dict[str, Any], *, busy: bool) -> dict[str, Any]:
+    return {**figures, "rows": [{**row, "busy": busy} for row in figures["rows"]]}

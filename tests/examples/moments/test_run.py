@@ -27,6 +27,7 @@ from examples.moments.moments import sample_videos
 from examples.moments.runs import measure, run
 from examples.moments.search import index_videos
 from examples.moments.settings import RunSettings
+from examples.quickstart.files import read_tensors, write_tensors
 from muse_adapter.data.video import read_frames
 from tests.support.moments import CORPUS, RUN, TOWER
 
@@ -78,6 +79,20 @@ def test_damaged_tower_is_named(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / tower.name).write_bytes(tower.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"{tower.name} is damaged, delete it and start again"):
         load_material(CORPUS, TOWER, tmp_path, progress=False)
+
+
+def test_features_are_of_the_tower_beside_them(prepared: Prepared, tmp_path: Path) -> None:
+    folder, made = prepared
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    tower = next(tmp_path.glob("tower-*.pt"))
+    content = read_tensors(tower, ["tower", "losses"])
+    content["tower"]["images.class_token"] += 1
+    tower.unlink()
+    write_tensors(tower, content)
+    other = load_material(CORPUS, TOWER, tmp_path, progress=False)
+    assert not torch.equal(other.features["test"].frames, made.features["test"].frames)
+    assert other.fingerprint != made.fingerprint
 
 
 def test_default_run_leaves_results_and_a_picture(
@@ -185,6 +200,8 @@ def test_study_is_confirmed_on_fresh_videos(prepared: Prepared, tmp_path: Path) 
     assert json.loads((study / "confirm.json").read_text()) == json.loads(json.dumps(summary))
     assert (study / "confirm.md").read_text() == markdown_table(summary)
     assert [one["method"] for one in summary["runs"]] == ["mamba", "muse"]
+    listed = [(place / "videos" / "test.json").read_text() for place in (folder, study)]
+    assert listed[0] == listed[1]  # of the study's own test videos
     assert summary["untrained"] != compared["untrained"]
     # The trained model itself, on videos that were drawn anew.
     fresh = load_material(replace(CORPUS, test_seed=7), TOWER, study, progress=False)
