@@ -18,7 +18,7 @@ from tests.support.milvus_server import MilvusServer
 from tests.support.search_models import settings
 from tests.support.search_stores import append, assert_same, videos
 
-pytestmark = pytest.mark.slow(seconds=40)
+pytestmark = [pytest.mark.slow(seconds=40), pytest.mark.milvus_server]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,8 @@ from tests.support.search_stores import append, assert_same, videos
 
 pytest.importorskip("safetensors", reason="an index has the identity of its model in one")
 
-STORES = ["folder", "milvus-lite", pytest.param("milvus-server", marks=pytest.mark.slow)]
+SERVER = [pytest.mark.slow, pytest.mark.milvus_server]
+STORES = ["folder", "milvus-lite", pytest.param("milvus-server", marks=SERVER)]
 
 
 @pytest.fixture(params=STORES)

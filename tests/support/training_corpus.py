@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def run_in_process(
         kill_saving: While it writes its random numbers to the checkpoint of this step.
     """
     os.environ.update(environment)
+    # The path is that of the tests, where a torchvision may be that cannot be loaded here.
+    sys.path = [path for path in sys.path if path != os.environ.get("BACKBONE_LIBRARIES")]
     import torch
 
     from examples.train import run, trainer

@@ -32,13 +32,13 @@ def has_half_precision() -> bool:
 def load_stored(context: Any, source: Any, index: Any, like: Any) -> Any:
     """Load WIDTH numbers from source[index] on, as numbers of the type of `like`.
 
-    Numbers that `source` calls int8 or float32 are such; those that it calls int16 are the bits of
-    halves.
+    Numbers that `source` calls int16 are the bits of halves; others are what it calls them.
     """
     element, size = {
         types.int8: (ir.IntType(8), 1),
         types.int16: (ir.HalfType(), 2),
         types.float32: (ir.FloatType(), 4),
+        types.float64: (ir.DoubleType(), 8),
     }[source.dtype]
 
     def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
