@@ -33,7 +33,6 @@ SETTINGS: dict[str, dict[str, str]] = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     f"{THREADS} threads": {},
     f"{THREADS} threads, `GOMP_SPINCOUNT=0`": {"GOMP_SPINCOUNT": "0"},
-    f"{THREADS} threads, `OMP_DYNAMIC=TRUE`": {"OMP_DYNAMIC": "TRUE"},
 }
 DIVIDED = f"{THREADS} threads"  # the setting whose threads are also taken away one by one
 LOADS = "quiet", "busy"
