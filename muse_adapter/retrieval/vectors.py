@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muse_adapter.ops.rows import HeldRows
+
 
 def in_place(given: Any) -> Any:
     """Return a tensor on the memory of a numpy array, mapped or not; others as they are."""
@@ -53,27 +55,6 @@ def as_ids(ids: Sequence[Hashable] | None, count: int) -> list[Hashable] | None:
     if len(set(listed)) != count:
         raise ValueError(f"ids must differ, got {count - len(set(listed))} repeated ones")
     return listed
-
-
-class LazyRows(Sequence[Tensor]):
-    """Rows of a tensor that become views when asked for, each of which takes microseconds to make.
-
-    Args:
-        array: (N, ...), the tensor.
-        positions: Of the rows.
-    """
-
-    def __init__(self, array: Tensor, positions: Sequence[int]) -> None:
-        self.array, self.positions = array, positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return the view of a row, or fewer rows for a slice."""
-        if isinstance(index, slice):
-            return LazyRows(self.array, self.positions[index])
-        return self.array[self.positions[index]]
 
 
 class FeatureRows:
@@ -124,7 +105,7 @@ class FeatureRows:
         """
         positions = self._positions_of(ids)
         rows: dict[str, Sequence[Tensor]] = {
-            name: LazyRows(stored, positions) for name, stored in self._arrays.items()
+            name: HeldRows(stored, positions) for name, stored in self._arrays.items()
         }
         if not self._lazy:
             rows = {name: list(lazy) for name, lazy in rows.items()}
