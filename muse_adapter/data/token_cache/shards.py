@@ -22,7 +22,7 @@ _PROBE = "probe"  # its checksum, in the metadata
 
 
 def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]], probe: str | None) -> None:
-    """Write a shard.
+    """Write a shard, unless another process has written it meanwhile: that one may be in use.
 
     Args:
         path: The file.
@@ -34,7 +34,10 @@ def write_shard(path: Path, videos: dict[int, tuple[Tensor, Tensor]], probe: str
         state[f"{index}.tokens"] = tokens
         state[f"{index}.mask"] = mask
         metadata[str(index)] = checksum({"tokens": tokens, "mask": mask})
-    write_whole({path: import_safetensors(PURPOSE).torch.save(state, metadata=metadata)})
+    content = import_safetensors(PURPOSE).torch.save(state, metadata=metadata)
+    # `safe_open` opens a file by its name twice: replaced in between, the metadata are of one file
+    # and the tensors of the other.
+    write_whole({path: content}, keep_existing=True)
 
 
 def open_shard(path: Path) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from muse_adapter import CachedTokens, cache_tokens, files
 from muse_adapter.data.token_cache import write_tokens
@@ -90,6 +91,22 @@ def test_a_process_that_is_done_is_no_foreign_folder(
 
     monkeypatch.setattr(Path, "glob", globbed)
     assert len(cache(tmp_path)) == COUNT and not others
+
+
+def test_shards_of_a_faster_process_stay(tmp_path: Path) -> None:
+    """Another one writes the same file, up to rounding, while this one encodes its videos."""
+    shard = tmp_path / "tokens-00001.safetensors"
+    written: list[bytes] = []
+
+    class Slower(Videos):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if index == 3:
+                cache(tmp_path, other_weights(1 + 1e-9))
+                written.append(shard.read_bytes())
+            return super().__getitem__(index)
+
+    data = cache_tokens(frozen_encoder(), Slower(), tmp_path, videos_per_shard=PER_SHARD)
+    assert len(data) == COUNT and [shard.read_bytes()] == written
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
