@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -15,8 +16,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_START_S = 300
+_START_S = 300  # within which a new server answers
+_ANSWER_S = 30  # and one that has been there longer
 _LOG_END = 2000  # characters of a log that an error shows
+
+# The package silently takes another port where it cannot bind the given one, as in the minute
+# after a server was killed that had connections. The server could: it binds as these sockets do.
+_RUN = """
+import socket
+import milvus
+
+class Socket(socket.socket):
+    def bind(self, address):
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        super().bind(address)
+
+socket.socket = Socket
+milvus.main()
+"""
 
 
 def missing() -> str | None:
@@ -92,6 +109,7 @@ class MilvusServer:
         folder = folder.absolute()  # the package changes into it
         self._folder, self._settings, self._token = folder, settings or {}, token
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = -math.inf
         self._port, self._etcd_port, etcd_peer_port = _free_ports(3)
         self.host = f"127.0.0.1:{self._port}"
         # Otherwise its etcd takes ports of its own choice, which another server may have.
@@ -105,7 +123,6 @@ class MilvusServer:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it answers."""
-        code = "from milvus import main; main()"
         options = ["--data", self._folder, "--proxy-port", self._port]
         options += ["--etcd-port", self._etcd_port]
         environment = {**os.environ, "ETCD_CONFIG_PATH": str(self._etcd)}
@@ -114,8 +131,9 @@ class MilvusServer:
                 options += ["--extra-config", f"{name}={value}"]
             else:
                 environment[name] = value
+        self._started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, options)],
+            [sys.executable, "-c", _RUN, *map(str, options)],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -142,7 +160,7 @@ class MilvusServer:
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
 
-        deadline = time.monotonic() + _START_S
+        deadline = max(self._started + _START_S, time.monotonic() + _ANSWER_S)
         while True:
             try:
                 client = MilvusClient(f"http://{self.host}", token=self._token, db_name=database)
