@@ -37,12 +37,10 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
 SHARED = (3, 700, 80, 16)
 
 
-def shared_work(seed=0):
-    arguments = draw(torch.float32, *SHARED, seed=seed)
+def shared_work(seed=0, shape=SHARED):
+    arguments = draw(torch.float32, *shape, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    cotangents = tuple(
-        torch.randn(shape, generator=generator) for shape in (SHARED[:3], (3, 80, 16))
-    )
+    cotangents = tuple(torch.randn(size, generator=generator) for size in (shape[:3], (3, 80, 16)))
     return gradients(scan, arguments, cotangents, **options())
 
 
@@ -278,7 +276,9 @@ def test_beside_a_busy_process(threads, run_beside, monkeypatch):
     threads(2)
     # Torch fills memory on OpenMP's threads, which starve.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    expected = shared_work()
+    # On a fast machine shorter work is over before the other process has had its turn.
+    shape = (3, 2800, 80, 16)
+    expected = shared_work(shape=shape)
     ready = run_beside("""
         import torch
         a = torch.randn(512, 512)
@@ -294,7 +294,7 @@ def test_beside_a_busy_process(threads, run_beside, monkeypatch):
         for count, taken in times.items():
             threads(count)
             begin = time.perf_counter()
-            identical(shared_work(), expected)
+            identical(shared_work(shape=shape), expected)
             taken.append(time.perf_counter() - begin)
     # A second thread that has to wait for its turn may cost time, but not many times the work.
-    assert statistics.median(times[2]) < 5 * statistics.median(times[1])
+    assert statistics.median(times[2]) < 4 * statistics.median(times[1])
