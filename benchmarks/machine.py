@@ -29,6 +29,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     """
     found = {
         "processor": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # a name may stand for several kinds
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -49,7 +50,8 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 def where(about: Mapping[str, Any]) -> str:
     """Put in words what `machine` found: the command, what it ran on, and when."""
-    device = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}"
+    vectors = f" ({about['vectors']})" if "vectors" in about else ""  # older figures lack it
+    device = about.get("gpu") or f"{about['threads']} threads of an {about['processor']}{vectors}"
     return f"`{about['command']}` on {device}, torch {about['torch']}, {about['date'][:10]}"
 
 
