@@ -21,6 +21,12 @@ BOUND = {torch.float64: 1e-13, torch.float32: 1e-5}
 SIZES = [(1, 1, 1), (2, 2, 2), (3, 3, 5), (5, 7, 4), (2, 14, 14), (0, 3, 3)]
 
 
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    """Winograd also where torch is faster."""
+    monkeypatch.setattr(winograd, "TORCH_IS_FASTER", False)
+
+
 def tensors(count=2, height=5, width=4, dtype=torch.float64, inputs=32, outputs=48):
     torch.manual_seed(0)
     x = torch.randn(count, inputs, height, width, dtype=dtype)
@@ -147,7 +153,7 @@ def test_the_same_numbers_every_time_and_on_any_number_of_threads(threads):
         assert close(first, second)  # the matrix products are torch's
 
 
-def test_where_it_does_not_serve():
+def test_where_it_does_not_serve(monkeypatch):
     """Then torch convolves."""
 
     def served(*given, backend="numba"):
@@ -156,6 +162,9 @@ def test_where_it_does_not_serve():
         return "conv3x3" in str(y.grad_fn.next_functions)
 
     assert served(*tensors())
+    with monkeypatch.context() as patch:
+        patch.setattr(winograd, "TORCH_IS_FASTER", True)
+        assert not served(*tensors())
     assert not served(*tensors(), backend="torch")
     assert not served(*tensors(inputs=24)) and not served(*tensors(outputs=24))
     x, weight, bias = tensors(dtype=torch.float32)
@@ -169,6 +178,20 @@ def test_where_it_does_not_serve():
     half = [tensor.bfloat16() for tensor in (x, weight, bias)]
     y = conv3x3(*half, backend="numba")
     assert torch.equal(y, F.conv2d(*half, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("processor", "faster"),
+    [
+        ("znver3", False),
+        ("znver4", True),
+        ("znver10", True),
+        ("sapphirerapids", False),
+        ("apple-m1", False),
+    ],
+)
+def test_processors_on_which_torch_is_faster(processor, faster):
+    assert winograd.torch_is_faster(processor) is faster
 
 
 @pytest.mark.parametrize("wrong", ["weight", "bias", "width"])

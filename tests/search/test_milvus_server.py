@@ -33,9 +33,9 @@ def uri(milvus_server: MilvusServer) -> Iterator[str]:
 def leave_connection(host: str) -> None:
     """Leave a connection in TIME_WAIT at a port where nobody listens, as a killed server may."""
     name, _, port = host.partition(":")
-    with socket.create_server((name, int(port))) as server:
-        with socket.create_connection((name, int(port))):
-            server.accept()[0].close()
+    address = name, int(port)
+    with socket.create_server(address) as server, socket.create_connection(address):
+        server.accept()[0].close()
 
 
 def test_a_server_that_is_killed_while_videos_are_added(milvus_server, uri):

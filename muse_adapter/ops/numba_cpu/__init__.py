@@ -95,6 +95,7 @@ class NumbaBackend(OperatorBackend):
             or not (inputs and outputs)
             or inputs % LANES
             or outputs % LANES
+            or _torch_convolves_faster()
         ):  # torch says what does not fit
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
@@ -166,6 +167,12 @@ def _reads_rows(inputs: TextGateInputs) -> bool:
 def _plain(tensor: Tensor) -> bool:
     """Whether kernels may read it by address, in eager mode and outside of forward mode."""
     return values_can_be_asked(tensor) and not in_forward_mode()
+
+
+def _torch_convolves_faster() -> bool:
+    from muse_adapter.ops.numba_cpu import winograd
+
+    return winograd.TORCH_IS_FASTER
 
 
 def _loads_halves() -> bool:

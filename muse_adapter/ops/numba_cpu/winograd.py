@@ -10,8 +10,10 @@ are 16 matrix products over all tiles and channels. A and B hold only 0, 1 and -
 just add, and rounding stays near that of the direct way, which larger tiles would not.
 
 With torch's convolutions instead, inference over 3,060 tokens takes 1.17 times as long with 1
-thread and 1.04 times with 2 (`python -m benchmarks.ablation`, 2 cores of an AMD EPYC, torch 2.13.0,
-2026-11-28).
+thread and 1.04 times with 2, and a training step 1.15 and 1.19 times (`python -m
+benchmarks.ablation`, 2 cores of an AMD EPYC with AVX2, torch 2.13.0, 2026-11-28). On an AMD EPYC
+with AVX-512 it is the other way round, 0.94 and 0.94, 0.92 and 0.93 times (2026-11-29): there
+torch's convolutions use AVX-512, and its matrix products, of MKL, do not.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, view
@@ -28,6 +31,15 @@ from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, load, pointe
 TILES = 300  # of one round: what stands between its steps is 16 numbers of each in each channel
 MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+def torch_is_faster(processor: str) -> bool:
+    """Whether this is AMD's Zen 4 or newer, which have AVX-512; LLVM calls that one znver4."""
+    generation = processor.removeprefix("znver")
+    return generation.isdigit() and int(generation) >= 4
+
+
+TORCH_IS_FASTER = torch_is_faster(get_host_cpu_name())
 
 
 @inline
