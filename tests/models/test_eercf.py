@@ -161,8 +161,8 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one graph, in blocks too."""
-    monkeypatch.setattr(pairs, "_CPU_BLOCK", 1)
+    """In one graph, in blocks too: two of videos or texts, since each is traced anew."""
+    monkeypatch.setattr(pairs, "_CPU_BLOCK", 2 * T * D)
     inputs, scorer = features(B), shaken()
     expected = scorer.loss(*inputs, MASK, logit_scale=SCALE)
     compiled = torch.compile(scorer.loss, fullgraph=True, backend="aot_eager")

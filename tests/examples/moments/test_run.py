@@ -6,8 +6,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +36,16 @@ from tests.support.moments import CORPUS, RUN, TOWER
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("torch_scan")]
 PNG = b"\x89PNG\r\n\x1a\n"
 Prepared = tuple[Path, Material]
+
+
+@pytest.fixture(autouse=True)
+def render_in_this_process(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render without processes, each of which imports torch for a second or two.
+
+    `prepared` was rendered in processes, and `test_corpus` tests them.
+    """
+    pool = SimpleNamespace(map=lambda function, items, chunksize: map(function, items))
+    monkeypatch.setattr(corpus, "ProcessPoolExecutor", lambda *_: nullcontext(pool))
 
 
 def test_files_hold_what_was_drawn(prepared: Prepared) -> None:
