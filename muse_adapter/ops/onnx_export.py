@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.backend import Backend
-from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.inputs import ScanInputs, state_dtype
 from muse_adapter.ops.reference import add_skip, discretise, first_state
 from muse_adapter.ops.torch_private import scan_operator
 
-# Steps in a turn of the loop: with more, a turn's numbers leave the cache of a processor.
+# Steps in a turn of the loop.
 CHUNK = 8
+# exp of it is finite in float32; softplus of more is the number itself.
+MAX_EXPONENT = 80
 
 
 class OnnxBackend(Backend):
@@ -64,16 +66,18 @@ def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
         Outputs (batch, L, E) and last states (batch, E, S) of each.
     """
     length = scans[0].x.shape[1]
-    given = [discretise(scan) for scan in scans]
+    given = [discretise(_with_step_sizes(scan)) for scan in scans]
     inputs, states = [], []
     for scan, (x, dt, A, B, C) in zip(scans, given, strict=True):
-        inputs.append([_chunks(tensor, length, scan.reverse) for tensor in (x, dt, B, C)])
+        # As the turn multiplies them, (.., S, K): reshaping there would take time in each turn.
+        shaped = dt.unsqueeze(3), (dt * x).unsqueeze(3), B.unsqueeze(4), C.unsqueeze(3)
+        inputs.append([_chunks(tensor, length, scan.reverse) for tensor in shaped])
         states.append(first_state(scan, A).transpose(2, 3))
     A = torch.stack([A.transpose(1, 2) for _, _, A, _, _ in given]).unsqueeze(1)
-    # (L / CHUNK, CHUNK, scans, batch, G, K or S), in the order of time.
+    # (L / CHUNK, CHUNK, scans, batch, G, 1 or S, K or 1 or S), in the order of time.
     stacked = [torch.stack(tensors, dim=2) for tensors in zip(*inputs, strict=True)]
     last, y = scan_operator(_turn, [torch.stack(states)], stacked, [A])
-    y = y.flatten(0, 1)  # (L, scans, batch, G, K)
+    y = y.flatten(0, 1).squeeze(4)  # (L, scans, batch, G, K)
     outputs = []
     for scan, (x, *_), of_scan in zip(scans, given, y.unbind(1), strict=True):
         of_scan = of_scan[:length].transpose(0, 1)
@@ -83,31 +87,30 @@ def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _turn(
-    state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor
+    state: Tensor, dt: Tensor, dt_x: Tensor, B: Tensor, C: Tensor, A: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Do the steps of a chunk.
 
     Args:
         state: (scans, batch, G, S, K), before it. Channels stand last: neighbouring numbers then
             meet the same operation with as many neighbours.
-        x: (CHUNK, scans, batch, G, K).
-        dt: As `x`.
-        B: (CHUNK, scans, batch or 1, G, S).
-        C: As `B`.
+        dt: (CHUNK, scans, batch, G, 1, K).
+        dt_x: As `dt`, times x.
+        B: (CHUNK, scans, batch or 1, G, S, 1).
+        C: (CHUNK, scans, batch or 1, G, 1, S).
         A: (scans, 1, G, S, K).
 
     Returns:
-        The state behind it, and the outputs (CHUNK, scans, batch, G, K).
+        The state behind it, and the outputs (CHUNK, scans, batch, G, 1, K).
     """
-    decays = (dt.unsqueeze(-2) * A).exp()  # (CHUNK, scans, batch, G, S, K)
-    inputs = (dt * x).unsqueeze(-2) * B.unsqueeze(-1)
-    state, states = state.unsqueeze(0), []
-    for decay, new in zip(decays.split(1), inputs.split(1), strict=True):
-        state = decay * state + new
-        states.append(state)
-    y = C.unsqueeze(-2) @ torch.cat(states)
-    # Neither may be a view of something else in the body of the loop.
-    return state.squeeze(0).clone(), y.squeeze(-2).clone()
+    state, outputs = state.unsqueeze(0), []
+    steps = (tensor.split(1) for tensor in (dt, dt_x, B, C))
+    # Step by step, and nothing of a state's size for all steps at once: it would leave the cache.
+    for dt_t, dt_x_t, B_t, C_t in zip(*steps, strict=True):
+        state = (dt_t * A).exp() * state + dt_x_t * B_t
+        outputs.append(C_t @ state)
+    # May not be a view of something else in the body of the loop.
+    return state.squeeze(0).clone(), torch.cat(outputs)
 
 
 def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:
@@ -115,7 +118,26 @@ def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:
 
     Steps of size zero fill the last one; they change no state.
     """
-    tensor = tensor.expand(-1, length, -1, -1).transpose(0, 1)
+    if tensor.shape[1] == 1:
+        tensor = tensor.expand(-1, length, *tensor.shape[2:])
+    tensor = tensor.transpose(0, 1)
     tensor = tensor.flip(0) if reverse else tensor
-    padded = F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -length % CHUNK))
+    padded = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, -length % CHUNK))
     return padded.unflatten(0, (-1, CHUNK))
+
+
+def _with_step_sizes(scan: ScanInputs) -> ScanInputs:
+    """Pass the step sizes through softplus where that is asked for.
+
+    Softplus is a loop without vectors in onnxruntime, three times as slow as what stands here,
+    which is as exact: the logarithm loses the last digits of a small exp(x), and they are put back.
+    """
+    if not scan.delta_softplus:
+        return scan
+    delta = scan.delta.to(state_dtype(scan.x))
+    delta = delta if scan.delta_bias is None else delta + scan.delta_bias.to(delta.dtype)
+    exponential = delta.clamp(max=MAX_EXPONENT).exp()
+    rounded = exponential + 1
+    lost = exponential - (rounded - 1)
+    delta = torch.maximum(rounded.log() + lost / rounded, delta)
+    return scan._replace(delta=delta, delta_bias=None, delta_softplus=False)
