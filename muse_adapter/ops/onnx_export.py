@@ -8,6 +8,8 @@ for all of them at once, and both directions run in one loop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,6 +47,20 @@ class OnnxBackend(Backend):
             return super().bidirectional_scan(forward, reverse, z, positions)
         (first, second), _ = _scans([forward, reverse])
         return self.gate(first + second, z, None)
+
+    def causal_conv1d_silu(
+        self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], end: int
+    ) -> tuple[Tensor, ...]:
+        """Convolve and apply SiLU with zeros at the one end that each direction reads."""
+        maps = x.transpose(1, 2).unsqueeze(2)  # (batch, E, 1, L)
+        results = []
+        for index, (weight, bias) in enumerate(weights):
+            border = weight.shape[-1] - 1
+            padded = F.pad(maps, (0, border)) if index else F.pad(maps[..., :end], (border, 0))
+            weight = weight.flip(-1) if index else weight
+            y = F.conv2d(padded, weight.unsqueeze(2), bias, groups=x.shape[-1])
+            results.append(F.silu(y.squeeze(2).transpose(1, 2)))
+        return tuple(results)
 
 
 ONNX = OnnxBackend()
