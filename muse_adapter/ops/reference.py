@@ -74,7 +74,7 @@ def discretise(inputs: ScanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     dt = delta if inputs.delta_bias is None else delta + inputs.delta_bias.to(dtype)
     if inputs.delta_softplus:
         dt = F.softplus(dt)
-    if valid is not None and dt is not delta:
+    if valid is not None:
         dt = torch.where(valid, dt, 0)
     x, dt = x.unflatten(-1, (groups, -1)), dt.unflatten(-1, (groups, -1))
     return x, dt, A.unflatten(0, (groups, -1)), B, C
