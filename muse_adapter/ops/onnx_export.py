@@ -34,13 +34,13 @@ class OnnxBackend(Backend):
         """Scan in one direction, see `Backend.scan`."""
         length = inputs.x.shape[1]
         x, dt, A, B, C = discretise(_with_step_sizes(inputs))
-        in_time = []
+        inputs_in_time = []
         for tensor in (dt, dt * x, B, C):
             tensor = tensor.expand(-1, length, -1, -1).transpose(0, 1)
             tensor = tensor.flip(0) if inputs.reverse else tensor
-            in_time.append(_padded(tensor, 0).unsqueeze(1))
+            inputs_in_time.append(_padded(tensor, 0).unsqueeze(1))
         state = first_state(inputs, A).transpose(2, 3).unsqueeze(0)
-        y, state = _loop(*in_time, A.transpose(1, 2)[None, None], state)
+        y, state = _loop(inputs_in_time, A.transpose(1, 2)[None, None], state)
         y = y[:length, 0].transpose(0, 1)
         y = y.flip(1) if inputs.reverse else y
         return add_skip(y, x, inputs.D), state.squeeze(0).transpose(2, 3).flatten(1, 2)
@@ -64,10 +64,11 @@ class OnnxBackend(Backend):
         else:
             # Nothing behind the last wanted token reaches it in the forward direction.
             ends = inputs.end, length
-            y = sum(
+            first, *rest = (
                 select(_convolve_and_scan(x[:, :end], valid[:, :end], [direction]), positions)
                 for end, direction in zip(ends, directions, strict=False)
             )
+            y = first + rest[0] if rest else first
         return self.gate(y, z, None), None
 
 
@@ -111,7 +112,7 @@ def _convolve_and_scan(
     A = torch.stack([weights.A.to(dtype).T for _, weights in directions])[:, None, None]
     state = A.new_zeros(A.shape[0], x.shape[1], *A.shape[2:])
     with without_autocast(x.device.type):
-        y, _ = _loop(*stacked, A, state)
+        y, _ = _loop(stacked, A, state)
     total = None
     for (reverse, weights), x, of_one in zip(directions, convolved, y.unbind(1), strict=True):
         of_one = of_one.squeeze(2) + weights.D.to(dtype) * x
@@ -142,26 +143,23 @@ def _convolve(maps: Tensor, weight: Tensor, bias: Tensor, reverse: int) -> Tenso
     return F.silu(y.flip(0) if reverse else y)
 
 
-def _loop(
-    dt: Tensor, dt_x: Tensor, B: Tensor, C: Tensor, A: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _loop(inputs: list[Tensor], A: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run scans of one shape side by side.
 
     Args:
-        dt: (L, scans, batch, G, K), in the order of each scan's time; L is a multiple of `CHUNK`.
-        dt_x: As `dt`, times x.
-        B: (L, scans, batch or 1, G, S).
-        C: As `B`.
+        inputs: dt and dt x (L, scans, batch, G, K), B and C (L, scans, batch or 1, G, S), in the
+            order of each scan's time; L is a multiple of `CHUNK`.
         A: (scans, 1, G, S, K).
         state: (scans, batch, G, S, K), before the first step. Channels stand last: neighbouring
             numbers then meet the same operation with as many neighbours.
 
     Returns:
-        Outputs, without the skip connection, as `dt`, and the state behind the last step.
+        Outputs (L, scans, batch, G, K), without the skip connection, and the last state.
     """
     # In the shapes that are multiplied: to reshape in the loop takes time in each turn.
-    inputs = dt.unsqueeze(4), dt_x.unsqueeze(4), B.unsqueeze(5), C.unsqueeze(4)
-    chunks = [tensor.unflatten(0, (-1, CHUNK)) for tensor in inputs]
+    dt, dt_x, B, C = inputs
+    shaped = dt.unsqueeze(4), dt_x.unsqueeze(4), B.unsqueeze(5), C.unsqueeze(4)
+    chunks = [tensor.unflatten(0, (-1, CHUNK)) for tensor in shaped]
     state, y = scan_operator(_turn, [state], chunks, [A])
     return y.flatten(0, 1).squeeze(4), state
 
