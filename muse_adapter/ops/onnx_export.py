@@ -1,9 +1,9 @@
-"""The scan as `torch.onnx.export` translates it: an ONNX Scan over chunks of time.
+"""The scan and the mixer as `torch.onnx.export` translates them: an ONNX Scan over chunks of time.
 
 While a graph is traced for ONNX, this takes the place of every backend, since runtimes have none of
-their kernels; everything around the scan is plain torch. The loop of an ONNX Scan costs some
-microseconds a turn, so that a turn takes several steps: what does not depend on the state is made
-for all of them at once, and both directions run in one loop.
+their kernels. The loop of an ONNX Scan costs some microseconds a turn, so that a turn takes several
+steps, and both directions run in one loop. Around it a runtime reads and writes memory at every
+operator, so that there are few of them, and of those that only move numbers as few as can be.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.backend import Backend
-from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.inputs import ScanInputs, state_dtype
+from muse_adapter.ops.mixer_inputs import MambaDirection, MixerInputs, MixerState, select
 from muse_adapter.ops.reference import add_skip, discretise, first_state
 from muse_adapter.ops.torch_private import scan_operator
 
-# Steps in a turn of the loop: with more, a turn's numbers leave the cache of a processor.
+# Steps in a turn of the loop.
 CHUNK = 8
+# exp of it is finite in float32; softplus of more is the number itself.
+MAX_EXPONENT = 80
 
 
 class OnnxBackend(Backend):
@@ -28,21 +32,44 @@ class OnnxBackend(Backend):
 
     def scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         """Scan in one direction, see `Backend.scan`."""
-        (y,), (state,) = _scans([inputs])
-        return y, state
+        length = inputs.x.shape[1]
+        x, dt, A, B, C = discretise(_with_step_sizes(inputs))
+        inputs_in_time = []
+        for tensor in (dt, dt * x, B, C):
+            tensor = tensor.expand(-1, length, -1, -1).transpose(0, 1)
+            tensor = tensor.flip(0) if inputs.reverse else tensor
+            inputs_in_time.append(_padded(tensor, 0).unsqueeze(1))
+        state = first_state(inputs, A).transpose(2, 3).unsqueeze(0)
+        y, state = _loop(inputs_in_time, A.transpose(1, 2)[None, None], state)
+        y = y[:length, 0].transpose(0, 1)
+        y = y.flip(1) if inputs.reverse else y
+        return add_skip(y, x, inputs.D), state.squeeze(0).transpose(2, 3).flatten(1, 2)
 
-    def bidirectional_scan(
-        self,
-        forward: ScanInputs,
-        reverse: ScanInputs | None,
-        z: Tensor,
-        positions: Tensor | None,
-    ) -> Tensor:
-        """Scan both directions in one loop where they are of one length."""
-        if reverse is None or positions is not None:
-            return super().bidirectional_scan(forward, reverse, z, positions)
-        (first, second), _ = _scans([forward, reverse])
-        return self.gate(first + second, z, None)
+    def mamba_mixer(self, inputs: MixerInputs) -> tuple[Tensor, MixerState | None]:
+        """Run a Mamba mixer up to its gated output, see `Backend.mamba_mixer`."""
+        if inputs.state is not None:
+            return super().mamba_mixer(inputs)
+        tokens, positions, length = inputs.tokens, inputs.positions, inputs.tokens.shape[1]
+        places = torch.arange(length, device=tokens.device).unsqueeze(0)
+        valid = places < (length if inputs.lengths is None else inputs.lengths.unsqueeze(1))
+        if inputs.lengths is not None:
+            # What is made of zeros is finite: further on a product with zero is enough of a mask.
+            tokens = torch.where(valid.unsqueeze(-1), tokens, 0)
+        weight_x, weight_z = inputs.in_proj.chunk(2)
+        x = F.linear(tokens, weight_x)
+        z = F.linear(tokens if positions is None else select(tokens, positions), weight_z)
+        directions = list(enumerate(inputs.directions))
+        if positions is None:
+            y = _convolve_and_scan(x, valid, directions)[:, :length]
+        else:
+            # Nothing behind the last wanted token reaches it in the forward direction.
+            ends = inputs.end, length
+            first, *rest = (
+                select(_convolve_and_scan(x[:, :end], valid[:, :end], [direction]), positions)
+                for end, direction in zip(ends, directions, strict=False)
+            )
+            y = first + rest[0] if rest else first
+        return self.gate(y, z, None), None
 
 
 ONNX = OnnxBackend()
@@ -54,68 +81,138 @@ def exporting_to_onnx() -> bool:
     return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
 
 
-def _scans(scans: list[ScanInputs]) -> tuple[list[Tensor], list[Tensor]]:
+def _convolve_and_scan(
+    x: Tensor, valid: Tensor, directions: list[tuple[int, MambaDirection]]
+) -> Tensor:
+    """Run the directions of a mixer side by side, in one loop, and sum them.
+
+    Args:
+        x: (batch, L, E), finite also where it is not valid.
+        valid: (batch or 1, L), bool.
+        directions: Weights of each direction, behind 1 for the reverse one, 0 for the other.
+
+    Returns:
+        (batch, at least L, E) in the type of the state; arbitrary, but finite, where not valid.
+    """
+    dtype = state_dtype(x)
+    x = _padded(x, 1)
+    valid = _padded(valid.T.unsqueeze(-1).to(dtype), 0)  # (L, batch or 1, 1)
+    maps = x.transpose(1, 2).unsqueeze(2)  # (batch, E, 1, L)
+    convolved, loops = [], []
+    for reverse, weights in directions:
+        x = _convolve(maps, weights.conv, weights.conv_bias, reverse)
+        states = weights.A.shape[1]
+        sizes = weights.dt_proj.shape[1], states, states
+        low_rank, B, C = F.linear(x, weights.x_proj).split(sizes, dim=-1)
+        dt = F.linear(low_rank, weights.dt_proj).to(dtype) + weights.dt_bias.to(dtype)
+        x, dt = x.to(dtype), _softplus(dt) * (valid.flip(0) if reverse else valid)
+        convolved.append(x)
+        loops.append([tensor.to(dtype).unsqueeze(2) for tensor in (dt, dt * x, B, C)])
+    stacked = [torch.stack(tensors, dim=1) for tensors in zip(*loops, strict=True)]
+    A = torch.stack([weights.A.to(dtype).T for _, weights in directions])[:, None, None]
+    state = A.new_zeros(A.shape[0], x.shape[1], *A.shape[2:])
+    with without_autocast(x.device.type):
+        y, _ = _loop(stacked, A, state)
+    total = None
+    for (reverse, weights), x, of_one in zip(directions, convolved, y.unbind(1), strict=True):
+        of_one = of_one.squeeze(2) + weights.D.to(dtype) * x
+        of_one = of_one.flip(0) if reverse else of_one
+        total = of_one if total is None else total + of_one
+    assert total is not None
+    return total.transpose(0, 1)
+
+
+def _convolve(maps: Tensor, weight: Tensor, bias: Tensor, reverse: int) -> Tensor:
+    """Convolve in one direction and apply SiLU.
+
+    Args:
+        maps: (batch, E, 1, L).
+        weight: (E, 1, taps).
+        bias: (E,).
+        reverse: Whether the taps meet later tokens.
+
+    Returns:
+        (L, batch, E) in the order of the direction's time.
+    """
+    border = weight.shape[-1] - 1
+    padded = F.pad(maps, (0, border) if reverse else (border, 0))
+    weight = (weight.flip(-1) if reverse else weight).unsqueeze(2).to(maps.dtype)
+    with without_autocast(maps.device.type):
+        y = F.conv2d(padded, weight, bias.to(maps.dtype), groups=maps.shape[1])
+    y = y.squeeze(2).permute(2, 0, 1)
+    return F.silu(y.flip(0) if reverse else y)
+
+
+def _loop(inputs: list[Tensor], A: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Run scans of one shape side by side.
 
     Args:
-        scans: The inputs, alike in all but their values and `reverse`.
+        inputs: dt and dt x (L, scans, batch, G, K), B and C (L, scans, batch or 1, G, S), in the
+            order of each scan's time; L is a multiple of `CHUNK`.
+        A: (scans, 1, G, S, K).
+        state: (scans, batch, G, S, K), before the first step. Channels stand last: neighbouring
+            numbers then meet the same operation with as many neighbours.
 
     Returns:
-        Outputs (batch, L, E) and last states (batch, E, S) of each.
+        Outputs (L, scans, batch, G, K), without the skip connection, and the last state.
     """
-    length = scans[0].x.shape[1]
-    given = [discretise(scan) for scan in scans]
-    inputs, states = [], []
-    for scan, (x, dt, A, B, C) in zip(scans, given, strict=True):
-        inputs.append([_chunks(tensor, length, scan.reverse) for tensor in (x, dt, B, C)])
-        states.append(first_state(scan, A).transpose(2, 3))
-    A = torch.stack([A.transpose(1, 2) for _, _, A, _, _ in given]).unsqueeze(1)
-    # (L / CHUNK, CHUNK, scans, batch, G, K or S), in the order of time.
-    stacked = [torch.stack(tensors, dim=2) for tensors in zip(*inputs, strict=True)]
-    last, y = scan_operator(_turn, [torch.stack(states)], stacked, [A])
-    y = y.flatten(0, 1)  # (L, scans, batch, G, K)
-    outputs = []
-    for scan, (x, *_), of_scan in zip(scans, given, y.unbind(1), strict=True):
-        of_scan = of_scan[:length].transpose(0, 1)
-        of_scan = of_scan.flip(1) if scan.reverse else of_scan
-        outputs.append(add_skip(of_scan, x, scan.D))
-    return outputs, [h.transpose(2, 3).flatten(1, 2) for h in last.unbind(0)]
+    # In the shapes that are multiplied: to reshape in the loop takes time in each turn.
+    dt, dt_x, B, C = inputs
+    shaped = dt.unsqueeze(4), dt_x.unsqueeze(4), B.unsqueeze(5), C.unsqueeze(4)
+    chunks = [tensor.unflatten(0, (-1, CHUNK)) for tensor in shaped]
+    state, y = scan_operator(_turn, [state], chunks, [A])
+    return y.flatten(0, 1).squeeze(4), state
 
 
 def _turn(
-    state: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor
+    state: Tensor, dt: Tensor, dt_x: Tensor, B: Tensor, C: Tensor, A: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Do the steps of a chunk.
 
     Args:
-        state: (scans, batch, G, S, K), before it. Channels stand last: neighbouring numbers then
-            meet the same operation with as many neighbours.
-        x: (CHUNK, scans, batch, G, K).
-        dt: As `x`.
-        B: (CHUNK, scans, batch or 1, G, S).
-        C: As `B`.
-        A: (scans, 1, G, S, K).
+        state: As in `_loop`.
+        dt: (CHUNK, scans, batch, G, 1, K).
+        dt_x: As `dt`.
+        B: (CHUNK, scans, batch or 1, G, S, 1).
+        C: (CHUNK, scans, batch or 1, G, 1, S).
+        A: As in `_loop`.
 
     Returns:
-        The state behind it, and the outputs (CHUNK, scans, batch, G, K).
+        The state behind them, and the outputs (CHUNK, scans, batch, G, 1, K).
     """
-    decays = (dt.unsqueeze(-2) * A).exp()  # (CHUNK, scans, batch, G, S, K)
-    inputs = (dt * x).unsqueeze(-2) * B.unsqueeze(-1)
-    state, states = state.unsqueeze(0), []
-    for decay, new in zip(decays.split(1), inputs.split(1), strict=True):
-        state = decay * state + new
-        states.append(state)
-    y = C.unsqueeze(-2) @ torch.cat(states)
+    state, outputs = state.unsqueeze(0), []
+    steps = (tensor.split(1) for tensor in (dt, dt_x, B, C))
+    # Nothing of a state's size is made for all steps at once: it would leave the cache.
+    for dt_t, dt_x_t, B_t, C_t in zip(*steps, strict=True):
+        state = (dt_t * A).exp() * state + dt_x_t * B_t
+        outputs.append(C_t @ state)
     # Neither may be a view of something else in the body of the loop.
-    return state.squeeze(0).clone(), y.squeeze(-2).clone()
+    return state.squeeze(0).clone(), torch.cat(outputs)
 
 
-def _chunks(tensor: Tensor, length: int, reverse: bool) -> Tensor:
-    """Split time into chunks: (batch or 1, L or 1, ...) -> (L / CHUNK, CHUNK, batch or 1, ...).
+def _padded(tensor: Tensor, dim: int) -> Tensor:
+    """Append zeros, up to a multiple of `CHUNK`: steps of size zero change no state."""
+    behind = tensor.dim() - 1 - dim
+    return F.pad(tensor, (0, 0) * behind + (0, -tensor.shape[dim] % CHUNK))
 
-    Steps of size zero fill the last one; they change no state.
+
+def _softplus(x: Tensor) -> Tensor:
+    """Compute log(1 + exp(x)), as exactly as torch.
+
+    Runtimes have Softplus, but onnxruntime's is a loop without vectors, three times as slow as
+    this. The rounding of 1 + exp(x) would lose the last digits of a small result; they are put
+    back.
     """
-    tensor = tensor.expand(-1, length, -1, -1).transpose(0, 1)
-    tensor = tensor.flip(0) if reverse else tensor
-    padded = F.pad(tensor, (0, 0, 0, 0, 0, 0, 0, -length % CHUNK))
-    return padded.unflatten(0, (-1, CHUNK))
+    exponential = x.clamp(max=MAX_EXPONENT).exp()
+    rounded = exponential + 1
+    lost = exponential - (rounded - 1)
+    return torch.maximum(rounded.log() + lost / rounded, x)
+
+
+def _with_step_sizes(scan: ScanInputs) -> ScanInputs:
+    """Pass the step sizes through softplus where that is asked for."""
+    if not scan.delta_softplus:
+        return scan
+    delta = scan.delta.to(state_dtype(scan.x))
+    delta = delta if scan.delta_bias is None else delta + scan.delta_bias.to(delta.dtype)
+    return scan._replace(delta=_softplus(delta), delta_bias=None, delta_softplus=False)

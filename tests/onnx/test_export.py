@@ -13,8 +13,8 @@ from torch import nn
 import muse_adapter.onnx.exporting as exporting
 from muse_adapter import VideoEncoder, ops
 from muse_adapter.onnx import export
-from muse_adapter.ops import choice, selective_scan, use_backend
-from muse_adapter.ops.onnx_export import ONNX
+from muse_adapter.ops import MambaDirection, choice, mamba_mixer, selective_scan, use_backend
+from muse_adapter.ops.onnx_export import ONNX, _softplus
 from tests.support.onnx_files import close, make_masks, run_file
 from tests.support.small_heads import small_head
 
@@ -55,6 +55,62 @@ def test_scan_of_any_length():
             expected = Scan()(*arguments)
         for got, value in zip(run_file(file, *arguments), expected, strict=True):
             close(got, value)
+
+
+class MambaMixer(nn.Module):
+    """A mixer of some directions, of whole sequences or up to lengths."""
+
+    def __init__(self, directions, with_lengths):
+        super().__init__()
+        self.with_lengths = with_lengths
+        shapes = (8, 1, 3), (8,), (10, 8), (8, 2), (8,), (8, 4), (8,)
+        weights = [[torch.randn(shape) for shape in shapes] for _ in range(directions)]
+        for tensors in weights:
+            tensors[5] = -tensors[5].exp()
+        self.in_proj = nn.Parameter(torch.randn(16, 6))
+        self.weights = nn.ModuleList(nn.ParameterList(tensors) for tensors in weights)
+
+    def forward(self, tokens, lengths):
+        directions = [MambaDirection(*weights) for weights in self.weights]
+        return mamba_mixer(
+            tokens, self.in_proj, directions, lengths=lengths if self.with_lengths else None
+        )
+
+
+@pytest.mark.slow(seconds=10)
+@pytest.mark.parametrize(
+    ("directions", "with_lengths"), [(2, True), (1, False)], ids=["lengths", "one direction"]
+)
+def test_mixer(directions, with_lengths):
+    """Tokens behind the lengths are not read, and their outputs are zero."""
+    torch.manual_seed(0)
+    mixer = MambaMixer(directions, with_lengths).eval()
+    shapes = {0: "batch", 1: "length"}, {0: "batch"}
+    example = torch.randn(2, 5, 6), torch.tensor([3, 5])
+    with torch.no_grad():
+        program = torch.onnx.export(
+            mixer, example, dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+    file = program.model_proto.SerializeToString()
+    for length, lengths in ((1, [1]), (16, [16, 0, 9]), (21, [21, 20])):
+        tokens, lengths = torch.randn(len(lengths), length, 6), torch.tensor(lengths)
+        behind = torch.arange(length) >= lengths.unsqueeze(1)
+        if with_lengths:
+            tokens[behind] = torch.nan
+        with torch.no_grad(), use_backend("reference"):
+            expected = mixer(tokens, lengths)
+        (got,) = run_file(file, *(tokens, lengths) if with_lengths else (tokens,))
+        close(got, expected)
+        assert not with_lengths or (got[behind] == 0).all()
+
+
+def test_softplus_keeps_the_last_digits():
+    """Small and large ones, within three roundings of what float64 gives."""
+    x = torch.cat([torch.linspace(-87, 100, 10_001), torch.tensor([0.0, -torch.inf, torch.inf])])
+    expected = nn.functional.softplus(x.double(), threshold=1000)
+    assert (_softplus(x[:-2]) / expected[:-2] - 1).abs().max() < 3 * torch.finfo(x.dtype).eps
+    assert _softplus(x[-2:]).tolist() == [0, torch.inf]
+    assert _softplus(torch.tensor(torch.nan)).isnan()
 
 
 @pytest.mark.parametrize(
