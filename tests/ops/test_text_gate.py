@@ -109,23 +109,24 @@ def test_scores(backend: str, dtype: torch.dtype, width: int, shape: tuple[int, 
 @EACH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mixed", [False, True], ids=["no mix", "mix"])
+@pytest.mark.parametrize("tokens", [7, 35])
 @pytest.mark.parametrize("temperature", [0.0, 0.01, math.inf], ids=str)
 def test_masks_mixes_and_temperatures(
-    backend: str, dtype: torch.dtype, mixed: bool, temperature: float
+    backend: str, dtype: torch.dtype, mixed: bool, tokens: int, temperature: float
 ) -> None:
     """Masked tokens hold what would be seen; a candidate has no token, another has zeros."""
-    keys, values = draw(dtype, 6, 7, 32), draw(dtype, 6, 7, 32)
-    mask = torch.rand(6, 7) > 0.3
-    mask[1], mask[2, 0] = False, True
-    for tokens in (keys, values):
-        tokens[~mask] = torch.nan if dtype.is_floating_point else 127
-        tokens[2, 0] = 0
-    mix = torch.eye(7) + 0.1 * torch.randn(7, 7) if mixed else None
+    keys, values = draw(dtype, 6, tokens, 32), draw(dtype, 6, tokens, 32)
+    mask = torch.rand(6, tokens) > 0.3
+    mask[1], mask[3, :16], mask[2, 0] = False, False, True
+    for rows in (keys, values):
+        rows[~mask] = torch.nan if dtype.is_floating_point else 127
+        rows[2, 0] = 0
+    mix = torch.eye(tokens) + 0.1 * torch.randn(tokens, tokens) if mixed else None
     mix = mix.double() if mixed and dtype == torch.float64 else mix
     options = {"mix": mix, "weak_temperature": temperature}
-    zeroed = [tokens.clone() for tokens in (keys, values)]
-    for tokens in zeroed:
-        tokens[~mask] = 0
+    zeroed = [rows.clone() for rows in (keys, values)]
+    for rows in zeroed:
+        rows[~mask] = 0
     check(*zeroed, backend, bound_of(dtype), mask, **options)
     text, query = torch.randn(2, 32, dtype=torch.promote_types(zeroed[0].dtype, torch.float32))
     both = [

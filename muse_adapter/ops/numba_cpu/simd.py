@@ -252,6 +252,16 @@ def magnitude(context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def square_root(context: Any, value: Any) -> Any:
+    """Return square roots."""
+
+    def lowered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return call_intrinsic(builder, "sqrt", *arguments)
+
+    return value(value), lowered
+
+
+@intrinsic
 def where_above(context: Any, value: Any, bound: Any, above: Any, otherwise: Any) -> Any:
     """Return `above` in lanes where value > bound (a number), else `otherwise`, also for NaN."""
 
