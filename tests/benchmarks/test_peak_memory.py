@@ -32,23 +32,13 @@ def test_a_long_video_trains_in_little_memory() -> None:
     assert result["peak_gib"] + inputs < 1.3
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize(
-    ("score", "tokens", "dim", "bound"),
-    [
-        pytest.param("gate", 16, 512, 0.8, id="gate"),
-        pytest.param("similarity", 16, 512, 0.8, id="similarity"),
-        pytest.param("late_interaction", 64, 128, 0.8, id="late_interaction"),
-        pytest.param("eercf_scores", 64, 512, 1, id="eercf_scores"),
-        pytest.param("eercf_loss", 64, 512, 1, id="eercf_loss"),
-    ],
+    "score", ["gate", "similarity", "late_interaction", "eercf_scores", "eercf_loss"]
 )
-def test_scores_of_all_pairs_in_little_memory(
-    score: str, tokens: int, dim: int, bound: float
-) -> None:
-    """500 texts and 500 videos, forward and backward, in GiB.
+def test_scores_of_all_pairs_in_little_memory(score: str) -> None:
+    """500 texts and 500 videos of 64 frames, width 512, forward and backward: below 1 GiB.
 
-    A tensor (A, B, 512) would have 0.48, one (A, B, T, 512) 7.6 or more, and a matrix of all words
-    and all tokens 0.95. EERCF keeps several of (A, B, T) without recomputing, each of 0.06 here.
+    A tensor (A, B, T, D) would have 31 GiB, and one (A, B, D) half a GiB.
     """
-    assert isolated(peak_memory.scoring_peak, score, 500, 500, tokens, dim) < bound
+    assert isolated(peak_memory.scoring_peak, score) < 1
