@@ -43,7 +43,14 @@ from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
 from muse_adapter.ops import use_backend
 from muse_adapter.ops.backend import Backend
-from muse_adapter.ops.numba_cpu import NumbaBackend, function, kernel, parallel, slices
+from muse_adapter.ops.numba_cpu import (
+    NumbaBackend,
+    function,
+    kernel,
+    parallel,
+    slices,
+    winograd,
+)
 from muse_adapter.ops.numba_cpu.schedule import Task
 from muse_adapter.ops.numba_cpu.simd import inline
 
@@ -278,9 +285,10 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
     parallel.run_parallel(function, memory, 1)
 
 
-# What the head is without one of them.
+# What the head is without one of them. A processor has either of the first two, see `winograd`.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
+    "torch's convolutions": lambda: patch.object(winograd, "TORCH_IS_FASTER", False),
     "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),
     "schedule": lambda: patch.object(slices, "run_tasks", _one_after_the_other),
