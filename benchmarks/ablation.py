@@ -99,7 +99,7 @@ def main() -> None:
                     cell = Cell(tokens, work == "training", threads, load == "busy")
                     rows = measure(cell, subject, options)
                     for row in rows:
-                        print(f"{row['cell']:<58} {row['what']:<24} {row['ratio']:5.2f}")
+                        print(f"{row['cell']:<58} {row['what']:<29} {row['ratio']:5.2f}")
                     if options.json:
                         keep(options.json, rows)
 
