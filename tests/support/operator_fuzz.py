@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -69,6 +70,8 @@ class Program(torch.nn.Module):
 
 def export_programs() -> dict[str, tuple[Any, Callable[[], dict[str, Any]]]]:
     """Export the public functions with all sizes dynamic; the results run without guards."""
+    from muse_adapter.ops.numba_cpu import winograd
+
     functions = {
         "bidirectional_scan": (
             lambda *t: ops.bidirectional_scan(
@@ -102,7 +105,8 @@ def export_programs() -> dict[str, tuple[Any, Callable[[], dict[str, Any]]]]:
             for key, t in arguments.items()
         )
         shapes = (tuple({i: torch.export.Dim.AUTO for i in range(t.dim())} for t in tensors),)
-        with torch.no_grad():
+        # Our convolution, also on a processor where torch's is taken.
+        with torch.no_grad(), patch.object(winograd, "TORCH_IS_FASTER", False):
             program = torch.export.export(Program(function), tensors, dynamic_shapes=shapes)
         assert "muse_adapter" in str(program.graph), f"{name} holds no operator of ours"
         programs[f"exported {name}"] = torch.fx.Interpreter(program.graph_module).run, draw
