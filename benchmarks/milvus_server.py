@@ -143,13 +143,19 @@ class MilvusServer:
             self.client().close()
 
     def kill(self) -> None:
-        """Kill it as `kill -9` does."""
+        """Kill it as `kill -9` does, and wait until it has left its ports."""
         if self._process is not None:
             # The group: the package starts the server as a child.
             with contextlib.suppress(ProcessLookupError):  # both have ended
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            # The server is no child of ours to wait for.
+            deadline = time.monotonic() + _ANSWER_S
+            while any(map(_in_use, (self._port, self._etcd_port))):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the server that was killed still has {self.host}")
+                time.sleep(0.01)
 
     def client(self, database: str = "") -> Any:
         """Return a client of pymilvus, once the server answers.
@@ -198,6 +204,14 @@ def _bytes_on_disk(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             total += 512 * path.lstat().st_blocks
     return total
+
+
+def _in_use(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
 
 
 def _free_ports(count: int) -> list[int]:
