@@ -41,7 +41,7 @@ from muse_adapter.layers import pyramid
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
-from muse_adapter.ops import use_backend
+from muse_adapter.ops import linear_map, numba_cpu, use_backend
 from muse_adapter.ops.backend import Backend
 from muse_adapter.ops.numba_cpu import (
     NumbaBackend,
@@ -49,7 +49,6 @@ from muse_adapter.ops.numba_cpu import (
     kernel,
     parallel,
     slices,
-    winograd,
 )
 from muse_adapter.ops.numba_cpu.schedule import Task
 from muse_adapter.ops.numba_cpu.simd import inline
@@ -285,10 +284,11 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
     parallel.run_parallel(function, memory, 1)
 
 
-# What the head is without one of them. A processor has either of the first two, see `winograd`.
+# What the head is without one of them. A processor has either the first or the next two.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
-    "torch's convolutions": lambda: patch.object(winograd, "TORCH_IS_FASTER", False),
+    "torch's convolutions": lambda: patch.object(numba_cpu, "is_amd_with_avx512", lambda: False),
+    "oneDNN's products": lambda: patch.object(linear_map, "onednn_is_faster", lambda: False),
     "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),
     "schedule": lambda: patch.object(slices, "run_tasks", _one_after_the_other),

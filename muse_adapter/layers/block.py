@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from muse_adapter.layers.linear import Linear
 from muse_adapter.layers.mixers import BiMamba, Mixer
 from muse_adapter.layers.sequence import Readout
+from muse_adapter.ops import linear
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.onnx_export import exporting_to_onnx
+from muse_adapter.ops.checks import exporting_to_onnx
 
 
 class ResidualLayer(nn.Module):
@@ -26,7 +27,7 @@ class ResidualLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.mixer = mixer
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(dim, dim)
+        self.fc = Linear(dim, dim)
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
@@ -78,7 +79,7 @@ class ResidualLayer(nn.Module):
             or (not exporting_to_onnx() and tokens <= hidden.shape[-1])
         ):
             return residual + self.fc(self.dropout(self.mixer.out_proj(hidden)))
-        return residual + F.linear(hidden, *self._merged_output())
+        return residual + linear(hidden, *self._merged_output())
 
     @torch.no_grad()
     def zero_init_output(self) -> None:
@@ -94,7 +95,7 @@ class ResidualLayer(nn.Module):
         """
         out = self.mixer.out_proj
         with without_autocast(self.fc.weight.device.type):
-            weight = self.fc.weight @ out.weight
+            weight = linear(self.fc.weight, out.weight.t())
             bias = self.fc.bias if out.bias is None else self.fc.bias + self.fc.weight @ out.bias
         return weight, bias
 

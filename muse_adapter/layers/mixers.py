@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from muse_adapter.layers.linear import Linear
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import (
     MambaDirection,
     MixerState,
     causal_conv1d_silu,
+    linear,
     mamba_mixer,
     mamba_mixer_chunk,
 )
@@ -78,17 +80,17 @@ class GatedConvolution(Mixer):
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         if bidirectional:
             self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
 
     def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
     ) -> Tensor:
         """Convolve and gate; see `Mixer.forward`."""
         weight_x, weight_z = self.in_proj.weight.chunk(2)
-        x = F.linear(tokens, weight_x)
+        x = linear(tokens, weight_x)
         if lengths is not None:
             x = zero_behind(x, lengths)
-        z = F.linear(tokens if readout is None else readout.select(tokens), weight_z)
+        z = linear(tokens if readout is None else readout.select(tokens), weight_z)
         convs = [self.conv1d, self.conv1d_b] if self.bidirectional else [self.conv1d]
         y, *rest = causal_conv1d_silu(x, [(conv.weight, _bias(conv)) for conv in convs])
         if rest:
@@ -240,7 +242,7 @@ class Attention(Mixer):
         super().__init__()
         self.heads = max(dim // head_dim, 1)
         self.in_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
 
     def forward_hidden(
         self, tokens: Tensor, lengths: Tensor | None = None, readout: Readout | None = None
@@ -251,10 +253,8 @@ class Attention(Mixer):
             self.in_proj.weight.split((dim, 2 * dim)),
             self.in_proj.bias.split((dim, 2 * dim)),
         )
-        query = F.linear(
-            tokens if readout is None else readout.select(tokens), weights[0], biases[0]
-        )
-        key, value = F.linear(tokens, weights[1], biases[1]).chunk(2, dim=-1)
+        query = linear(tokens if readout is None else readout.select(tokens), weights[0], biases[0])
+        key, value = linear(tokens, weights[1], biases[1]).chunk(2, dim=-1)
         query, key, value = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)
         )  # (B, heads, tokens, D/heads)

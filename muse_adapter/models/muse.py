@@ -14,6 +14,7 @@ from muse_adapter.checkpoint import load_pretrained, load_strict, save_pretraine
 from muse_adapter.config import MuseConfig
 from muse_adapter.layers.block import ResidualLayer
 from muse_adapter.layers.checkpointing import checkpointed
+from muse_adapter.layers.linear import Linear
 from muse_adapter.layers.mixers import BiMamba, undecayed_parameters
 from muse_adapter.layers.pool import check_frames, mean_pool
 from muse_adapter.layers.pyramid import FeaturePyramid, check_grid
@@ -50,9 +51,7 @@ class MultiScaleMamba(nn.Module):
         self.config = config
         self.grad_checkpointing = False
         projects = config.in_dim not in (None, config.dim)
-        self.proj = (
-            nn.Linear(config.in_dim or config.dim, config.dim) if projects else nn.Identity()
-        )
+        self.proj = Linear(config.in_dim or config.dim, config.dim) if projects else nn.Identity()
         self.pyramid = FeaturePyramid(config.dim, config.scales)
         rates = torch.linspace(0, config.dropout, config.depth).tolist()
         self.layers = nn.ModuleList(

@@ -4,6 +4,7 @@ from muse_adapter.ops.byte_vectors import byte_products
 from muse_adapter.ops.choice import BackendStatus, backend_for, backends, use_backend
 from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
 from muse_adapter.ops.inputs import Direction
+from muse_adapter.ops.linear_map import linear
 from muse_adapter.ops.mixer import mamba_mixer, mamba_mixer_chunk
 from muse_adapter.ops.mixer_inputs import MambaDirection, MixerState
 from muse_adapter.ops.scan import bidirectional_scan, selective_scan
@@ -22,6 +23,7 @@ __all__ = [
     "byte_products",
     "causal_conv1d_silu",
     "conv3x3",
+    "linear",
     "mamba_mixer",
     "mamba_mixer_chunk",
     "selective_scan",

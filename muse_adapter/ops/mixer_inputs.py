@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from muse_adapter.ops.checks import check_rank, check_tensor
 from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.linear_map import linear
 
 
 class MambaDirection(NamedTuple):
@@ -44,8 +44,8 @@ class MambaDirection(NamedTuple):
         """Make the inputs of the scan from the convolved tokens, (batch, L, E)."""
         states = self.A.shape[1]
         sizes = self.dt_proj.shape[1], states, states
-        low_rank, B, C = F.linear(x, self.x_proj).split(sizes, dim=-1)
-        delta = F.linear(low_rank, self.dt_proj)  # its bias is added in the scan, in float32
+        low_rank, B, C = linear(x, self.x_proj).split(sizes, dim=-1)
+        delta = linear(low_rank, self.dt_proj)  # its bias is added in the scan, in float32
         B, C = B.unsqueeze(2), C.unsqueeze(2)
         return ScanInputs(
             *(x, delta, self.A, B, C, self.D, self.dt_bias, initial_state, lengths, True, reverse)
@@ -176,7 +176,7 @@ class MixerInputs(NamedTuple):
 
         With a state its inputs of the convolution stand in front: (batch, num_previous + L, E).
         """
-        x = F.linear(self.tokens, self.in_proj.chunk(2)[0])
+        x = linear(self.tokens, self.in_proj.chunk(2)[0])
         if self.lengths is not None:
             x = zero_behind(x, self.lengths)
         return x if self.state is None else torch.cat([self.state.conv.to(x.dtype), x], dim=1)
@@ -197,9 +197,9 @@ class MixerInputs(NamedTuple):
     def gate(self) -> Tensor:
         """Make z at the wanted positions, (batch, P, E), zero behind the lengths."""
         if self.positions is None:
-            z = F.linear(self.tokens, self.in_proj.chunk(2)[1])
+            z = linear(self.tokens, self.in_proj.chunk(2)[1])
             return z if self.lengths is None else zero_behind(z, self.lengths)
-        z = F.linear(select(self.tokens, self.positions), self.in_proj.chunk(2)[1])
+        z = linear(select(self.tokens, self.positions), self.in_proj.chunk(2)[1])
         if self.lengths is None:
             return z
         return z.masked_fill_((self.positions >= self.lengths.unsqueeze(1)).unsqueeze(-1), 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from muse_adapter.ops import top_products
+from muse_adapter.ops import linear, top_products
 from muse_adapter.ops.autocast import without_autocast
 from muse_adapter.ops.choice import ENVIRONMENT
 from muse_adapter.ops.top_vectors_inputs import NotFiniteError
@@ -186,8 +186,7 @@ class ExactRecall:
             part = self.vectors[start : start + length]
             for i, block in enumerate(part.split(_BLOCK)):
                 wide = block if block.dtype == room.dtype else room[: len(block)].copy_(block)
-                out = scores[:, i * _BLOCK : i * _BLOCK + len(block)]
-                torch.mm(units, wide.T, out=out)
+                scores[:, i * _BLOCK : i * _BLOCK + len(block)] = linear(units, wide)
             yield start, scores[:, : len(part)], 1.01 * error
 
     def _max_norm(self) -> float:

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from muse_adapter.layers.pyramid import Conv3x3
-from muse_adapter.ops import backends, conv3x3, use_backend
+from muse_adapter.ops import backends, conv3x3, numba_cpu, use_backend
 
 if backends("cpu")["numba"].reason is not None:
     pytest.skip(backends("cpu")["numba"].reason, allow_module_level=True)
@@ -24,7 +24,7 @@ SIZES = [(1, 1, 1), (2, 2, 2), (3, 3, 5), (5, 7, 4), (2, 14, 14), (0, 3, 3)]
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch):
     """Winograd also where torch is faster."""
-    monkeypatch.setattr(winograd, "TORCH_IS_FASTER", False)
+    monkeypatch.setattr(numba_cpu, "is_amd_with_avx512", lambda: False)
 
 
 def tensors(count=2, height=5, width=4, dtype=torch.float64, inputs=32, outputs=48):
@@ -163,7 +163,7 @@ def test_where_it_does_not_serve(monkeypatch):
 
     assert served(*tensors())
     with monkeypatch.context() as patch:
-        patch.setattr(winograd, "TORCH_IS_FASTER", True)
+        patch.setattr(numba_cpu, "is_amd_with_avx512", lambda: True)
         assert not served(*tensors())
     assert not served(*tensors(), backend="torch")
     assert not served(*tensors(inputs=24)) and not served(*tensors(outputs=24))
@@ -178,20 +178,6 @@ def test_where_it_does_not_serve(monkeypatch):
     half = [tensor.bfloat16() for tensor in (x, weight, bias)]
     y = conv3x3(*half, backend="numba")
     assert torch.equal(y, F.conv2d(*half, padding=1))
-
-
-@pytest.mark.parametrize(
-    ("processor", "faster"),
-    [
-        ("znver3", False),
-        ("znver4", True),
-        ("znver10", True),
-        ("sapphirerapids", False),
-        ("apple-m1", False),
-    ],
-)
-def test_processors_on_which_torch_is_faster(processor, faster):
-    assert winograd.torch_is_faster(processor) is faster
 
 
 @pytest.mark.parametrize("wrong", ["weight", "bias", "width"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muse_adapter import ExactRecall
 from muse_adapter.ops.choice import BACKENDS
@@ -322,12 +323,11 @@ def test_refuses(call: Callable[[], object], error: type[Exception], message: st
 
 def test_is_exact_where_products_are_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in bfloat16, as torch may compute them after the call, on processors that can."""
-    mm = torch.mm
 
-    def narrow(x: Tensor, y: Tensor, *, out: Tensor) -> Tensor:
-        return mm(x.bfloat16().float(), y.bfloat16().float(), out=out)
+    def narrow(x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x.bfloat16().float(), weight.bfloat16().float())
 
-    monkeypatch.setattr(torch, "mm", narrow)
+    monkeypatch.setattr(exact_recall, "linear", narrow)
     # Of one direction, so that bfloat16 leaves few different scores.
     vectors = torch.randn(1, 16) + 1e-3 * torch.randn(500, 16)
     queries = torch.randn(8, 16)

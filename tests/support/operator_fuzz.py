@@ -44,6 +44,7 @@ OPERATORS: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
     "conv3x3": (RUN.conv3x3, lambda: make.maps(gradient=False)),
     "conv3x3_weight": (RUN.conv3x3_weight, lambda: make.maps(gradient=True)),
     "mamba_inference": (RUN.mamba_inference, make.mixer),
+    "linear": (RUN.linear, make.linear_map),
 }
 
 TRITON: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
@@ -70,7 +71,7 @@ class Program(torch.nn.Module):
 
 def export_programs() -> dict[str, tuple[Any, Callable[[], dict[str, Any]]]]:
     """Export the public functions with all sizes dynamic; the results run without guards."""
-    from muse_adapter.ops.numba_cpu import winograd
+    from muse_adapter.ops import numba_cpu
 
     functions = {
         "bidirectional_scan": (
@@ -106,7 +107,7 @@ def export_programs() -> dict[str, tuple[Any, Callable[[], dict[str, Any]]]]:
         )
         shapes = (tuple({i: torch.export.Dim.AUTO for i in range(t.dim())} for t in tensors),)
         # Our convolution, also on a processor where torch's is taken.
-        with torch.no_grad(), patch.object(winograd, "TORCH_IS_FASTER", False):
+        with torch.no_grad(), patch.object(numba_cpu, "is_amd_with_avx512", lambda: False):
             program = torch.export.export(Program(function), tensors, dynamic_shapes=shapes)
         assert "muse_adapter" in str(program.graph), f"{name} holds no operator of ours"
         programs[f"exported {name}"] = torch.fx.Interpreter(program.graph_module).run, draw

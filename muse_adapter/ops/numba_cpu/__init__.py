@@ -20,6 +20,7 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
+from muse_adapter.ops.processor import is_amd_with_avx512
 from muse_adapter.ops.rows import contiguous_rows, leaves, row_kind
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
@@ -95,7 +96,7 @@ class NumbaBackend(OperatorBackend):
             or not (inputs and outputs)
             or inputs % LANES
             or outputs % LANES
-            or _torch_convolves_faster()
+            or is_amd_with_avx512()  # where torch is the faster one, see `winograd`
         ):  # torch says what does not fit
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
@@ -167,12 +168,6 @@ def _reads_rows(inputs: TextGateInputs) -> bool:
 def _plain(tensor: Tensor) -> bool:
     """Whether kernels may read it by address, in eager mode and outside of forward mode."""
     return values_can_be_asked(tensor) and not in_forward_mode()
-
-
-def _torch_convolves_faster() -> bool:
-    from muse_adapter.ops.numba_cpu import winograd
-
-    return winograd.TORCH_IS_FASTER
 
 
 def _loads_halves() -> bool:

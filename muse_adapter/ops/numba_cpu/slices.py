@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muse_adapter.ops.inputs import ScanInputs
+from muse_adapter.ops.linear_map import linear
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState, select, zero_behind
 from muse_adapter.ops.numba_cpu.convolution import run_forward as convolve
 from muse_adapter.ops.numba_cpu.function import scan_into
@@ -140,11 +141,7 @@ class _SlicedMixer:
     def _project(self, number: int) -> None:
         begin, end = self.slices[number]
         tokens, rows = self.inputs.tokens[:, begin:end], self._rows(begin, end)
-        xz = self.xz[:, rows]
-        if xz.is_contiguous():
-            torch.mm(tokens.flatten(0, 1), self.weight.t(), out=xz.view(-1, xz.shape[2]))
-        else:  # several videos, each behind what its state brings
-            xz.copy_(F.linear(tokens, self.weight))
+        self.xz[:, rows] = linear(tokens, self.weight)
         if self.inputs.lengths is not None:
             zero_behind(self.x[:, rows], self.inputs.lengths - begin)
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from llvmlite.binding import get_host_cpu_name
 from torch import Tensor
 
 from muse_adapter.ops.numba_cpu.function import addresses, last_dim_contiguous, view
@@ -32,15 +31,6 @@ from muse_adapter.ops.numba_cpu.simd import WIDTH, advance, inline, load, pointe
 TILES = 300  # of one round: what stands between its steps is 16 numbers of each in each channel
 MIN_ELEMENTS = 1 << 15  # below that a second thread is not worth its start
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
-
-
-def torch_is_faster(processor: str) -> bool:
-    """Whether this is AMD's Zen 4 or newer, which have AVX-512; LLVM calls that one znver4."""
-    generation = processor.removeprefix("znver")
-    return generation.isdigit() and int(generation) >= 4
-
-
-TORCH_IS_FASTER = torch_is_faster(get_host_cpu_name())
 
 
 @inline

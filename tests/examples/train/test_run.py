@@ -76,8 +76,6 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
     from examples.train.settings import Execution
 
-    # The paper's rate: AdamW moves weights by it even where the exact gradient is 0, as that of
-    # the biases of keys, and rounding decides.
     settings = settings_of(corpus, dropout=0.0, epochs=1, lr=1e-4, objective=objective)
     one = Execution(output=corpus / f"one-{objective}", progress=False)
     two = replace(one, output=corpus / f"two-{objective}", processes=2)
@@ -85,7 +83,10 @@ def test_two_processes_equal_one(objective: str, corpus: Path) -> None:
     assert start(*((settings, two, rank) for rank in launch(2))) == [0, 0]
     alone, together = weights(one.output / "last"), weights(two.output / "last")
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, **CLOSE, msg=lambda m, n=name: n + m)
+        # The exact gradient of a key's bias is 0: rounding decides where AdamW moves it, by the
+        # learning rate at most.
+        close = {"atol": settings.lr, "rtol": 0} if name.endswith("k_proj.bias") else CLOSE
+        torch.testing.assert_close(together[name], tensor, **close, msg=lambda m, n=name: n + m)
     start_weights = weights_of_clip(corpus / "clip")
     moved = [(alone[name] - value).abs().max() for name, value in start_weights.items()]
     assert max(moved) > 1e-4

@@ -1,0 +1,37 @@
+"""What kind of processor this is, where that decides which of two ways is the faster one."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+
+from muse_adapter.ops.torch_private import constant_when_compiled
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@constant_when_compiled
+def is_amd_with_avx512() -> bool:
+    """Whether this is AMD's Zen 4 or newer.
+
+    Torch multiplies float32 by MKL, which stays with AVX2 on AMD's processors, and convolves by
+    oneDNN, which does not.
+    """
+    return _vectors() == "AVX512" and "AuthenticAMD" in _maker()
+
+
+@functools.cache
+def _vectors() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+@functools.cache
+def _maker() -> str:
+    """Return what the processor says of its maker, perhaps among other words."""
+    if _CPUINFO.exists():
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line for line in lines if line.startswith("vendor_id")), "")
+    return platform.processor()

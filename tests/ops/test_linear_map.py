@@ -1,0 +1,187 @@
+"""Linear maps by oneDNN against torch's own: outputs, gradients, and where they are taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+from muse_adapter.layers.linear import Linear
+from muse_adapter.ops import linear, linear_map, processor
+from muse_adapter.ops.torch_private import has_onednn_linear
+
+if not has_onednn_linear():
+    pytest.skip("this build of torch has no oneDNN", allow_module_level=True)
+
+OPERATOR = torch.ops.muse_adapter.linear.default
+BOUND = 2e-6  # of the largest value: sums of 40 numbers in float32
+
+
+@pytest.fixture(autouse=True)
+def any_processor(monkeypatch):
+    """Serve on every processor, and however small the map is."""
+    monkeypatch.setattr(linear_map, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear_map, "MIN_PRODUCTS", 0)
+
+
+def tensors(*sizes, inputs=40, outputs=24):
+    x = torch.randn(*sizes, inputs)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    return [tensor.requires_grad_() for tensor in (x, weight, bias)]
+
+
+def close(got, expected):
+    assert got.dtype == expected.dtype and got.shape == expected.shape
+    return not expected.numel() or (got - expected).abs().max() <= BOUND * expected.abs().max()
+
+
+def ours(y):
+    """Whether the operator has computed y."""
+    return "linearBackward" in str(y.grad_fn.next_functions)
+
+
+@pytest.mark.parametrize("sizes", [(7,), (3, 5), (2, 3, 4), (1, 1), (2, 0)], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_outputs_and_all_gradients(sizes, with_bias):
+    given = tensors(*sizes)[: 3 if with_bias else 2]
+    got, expected = linear(*given), F.linear(*given)
+    assert ours(got) and close(got, expected)
+    grad = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(got, given, grad),
+        torch.autograd.grad(expected, given, grad),
+        strict=True,
+    ):
+        assert close(mine, theirs)
+
+
+def test_second_derivatives():
+    given = tensors(3, 5)
+    results = []
+    for y in (linear(*given), F.linear(*given)):
+        first = torch.autograd.grad(y.square().sum(), given, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
+    for mine, theirs in zip(*results, strict=True):
+        assert close(mine, theirs)
+
+
+@pytest.mark.parametrize("wanted", range(3), ids=["x", "weight", "bias"])
+def test_one_gradient_alone(wanted):
+    given = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(tensors(3, 5))]
+    linear(*given).sum().backward()
+    mine, given[wanted].grad = given[wanted].grad, None
+    F.linear(*given).sum().backward()
+    assert close(mine, given[wanted].grad)
+    assert [t.grad is None for t in given].count(False) == 1
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda t: t.t().contiguous().t(),
+        lambda t: F.pad(t, (3, 2))[:, 3:-2],
+        lambda t: t.repeat_interleave(2, 1)[:, ::2],
+        lambda t: F.pad(t, (0, 1)).t().contiguous()[:-1].t(),
+        lambda t: t[:1].expand(len(t), -1),
+        lambda t: torch._neg_view(t),
+    ],
+    ids=["transposed", "part of rows", "steps", "part of columns", "one row", "negated"],
+)
+def test_matrices_of_any_strides(stored):
+    x, weight, bias = tensors(7)
+    given = stored(x), stored(weight), bias.repeat_interleave(2)[::2]
+    got, expected = linear(*given), F.linear(*given)
+    assert ours(got) and close(got, expected)
+    for grad in (torch.ones(()).expand(expected.shape), torch.randn(24, 7).t()):
+        mine, theirs = (
+            torch.autograd.grad(y, (x, weight, bias), grad, retain_graph=True)
+            for y in (got, expected)
+        )
+        assert all(map(close, mine, theirs))
+
+
+def test_where_it_does_not_serve(monkeypatch):
+    """Then torch computes: the same numbers, and its own errors."""
+    given = tensors(3, 5)
+    assert ours(linear(*given))
+    for wrong in ([t.double() for t in given], [given[0][0, 0], *given[1:]]):
+        y = linear(*wrong)
+        assert not ours(y) and torch.equal(y, F.linear(*wrong))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*given).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="shapes"):
+        linear(given[0].double()[..., :3], given[1].double())
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_map, "MIN_PRODUCTS", 3 * 5 * 40 * 24 + 1)
+        assert not ours(linear(*given))
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_map, "onednn_is_faster", lambda: False)
+        assert not ours(linear(*given))
+
+
+def test_transforms_are_torchs():
+    x, weight, bias = (t.detach() for t in tensors(3, 5))
+    tangent = torch.randn_like(x)
+    assert torch.equal(
+        torch.func.jvp(lambda t: linear(t, weight, bias), (x,), (tangent,))[1],
+        torch.func.jvp(lambda t: F.linear(t, weight, bias), (x,), (tangent,))[1],
+    )
+    with torch.autograd.forward_ad.dual_level():
+        dual = linear(torch.autograd.forward_ad.make_dual(x, tangent), weight, bias)
+        got = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    assert close(got, F.linear(tangent, weight))
+    each = torch.func.vmap(linear, (0, None, None))(x, weight, bias)
+    assert close(each, F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "maker", "expected"),
+    [
+        ("AVX512", "vendor_id\t: AuthenticAMD", True),
+        ("AVX512", "vendor_id\t: GenuineIntel", False),
+        ("AVX2", "vendor_id\t: AuthenticAMD", False),
+        ("AVX512", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", True),
+        ("DEFAULT", "", False),
+    ],
+)
+def test_processors(monkeypatch, vectors, maker, expected):
+    monkeypatch.setattr(processor, "_vectors", lambda: vectors)
+    monkeypatch.setattr(processor, "_maker", lambda: maker)
+    assert processor.is_amd_with_avx512() is expected
+
+
+def test_it_is_an_operator():
+    x, weight, bias = tensors(3, 5)
+    x = x.detach().flatten(0, 1).requires_grad_()
+    torch.library.opcheck(OPERATOR, (x, weight, bias))
+    torch.library.opcheck(OPERATOR, (x, weight.detach(), None))
+
+
+def test_it_compiles_to_one_operator():
+    of, x = Linear(40, 24), torch.randn(3, 5, 40)
+    calls = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(of, fullgraph=True, backend=calls)
+    compiled(x).square().sum().backward()
+    got = [parameter.grad for parameter in of.parameters()]
+    of.zero_grad()
+    of(x).square().sum().backward()
+    assert all(map(close, got, (parameter.grad for parameter in of.parameters())))
+    (graph,) = calls.graphs
+    assert [node for node in graph.graph.nodes if node.target is OPERATOR.overloadpacket]
+
+
+def test_an_exported_program_takes_any_number_of_rows_and_autocast():
+    of, x = Linear(40, 24), torch.randn(3, 40)
+    with torch.no_grad():
+        program = torch.export.export(
+            of, (x,), dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=64)},)
+        ).module()
+        assert close(program(x[:2]), F.linear(x[:2], of.weight, of.bias))
+        with torch.autocast("cpu", torch.bfloat16):  # of which the program knows nothing
+            assert program(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_layers_keep_their_names():
+    named = [(name, tuple(p.shape)) for name, p in Linear(3, 2).named_parameters()]
+    assert named == [("weight", (2, 3)), ("bias", (2,))]
