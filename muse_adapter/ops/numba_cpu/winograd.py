@@ -12,8 +12,8 @@ just add, and rounding stays near that of the direct way, which larger tiles wou
 With torch's convolutions instead, inference over 3,060 tokens takes 1.17 times as long with 1
 thread and 1.04 times with 2, and a training step 1.15 and 1.19 times (`python -m
 benchmarks.ablation`, 2 cores of an AMD EPYC with AVX2, torch 2.13.0, 2026-11-28). On an AMD EPYC
-with AVX-512 torch is the faster one: with Winograd inference takes 1.09 and 1.12 times as long, and
-a training step 1.03 and 1.02 times (2026-11-29). Torch's convolutions use AVX-512 there, and its
+with AVX-512 torch is the faster one: with Winograd inference takes 1.16 and 1.18 times as long, and
+a training step 1.12 and 1.05 times (2026-11-29). Torch's convolutions use AVX-512 there, and its
 matrix products, of MKL, do not.
 """
 
