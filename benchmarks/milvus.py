@@ -46,13 +46,15 @@ from benchmarks.milvus_server import (
     unknown_settings,
 )
 from benchmarks.search import DIM, build, recall, timed
-from benchmarks.search_stores import OwnIndex, segments
+from benchmarks.search_stores import OwnIndex, SecondStage
 from benchmarks.vectors import QUERIES, Vectors
 from muse_adapter.search.milvus import MilvusStore
 from muse_adapter.search.segments import Settings
 
 SIZES = 10_000, 100_000
 INDEXES = "FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8"
+TWICE = ", second stage"  # behind the name of an index
+SEARCHES = [*INDEXES, *(index + TWICE for index in INDEXES)]
 NAME = "muse_adapter_benchmark"
 CONSISTENCY = "Session", "Strong"
 SMALL_SEGMENT = 1024  # rows, below which a server compares them all
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--folder", type=Path, help="where servers have their data, for a while, and their programs"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
+    parser.add_argument("--indexes", nargs="+", choices=SEARCHES, default=INDEXES)
     parser.add_argument("--repeats", type=int, default=64, help="single queries that are timed")
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -120,9 +122,12 @@ class Collection(OwnIndex):
 
     def append(self, vectors: Tensor) -> None:
         """Add the next block."""
-        with self.store.write() as writer:
-            writer.append(segments(self._appended, vectors))
+        super().append(vectors)
         self._appended += len(vectors)
+
+
+class CollectionTwice(SecondStage, Collection):
+    """An index in Milvus, in two stages: the server sends the frames of the 50."""
 
 
 def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) -> Row | None:
@@ -132,7 +137,7 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         rows: What is there of it.
         options: Of the command.
         size: Number of segments.
-        index: Its kind.
+        index: Its kind, perhaps with `TWICE`.
 
     Returns:
         The figures, in seconds; None: it was only built.
@@ -147,11 +152,14 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         if uri is None:
             server = ends.enter_context(own_server(options, row))
             uri = f"http://{server.host}"
-        name, address = f"{NAME}_{index}_{size}", f"{uri}?timeout=600"
+        kind, twice, _ = index.partition(TWICE)
+        collection_of = CollectionTwice if twice else Collection
+        name, address = f"{NAME}_{kind}_{size}", f"{uri}?timeout=600"
         if row["appended"]:
             store = MilvusStore(address, name)
         else:
-            store = MilvusStore.create(f"{address}&index={index}", name, Settings(DIM), b"")
+            settings = Settings(DIM, frame_features=collection_of.frame_features)
+            store = MilvusStore.create(f"{address}&index={kind}", name, settings, b"")
         ends.callback(store.close)
         if (found := store.read().num_videos) < row["appended"]:
             raise SystemExit(
@@ -161,7 +169,7 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         if options.uri and row["appended"] and "best" not in row:
             row["build"] = None  # that server went on building between the calls
         row["server"] = store._client.version
-        collection = Collection(store, vectors, row["appended"])
+        collection = collection_of(store, vectors, row["appended"])
         build(collection, vectors, row, rows, options.busy)
         wait_for_index(store, name, row, rows)
         if "best" not in row:
@@ -173,7 +181,9 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
         for level in CONSISTENCY:
             rows.check_time()
             reader = MilvusStore(f"{address}&consistency={level}", name)
-            row[level] = timed(Collection(reader, vectors, size).search, queries, options.repeats)
+            row[level] = timed(
+                collection_of(reader, vectors, size).search, queries, options.repeats
+            )
             reader.close()
         row["recall"] = recall(collection.numbers(collection.search(queries)), row.pop("best"))
         if server is not None:
@@ -189,7 +199,8 @@ def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
     Raises:
         SystemExit: The row was begun, and its folder is missing.
     """
-    folder = options.folder / f"milvus-{row['store']}-{row['segments']}"
+    store = re.sub(r"\W+", "-", row["store"])
+    folder = options.folder / f"milvus-{store}-{row['segments']}"
     if row["appended"] and not folder.exists():
         raise SystemExit(
             f"{options.json} goes on with vectors in {folder}, which is missing: give the --folder "
@@ -244,7 +255,7 @@ def wait_for_loading(store: MilvusStore, name: str, row: Row, rows: KeptRows) ->
     def loaded(client: Any, timeout: float) -> int:
         found = client._get_connection().get_query_segment_info(name, timeout=timeout)
         # It names no index of segments whose vectors it compares one by one.
-        plain = row["segments"] if row["store"] == "FLAT" else SMALL_SEGMENT - 1
+        plain = row["segments"] if row["store"].startswith("FLAT") else SMALL_SEGMENT - 1
         return sum(each.num_rows for each in found if each.indexID or each.num_rows <= plain)
 
     start = time.monotonic()
@@ -256,7 +267,7 @@ def wait_for_loading(store: MilvusStore, name: str, row: Row, rows: KeptRows) ->
 
 def markdown_table(figures: dict[str, Any]) -> str:
     """Write a row for each size and index."""
-    rows = sorted(figures["rows"], key=lambda row: (row["segments"], INDEXES.index(row["store"])))
+    rows = sorted(figures["rows"], key=lambda row: (row["segments"], SEARCHES.index(row["store"])))
     versions = {re.sub(r"^v", "", row["server"]) for row in rows}
     lines = [
         f"{where(figures['machine'])}, Milvus {', '.join(sorted(versions))}: vectors of width "
@@ -271,7 +282,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
         built = "not measured" if row["build"] is None else f"{row['build']:,.1f} s"
         cells = [
             f"{row['segments']:,}",
-            f"`{row['store']}`",
+            "`{}`{}{}".format(*row["store"].partition(",")),
             f"{row['append']:,.1f} s{busy}",
             f"{built}, {row['load']:,.1f} s{busy}",
             *(

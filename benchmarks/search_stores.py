@@ -77,8 +77,19 @@ class OwnIndex:
         vectors: That it is filled with.
     """
 
+    frame_features = False
+
     def __init__(self, store: Any, vectors: Vectors) -> None:
         self.store, self._vectors = store, vectors
+
+    def __len__(self) -> int:
+        return int(self.store.read().num_videos)
+
+    def append(self, vectors: Tensor) -> None:
+        """Add the next block."""
+        frames = self._vectors.frames(vectors) if self.frame_features else None
+        with self.store.write() as writer:
+            writer.append(segments(len(self), vectors, frames))
 
     def save(self) -> None:
         """Do nothing: what was appended is kept."""
@@ -97,32 +108,11 @@ class OwnIndex:
         return self._vectors.best(K)
 
 
-class Folder(OwnIndex):
-    """An index in a folder: all of its vectors are compared."""
+class SecondStage(OwnIndex):
+    """An index whose 50 best videos are ordered by their frames.
 
-    frame_features = False
-
-    def __init__(self, folder: Path, vectors: Vectors) -> None:
-        if not (folder / "videos").exists():
-            settings = Settings(vectors.dim, frame_features=self.frame_features)
-            create_store(folder, "videos", settings, b"").close()
-        super().__init__(open_store(folder, "videos"), vectors)
-
-    def __len__(self) -> int:
-        return self.store.read().num_videos
-
-    def append(self, vectors: Tensor) -> None:
-        """Add the next block."""
-        frames = self._vectors.frames(vectors) if self.frame_features else None
-        with self.store.write() as writer:
-            writer.append(segments(len(self), vectors, frames))
-
-
-class FolderTwice(Folder):
-    """An index in a folder whose 50 best videos are ordered by their frames.
-
-    The frames are in mapped files, of which only those of the 50 are read. The score is that of a
-    `VideoTransformer`. What should be found is what this score finds among all videos.
+    The score is that of a `VideoTransformer`. What should be found is what this score finds among
+    all videos.
     """
 
     frame_features = True
@@ -140,6 +130,20 @@ class FolderTwice(Folder):
 
 def _score_frames(query: Tensor, frames: Sequence[Tensor]) -> Tensor:
     return TextGatedInteraction()(query[None], torch.stack(list(frames)))[0]
+
+
+class Folder(OwnIndex):
+    """An index in a folder: all of its vectors are compared."""
+
+    def __init__(self, folder: Path, vectors: Vectors) -> None:
+        if not (folder / "videos").exists():
+            settings = Settings(vectors.dim, frame_features=self.frame_features)
+            create_store(folder, "videos", settings, b"").close()
+        super().__init__(open_store(folder, "videos"), vectors)
+
+
+class FolderTwice(SecondStage, Folder):
+    """An index in a folder, in two stages: of mapped files only the frames of the 50 are read."""
 
 
 class Faiss:

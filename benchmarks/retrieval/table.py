@@ -110,11 +110,11 @@ def _table(size: int, threads: int, rows: list[Row], queries: int) -> list[str]:
     ]
     for row in rows:
         time = row["query_ms"]
-        speed = base["query_ms"]["median"] / time["median"] if base else float("nan")
+        speed = f"{_digits(base['query_ms']['median'] / time['median'])}x" if base else ""
         batch = f"{queries / row['batch_s']:,.0f}" if row["batch_s"] else "not measured"
         lines.append(
             f"| {row['subject']} | {_digits(time['median'])} ({_digits(time['minimum'])})"
-            f"{', busy machine' if row['busy'] else ''} | {_digits(speed)}x | {batch} | "
+            f"{', busy machine' if row['busy'] else ''} | {speed} | {batch} | "
             f"{row['operations']:,.0f} | {_share(row['right_first'])} | "
             f"{_share(row['same_first'])} |"
         )

@@ -10,7 +10,7 @@ from muse_adapter.layers.mixers import BiMamba, Mixer
 from muse_adapter.layers.sequence import Readout
 from muse_adapter.ops import linear
 from muse_adapter.ops.autocast import without_autocast
-from muse_adapter.ops.checks import exporting_to_onnx
+from muse_adapter.ops.onnx_export import exporting_to_onnx
 
 
 class ResidualLayer(nn.Module):

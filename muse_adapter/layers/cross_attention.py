@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from muse_adapter.layers.linear import Linear
-
 
 class CrossAttention(nn.Module):
     """Pre-norm attention to another sequence: x + out(heads(LN(x), LN(memory))).
@@ -23,10 +21,10 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.memory_norm = nn.LayerNorm(memory_dim)
-        self.query = Linear(dim, inner)
-        self.key = Linear(memory_dim, inner)
-        self.value = Linear(memory_dim, inner)
-        self.out = Linear(inner, dim)
+        self.query = nn.Linear(dim, inner)
+        self.key = nn.Linear(memory_dim, inner)
+        self.value = nn.Linear(memory_dim, inner)
+        self.out = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, memory: Tensor, keep: Tensor | None = None) -> Tensor:
         """Apply the layer; leading axes are broadcast, after the linear maps of the inputs.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from muse_adapter.layers.linear import Linear
-
 
 class FeatureEmbedding(nn.Module):
     """Project features and add learned positions.
@@ -22,7 +20,7 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, in_dim: int, dim: int, max_length: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(in_dim)
-        self.proj = Linear(in_dim, dim)
+        self.proj = nn.Linear(in_dim, dim)
         self.positions = nn.Embedding(max_length, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)

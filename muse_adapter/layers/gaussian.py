@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from muse_adapter.layers.linear import Linear
 from muse_adapter.ops.inputs import gradient_wanted
 from muse_adapter.ops.torch_private import saved_tensor_hooks_are_off
 
@@ -86,10 +85,10 @@ class WindowedAttention(nn.Module):
             raise ValueError(f"dim must be divisible by heads, got {dim} and {heads}")
         self.heads = heads
         self.width = width
-        self.query = Linear(dim, dim)
-        self.key = Linear(dim, dim)
-        self.value = Linear(dim, dim)
-        self.out = Linear(dim, dim)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 

@@ -10,6 +10,6 @@ from muse_adapter.ops import linear
 class Linear(nn.Linear):
     """`torch.nn.Linear`, computed by `muse_adapter.ops.linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (..., in_features) -> (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)

@@ -22,12 +22,6 @@ def values_can_be_asked(tensor: Tensor) -> bool:
     )
 
 
-def exporting_to_onnx() -> bool:
-    """Whether the present call is traced for ONNX."""
-    # Asking torch.onnx imports the exporter, which only an export has a use for.
-    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
-
-
 def check_tensor(
     name: str,
     tensor: Tensor | None,

@@ -13,10 +13,9 @@ import torch
 
 from muse_adapter.ops import self_check
 from muse_adapter.ops.backend import Backend, by_name
-from muse_adapter.ops.checks import exporting_to_onnx
 from muse_adapter.ops.mamba_ssm import MAMBA_SSM
 from muse_adapter.ops.numba_cpu import NUMBA
-from muse_adapter.ops.onnx_export import ONNX
+from muse_adapter.ops.onnx_export import ONNX, exporting_to_onnx
 from muse_adapter.ops.recurrent import TORCH
 from muse_adapter.ops.reference import REFERENCE
 from muse_adapter.ops.torch_private import constant_when_compiled

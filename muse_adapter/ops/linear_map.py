@@ -11,21 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from muse_adapter.ops.checks import check_rank, check_tensor, exporting_to_onnx
-from muse_adapter.ops.library import register
+from muse_adapter.ops.checks import values_can_be_asked
 from muse_adapter.ops.processor import is_amd_with_avx512
-from muse_adapter.ops.torch_private import (
-    constant_when_compiled,
-    has_onednn_linear,
-    in_forward_mode,
-    in_func_transform,
-    onednn_linear,
-)
+from muse_adapter.ops.torch_private import has_onednn_linear, in_forward_mode, onednn_linear
 
-# Products of two numbers, below which calling an operator costs what it saves.
+# Products of two numbers, below which what is saved is lost around it.
 MIN_PRODUCTS = 1 << 22
 
 
@@ -42,79 +35,71 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _onednn_serves(x, weight, bias):
         return F.linear(x, weight, bias)
-    rows: Tensor = torch.ops.muse_adapter.linear(x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
+    if x.dim() == 2:
+        return _multiply(x, weight, bias)
+    return _multiply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
-@constant_when_compiled
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 faster than torch on this processor."""
     return is_amd_with_avx512() and has_onednn_linear()
 
 
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if (
-        not onednn_is_faster()
-        or not x.dtype == weight.dtype == torch.float32
-        or x.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-        or x.dim() < 2
-        or weight.dim() != 2
-    ):
-        return False
-    if torch.compiler.is_compiling():  # sizes may be symbolic, and must not be branched on
-        return not exporting_to_onnx()
+    """Whether it does for these arguments; what is traced is left to a compiler."""
     return (
-        x.numel() * len(weight) >= MIN_PRODUCTS
-        and not in_func_transform()
+        values_can_be_asked(x)
+        and onednn_is_faster()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
         and not in_forward_mode()
+        and all(_is_plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
+        and x.dim() > 1
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]
+        and x.numel() * len(weight) >= MIN_PRODUCTS
+        and (bias is None or bias.shape == weight.shape[:1])
     )
 
 
-def _run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _, inputs = check_rank("x", x, "rows", "D")
-    outputs, _ = check_rank("weight", weight, "O", "D")
-    check_tensor("x", x, None, ("x", x))
-    check_tensor("weight", weight, (outputs, inputs), ("x", x))
-    check_tensor("bias", bias, (outputs,), ("x", x))
-    # An exported program may run elsewhere, or under autocast bring other types.
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    if (
-        not has_onednn_linear()
-        or (x.dtype, x.device.type) != (torch.float32, "cpu")
-        or 0 in (x.numel(), weight.numel())
-    ):
-        return F.linear(x, weight, bias).to(x.dtype)
-    # It reads every bias as if it were contiguous.
-    return onednn_linear(_dense(x), _dense(weight), None if bias is None else bias.contiguous())
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Copy what is neither contiguous nor a transposed matrix: oneDNN is slow with it."""
-    dense = tensor.is_contiguous() or tensor.t().is_contiguous()
-    return tensor if dense else tensor.contiguous()
-
-
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is float32 in memory, and no subclass with operations of its own."""
     return (
-        linear(grad, weight.t()) if wanted[0] else None,
-        linear(grad.t(), x.t()) if wanted[1] else None,
-        grad.sum(0) if wanted[2] else None,
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
     )
 
 
-register(
-    "linear",
-    "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    *(_run, _fake, _differentiate, _setup),
-)
+class _OneDnn(torch.autograd.Function):
+    """The map of rows; its gradients are such maps themselves, and so are theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(x if wanted[1] else None, weight if wanted[0] else None)
+        # It reads every bias as if it were contiguous.
+        bias = None if bias is None else bias.contiguous()
+        return onednn_linear(_dense(x), _dense(weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            linear(grad, weight.t()) if wanted[0] else None,
+            linear(grad.t(), x.t()) if wanted[1] else None,
+            grad.sum(0) if wanted[2] else None,
+        )
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = _OneDnn.apply(x, weight, bias)
+    return y
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Copy what is neither contiguous nor a transposed matrix: oneDNN is slow with it."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()

@@ -75,6 +75,12 @@ class OnnxBackend(Backend):
 ONNX = OnnxBackend()
 
 
+def exporting_to_onnx() -> bool:
+    """Whether the present call is traced for ONNX."""
+    # Asking torch.onnx imports the exporter, which only an export has a use for.
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+
+
 def _convolve_and_scan(
     x: Tensor, valid: Tensor, directions: list[tuple[int, MambaDirection]]
 ) -> Tensor:

@@ -31,7 +31,8 @@ def _vectors() -> str:
 @functools.cache
 def _maker() -> str:
     """Return what the processor says of its maker, perhaps among other words."""
-    if _CPUINFO.exists():
+    try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in lines if line.startswith("vendor_id")), "")
-    return platform.processor()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line for line in lines if line.startswith("vendor_id")), "")

@@ -82,9 +82,9 @@ def has_onednn_linear() -> bool:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute a linear map of float32 by oneDNN, without a gradient.
+    """Compute a linear map of rows of float32 by oneDNN, without a gradient.
 
-    Torch itself takes oneDNN for narrower types only.
+    Torch itself takes oneDNN for narrower types, and for float32 only at a lower precision.
     """
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y

@@ -234,10 +234,6 @@ CASES = {
         RUN.conv3x3_weight,
         lambda: {"x": torch.randn(B, 4, 5, 32), "grad": torch.randn(B, 4, 5, 48)},
     ),
-    "linear": (
-        RUN.linear,
-        lambda: {"x": torch.randn(L, E), "weight": torch.randn(D, E), "bias": torch.randn(D)},
-    ),
     "triton_scan": (run_triton, triton_arguments),
     "triton_scan_backward": (run_triton_backward, triton_backward),
     "triton_gate": (lambda z, p, y0, y1: RUN.triton_gate(z, p, [y0, y1], False), gate_arguments),
@@ -270,7 +266,6 @@ FREE = {
     "causal_conv1d_silu": {"x": {0, 1}, "w": {1}},
     "causal_conv1d_silu_backward": {"w": {1}, "first": {1}},
     "conv3x3": {"x": {0, 1, 2}},
-    "linear": {"x": {0}},
     "triton_gate": {"y0": {1}, "y1": {1}},
     "triton_convolutions": {"x": {0, 1}},
 }

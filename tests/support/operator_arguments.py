@@ -132,15 +132,6 @@ def maps(*, gradient: bool) -> dict[str, Any]:
     return {"x": x, "weight": weight, "bias": maybe(numbers(outputs, dtype=dtype))}
 
 
-def linear_map() -> dict[str, Any]:
-    inputs, outputs, dtype = pick(0, 1, 16, 33), pick(0, 1, 48), pick(*TYPES)
-    return {
-        "x": numbers(pick(0, 1, 7, 10), inputs, dtype=dtype),
-        "weight": numbers(outputs, inputs, dtype=dtype),
-        "bias": maybe(numbers(outputs, dtype=dtype)),
-    }
-
-
 def mixer() -> dict[str, Any]:
     s = Sizes(whole_blocks=True)
     width, rank, taps, places = pick(1, 7, 16), pick(1, 2), pick(1, 4), pick(0, 1, 3)

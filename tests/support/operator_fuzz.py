@@ -44,7 +44,6 @@ OPERATORS: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
     "conv3x3": (RUN.conv3x3, lambda: make.maps(gradient=False)),
     "conv3x3_weight": (RUN.conv3x3_weight, lambda: make.maps(gradient=True)),
     "mamba_inference": (RUN.mamba_inference, make.mixer),
-    "linear": (RUN.linear, make.linear_map),
 }
 
 TRITON: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
