@@ -287,7 +287,7 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
 # What the head is without one of them. A processor has either the first or the next two.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
-    "torch's convolutions": lambda: patch.object(numba_cpu, "is_amd_with_avx512", lambda: False),
+    "torch's convolutions": lambda: patch.object(numba_cpu, "onednn_is_faster", lambda: False),
     "oneDNN's products": lambda: patch.object(linear_map, "onednn_is_faster", lambda: False),
     "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),

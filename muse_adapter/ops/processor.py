@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -14,13 +15,14 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @constant_when_compiled
-def is_amd_with_avx512() -> bool:
-    """Whether this is AMD's Zen 4 or newer.
+def onednn_is_faster() -> bool:
+    """Whether oneDNN computes float32 faster than MKL: on AMD's Zen 4 or newer, with AVX-512.
 
-    Torch multiplies float32 by MKL, which stays with AVX2 on AMD's processors, and convolves by
-    oneDNN, which does not.
+    Torch multiplies by MKL, which stays with AVX2 on AMD's processors, and convolves by oneDNN,
+    which does not. Not so under OMP_DYNAMIC=TRUE, where oneDNN may compute wrong numbers.
     """
-    return _vectors() == "AVX512" and "AuthenticAMD" in _maker()
+    dynamic = os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true"
+    return _vectors() == "AVX512" and "AuthenticAMD" in _maker() and not dynamic
 
 
 @functools.cache

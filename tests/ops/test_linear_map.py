@@ -158,7 +158,10 @@ def test_transforms_are_torchs():
 def test_processors(monkeypatch, vectors, maker, expected):
     monkeypatch.setattr(processor, "_vectors", lambda: vectors)
     monkeypatch.setattr(processor, "_maker", lambda: maker)
-    assert processor.is_amd_with_avx512() is expected
+    monkeypatch.delenv("OMP_DYNAMIC", raising=False)
+    assert processor.onednn_is_faster() is expected
+    monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
+    assert not processor.onednn_is_faster()
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["x", "weight"])
