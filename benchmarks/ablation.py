@@ -287,8 +287,12 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
 # What the head is without one of them. A processor has either the first or the next two.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
-    "torch's convolutions": lambda: patch.object(numba_cpu, "onednn_is_faster", lambda: False),
-    "oneDNN's products": lambda: patch.object(linear_map, "onednn_is_faster", lambda: False),
+    "torch's convolutions": lambda: patch.object(
+        numba_cpu, "onednn_convolves_faster", lambda: False
+    ),
+    "oneDNN's products": lambda: patch.object(
+        linear_map, "onednn_multiplies_faster", lambda: False
+    ),
     "flushing": lambda: patch.object(function, "backward", _backward_without_flushing()),
     "slices": lambda: patch.object(NumbaBackend, "mamba_mixer", Backend.mamba_mixer),
     "schedule": lambda: patch.object(slices, "run_tasks", _one_after_the_other),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from muse_adapter.ops.checks import values_can_be_asked
-from muse_adapter.ops.processor import onednn_is_faster
+from muse_adapter.ops.processor import onednn_multiplies_faster
 from muse_adapter.ops.torch_private import has_onednn_linear, in_forward_mode, onednn_linear
 
 # Products of two numbers, below which what is saved is lost around it.
@@ -44,7 +44,7 @@ def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether it does for these arguments; what is traced is left to a compiler."""
     return (
         values_can_be_asked(x)
-        and onednn_is_faster()
+        and onednn_multiplies_faster()
         and has_onednn_linear()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")

@@ -14,15 +14,30 @@ from muse_adapter.ops.torch_private import constant_when_compiled
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-@constant_when_compiled
-def onednn_is_faster() -> bool:
-    """Whether oneDNN computes float32 faster than MKL: on AMD's Zen 4 or newer, with AVX-512.
+def onednn_multiplies_faster() -> bool:
+    """Whether oneDNN multiplies float32 faster than MKL, which torch takes: on AMD's processors.
 
-    Torch multiplies by MKL, which stays with AVX2 on AMD's processors, and convolves by oneDNN,
-    which does not. Not so under OMP_DYNAMIC=TRUE, where oneDNN may compute wrong numbers.
+    Not so under OMP_DYNAMIC=TRUE, where oneDNN may compute wrong numbers.
     """
-    dynamic = os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true"
-    return _vectors() == "AVX512" and "AuthenticAMD" in _maker() and not dynamic
+    return _is_amd() and _vectors() in ("AVX2", "AVX512") and not _dynamic()
+
+
+@constant_when_compiled
+def onednn_convolves_faster() -> bool:
+    """Whether torch's 3x3 convolutions, of oneDNN, are faster than ours, whose products are MKL's.
+
+    They are on AMD's Zen 4 or newer: oneDNN has AVX-512 there, and MKL stays with AVX2. As to
+    OMP_DYNAMIC, see above.
+    """
+    return _is_amd() and _vectors() == "AVX512" and not _dynamic()
+
+
+def _dynamic() -> bool:
+    return os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true"
+
+
+def _is_amd() -> bool:
+    return "AuthenticAMD" in _maker()
 
 
 @functools.cache

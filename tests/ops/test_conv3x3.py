@@ -24,7 +24,7 @@ SIZES = [(1, 1, 1), (2, 2, 2), (3, 3, 5), (5, 7, 4), (2, 14, 14), (0, 3, 3)]
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch):
     """Winograd also where torch is faster."""
-    monkeypatch.setattr(numba_cpu, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(numba_cpu, "onednn_convolves_faster", lambda: False)
 
 
 def tensors(count=2, height=5, width=4, dtype=torch.float64, inputs=32, outputs=48):
@@ -163,7 +163,7 @@ def test_where_it_does_not_serve(monkeypatch):
 
     assert served(*tensors())
     with monkeypatch.context() as patch:
-        patch.setattr(numba_cpu, "onednn_is_faster", lambda: True)
+        patch.setattr(numba_cpu, "onednn_convolves_faster", lambda: True)
         assert not served(*tensors())
     assert not served(*tensors(), backend="torch")
     assert not served(*tensors(inputs=24)) and not served(*tensors(outputs=24))

@@ -22,7 +22,7 @@ BOUND = 2e-6  # of the largest value: sums of 40 numbers in float32
 @pytest.fixture(autouse=True)
 def any_processor(monkeypatch):
     """Serve on every processor, and however small the map is, if there is something to multiply."""
-    monkeypatch.setattr(linear_map, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear_map, "onednn_multiplies_faster", lambda: True)
     monkeypatch.setattr(linear_map, "MIN_PRODUCTS", 1)
 
 
@@ -124,7 +124,7 @@ def test_where_it_does_not_serve(monkeypatch):
         patch.setattr(linear_map, "MIN_PRODUCTS", 3 * 5 * 40 * 24 + 1)
         assert not ours(linear(*given))
     with monkeypatch.context() as patch:
-        patch.setattr(linear_map, "onednn_is_faster", lambda: False)
+        patch.setattr(linear_map, "onednn_multiplies_faster", lambda: False)
         assert not ours(linear(*given))
     with torch.backends.mkldnn.flags(enabled=False):
         assert not ours(linear(*given))
@@ -148,20 +148,25 @@ def test_transforms_are_torchs():
 @pytest.mark.parametrize(
     ("vectors", "maker", "expected"),
     [
-        ("AVX512", "vendor_id\t: AuthenticAMD", True),
-        ("AVX512", "vendor_id\t: GenuineIntel", False),
-        ("AVX2", "vendor_id\t: AuthenticAMD", False),
-        ("AVX512", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", True),
-        ("DEFAULT", "", False),
+        ("AVX512", "vendor_id\t: AuthenticAMD", (True, True)),
+        ("AVX2", "vendor_id\t: AuthenticAMD", (True, False)),
+        ("DEFAULT", "vendor_id\t: AuthenticAMD", (False, False)),
+        ("AVX512", "vendor_id\t: GenuineIntel", (False, False)),
+        ("AVX512", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", (True, True)),
+        ("DEFAULT", "", (False, False)),
     ],
 )
 def test_processors(monkeypatch, vectors, maker, expected):
     monkeypatch.setattr(processor, "_vectors", lambda: vectors)
     monkeypatch.setattr(processor, "_maker", lambda: maker)
+
+    def found():
+        return processor.onednn_multiplies_faster(), processor.onednn_convolves_faster()
+
     monkeypatch.delenv("OMP_DYNAMIC", raising=False)
-    assert processor.onednn_is_faster() is expected
+    assert found() == expected
     monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
-    assert not processor.onednn_is_faster()
+    assert found() == (False, False)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["x", "weight"])

@@ -106,7 +106,7 @@ def export_programs() -> dict[str, tuple[Any, Callable[[], dict[str, Any]]]]:
         )
         shapes = (tuple({i: torch.export.Dim.AUTO for i in range(t.dim())} for t in tensors),)
         # Our convolution, also on a processor where torch's is taken.
-        with torch.no_grad(), patch.object(numba_cpu, "onednn_is_faster", lambda: False):
+        with torch.no_grad(), patch.object(numba_cpu, "onednn_convolves_faster", lambda: False):
             program = torch.export.export(Program(function), tensors, dynamic_shapes=shapes)
         assert "muse_adapter" in str(program.graph), f"{name} holds no operator of ours"
         programs[f"exported {name}"] = torch.fx.Interpreter(program.graph_module).run, draw

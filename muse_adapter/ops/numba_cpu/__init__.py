@@ -20,7 +20,7 @@ from muse_adapter.ops.inputs import ScanInputs, gradient_wanted
 from muse_adapter.ops.mixer_inputs import MixerInputs, MixerState
 from muse_adapter.ops.numba_cpu import convolution_operator, mixer_operator, winograd_operator
 from muse_adapter.ops.operator import OperatorBackend
-from muse_adapter.ops.processor import onednn_is_faster
+from muse_adapter.ops.processor import onednn_convolves_faster
 from muse_adapter.ops.rows import contiguous_rows, leaves, row_kind
 from muse_adapter.ops.text_gate_inputs import TextGateInputs
 from muse_adapter.ops.top_vectors_inputs import TopProductsInputs
@@ -96,7 +96,7 @@ class NumbaBackend(OperatorBackend):
             or not (inputs and outputs)
             or inputs % LANES
             or outputs % LANES
-            or onednn_is_faster()  # where torch is the faster one, see `winograd`
+            or onednn_convolves_faster()  # where torch is the faster one, see `winograd`
         ):  # torch says what does not fit
             return super().conv3x3(x, weight, bias)
         return winograd_operator.conv3x3(x, weight, bias)
