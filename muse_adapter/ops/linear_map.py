@@ -45,13 +45,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether it does for these arguments; what is traced is left to a compiler."""
     return (
-        values_can_be_asked(x)
+        all(_is_plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
+        and values_can_be_asked(x)
+        and not torch.jit.is_tracing()
         and onednn_multiplies_faster()
         and has_onednn_linear()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not in_forward_mode()
-        and all(_is_plain(tensor) for tensor in (x, weight, bias) if tensor is not None)
         and x.dim() > 1
         and weight.dim() == 2
         and x.shape[-1] == weight.shape[1]
