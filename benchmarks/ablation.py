@@ -43,13 +43,7 @@ from muse_adapter.layers.mixers import BiMamba
 from muse_adapter.layers.pyramid import Conv3x3
 from muse_adapter.ops import linear_map, numba_cpu, use_backend
 from muse_adapter.ops.backend import Backend
-from muse_adapter.ops.numba_cpu import (
-    NumbaBackend,
-    function,
-    kernel,
-    parallel,
-    slices,
-)
+from muse_adapter.ops.numba_cpu import NumbaBackend, function, kernel, parallel, slices
 from muse_adapter.ops.numba_cpu.schedule import Task
 from muse_adapter.ops.numba_cpu.simd import inline
 
@@ -284,7 +278,7 @@ def _on_one_thread(function: int, memory: int, threads: int) -> None:
     parallel.run_parallel(function, memory, 1)
 
 
-# What the head is without one of them. A processor has either the first or the next two.
+# What the head is without one of them. Which of the first three it has depends on the processor.
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "Winograd": lambda: patch.object(pyramid.Conv3x3, "forward", nn.Conv2d.forward),
     "torch's convolutions": lambda: patch.object(

@@ -154,7 +154,7 @@ def measure(rows: KeptRows, options: argparse.Namespace, size: int, index: str) 
             uri = f"http://{server.host}"
         kind, twice, _ = index.partition(TWICE)
         collection_of = CollectionTwice if twice else Collection
-        name, address = f"{NAME}_{kind}_{size}", f"{uri}?timeout=600"
+        name, address = f"{NAME}_{_label(index)}_{size}", f"{uri}?timeout=600"
         if row["appended"]:
             store = MilvusStore(address, name)
         else:
@@ -199,8 +199,7 @@ def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
     Raises:
         SystemExit: The row was begun, and its folder is missing.
     """
-    store = re.sub(r"\W+", "-", row["store"])
-    folder = options.folder / f"milvus-{store}-{row['segments']}"
+    folder = options.folder / f"milvus-{_label(row['store'])}-{row['segments']}"
     if row["appended"] and not folder.exists():
         raise SystemExit(
             f"{options.json} goes on with vectors in {folder}, which is missing: give the --folder "
@@ -222,6 +221,11 @@ def own_server(options: argparse.Namespace, row: Row) -> Iterator[MilvusServer]:
         server.kill()
     if "footprint" in row:
         shutil.rmtree(folder)
+
+
+def _label(index: str) -> str:
+    """Name an index in the letters that a collection and a folder may have."""
+    return index.replace(",", "").replace(" ", "_")
 
 
 def wait_for_index(store: MilvusStore, name: str, row: Row, rows: KeptRows) -> None:

@@ -18,7 +18,8 @@ from benchmarks import milvus, milvus_server
 pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
 
 
-def test_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("index", ["FLAT", "FLAT, second stage"])
+def test_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str], index: str) -> None:
     target, uri = tmp_path / "figures.json", tmp_path / "clips.db"
     milvus.main(
         [
@@ -27,7 +28,7 @@ def test_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             "--sizes",
             "70",
             "--indexes",
-            "FLAT",
+            index,
             "--repeats",
             "2",
             "--json",
@@ -35,9 +36,12 @@ def test_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ]
     )
     (row,) = json.loads(target.read_text())["rows"]
-    assert (row["segments"], row["store"], row["recall"]) == (70, "FLAT", 1.0)
+    assert (row["segments"], row["store"], row["recall"]) == (70, index, 1.0)
     printed = capsys.readouterr().out
-    assert "| 70 | `FLAT` | " in printed and "| not measured | not measured |" in printed
+    assert (
+        f"| 70 | `FLAT`{index.removeprefix('FLAT')} | " in printed
+        and "| not measured | not measured |" in printed
+    )
 
 
 def test_a_call_goes_on_with_the_one_before(

@@ -38,7 +38,7 @@ def close(got, expected):
 
 
 def ours(y):
-    """Whether the operator has computed y."""
+    """Whether oneDNN has computed y, by our function."""
     return "_OneDnnBackward" in str((y.grad_fn, y.grad_fn.next_functions))
 
 
