@@ -21,8 +21,8 @@ from muse_adapter.ops.torch_private import scan_operator
 
 # Steps in a turn of the loop.
 CHUNK = 8
-# exp of it is finite in float32; softplus of more is the number itself.
-MAX_EXPONENT = 80
+# exp of it is finite in float32, and softplus of more is the number itself; exp of the least is 0.
+MIN_EXPONENT, MAX_EXPONENT = -110.0, 80.0
 
 
 class OnnxBackend(Backend):
@@ -105,7 +105,11 @@ def _convolve_and_scan(
         sizes = weights.dt_proj.shape[1], states, states
         low_rank, B, C = F.linear(x, weights.x_proj).split(sizes, dim=-1)
         dt = F.linear(low_rank, weights.dt_proj).to(dtype) + weights.dt_bias.to(dtype)
-        x, dt = x.to(dtype), _softplus(dt) * (valid.flip(0) if reverse else valid)
+        # Nothing enters the state at a token that is not valid. That it decays there is seen by no
+        # valid token: the state is 0 ahead of them in one direction, and unused behind them in the
+        # other.
+        B = B * (valid.flip(0) if reverse else valid)
+        x, dt = x.to(dtype), _softplus(dt)
         convolved.append(x)
         loops.append([tensor.to(dtype).unsqueeze(2) for tensor in (dt, dt * x, B, C)])
     stacked = [torch.stack(tensors, dim=1) for tensors in zip(*loops, strict=True)]
@@ -184,7 +188,9 @@ def _turn(
     steps = (tensor.split(1) for tensor in (dt, dt_x, B, C))
     # Nothing of a state's size is made for all steps at once: it would leave the cache.
     for dt_t, dt_x_t, B_t, C_t in zip(*steps, strict=True):
-        state = (dt_t * A).exp() * state + dt_x_t * B_t
+        # An outer product: onnxruntime's matrix product takes less time for it than its product by
+        # broadcasting does.
+        state = (dt_t * A).exp() * state + B_t @ dt_x_t
         outputs.append(C_t @ state)
     # Neither may be a view of something else in the body of the loop.
     return state.squeeze(0).clone(), torch.cat(outputs)
@@ -203,7 +209,8 @@ def _softplus(x: Tensor) -> Tensor:
     this. The rounding of 1 + exp(x) would lose the last digits of a small result; they are put
     back.
     """
-    exponential = x.clamp(max=MAX_EXPONENT).exp()
+    # With one bound alone it would be a Min, which onnxruntime does on one thread.
+    exponential = x.clamp(MIN_EXPONENT, MAX_EXPONENT).exp()
     rounded = exponential + 1
     lost = exponential - (rounded - 1)
     return torch.maximum(rounded.log() + lost / rounded, x)
