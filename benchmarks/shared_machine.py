@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.machine import machine, where
 from benchmarks.measure import timed
+from muse_adapter.ops import FreeThreads
 
 TOKENS = 3060
 THREADS = 2
@@ -37,8 +38,9 @@ SETTINGS: dict[str, dict[str, str]] = {
 DIVIDED = f"{THREADS} threads"  # the setting whose threads are also taken away one by one
 LOADS = "quiet", "busy"
 # What a process is asked for: a step of the head, torch's time for its products, and a step of the
-# head with fewer threads for the kernels or for torch's operators.
-STEPS = "head", "floor", "head, kernels on 1", "head, torch on 1"
+# head with fewer threads for the kernels or for torch's operators, or with `FreeThreads` behind
+# another step.
+STEPS = "head", "floor", "head, kernels on 1", "head, torch on 1", "head, `FreeThreads`"
 
 Row = dict[str, Any]
 
@@ -51,6 +53,19 @@ def torch_on_one_thread() -> Iterator[None]:
     try:
         with patch.object(torch, "get_num_threads", lambda: threads):
             yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def free_threads(step: Callable[[], Any]) -> Iterator[None]:
+    """Leave torch the threads that are free while a step runs."""
+    threads = torch.get_num_threads()
+    free = FreeThreads()
+    step()
+    free.adjust()
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -137,6 +152,7 @@ def _serve(connection: Connection) -> None:
     changes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "head, kernels on 1": WITHOUT["kernel threads"],
         "head, torch on 1": torch_on_one_thread,
+        "head, `FreeThreads`": lambda: free_threads(subject.run),
     }
     with contextlib.suppress(EOFError):
         while True:

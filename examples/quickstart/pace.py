@@ -1,4 +1,4 @@
-"""Whether the steps of a training take as long as they should, and what to do if not."""
+"""Whether the steps of a training take as long as they should, and fewer threads if not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from examples.quickstart.settings import Settings
-from muse_adapter.ops import backend_for
+from muse_adapter.ops import FreeThreads, backend_for
 
 # Seconds of a step of the default run on 2 quiet cores of an AMD EPYC, 2026-11-28.
 MEASURED_S = {"muse": 0.38, "mean_pool": 0.07}
@@ -26,7 +26,10 @@ def expected_seconds(settings: Settings, device: str) -> float | None:
 
 
 class Pace:
-    """Watches the seconds of the steps, and says once when they are far from the expectation.
+    """Watches the seconds of the steps, and when they are far from the expectation, says so.
+
+    From then on torch has as many threads as other processes leave free. Not before: on another
+    number of threads the last digits differ, and a quiet run is to be repeatable bit for bit.
 
     Args:
         expected: Seconds of a step; None: the fastest step so far is what is expected.
@@ -36,29 +39,32 @@ class Pace:
         self.expected = expected
         self.recent: list[float] = []
         self.fastest = float("inf")
-        self.warned = False
+        self.free: FreeThreads | None = None
         self.began = _clocks()
 
     def step(self, seconds: float) -> str | None:
         """Take note of a step; returns a warning, at most once."""
+        if self.free is not None:
+            self.free.adjust()
+            return None
         self.recent = [*self.recent[1 - RECENT :], seconds]
         self.fastest = min(self.fastest, seconds)
         expected = self.fastest if self.expected is None else self.expected
         median = statistics.median(self.recent)
-        if self.warned or len(self.recent) < RECENT or median <= FAR * expected:
+        if len(self.recent) < RECENT or median <= FAR * expected:
             return None
-        self.warned = True
-        return f"steps take {median:.1f} s, {expected:.1f} s were expected. {self._advice()}"
+        self.free = FreeThreads()
+        return f"steps take {median:.1f} s, {expected:.1f} s were expected. {self._remedy()}"
 
-    def _advice(self) -> str:
+    def _remedy(self) -> str:
         threads = torch.get_num_threads()
         wall, own = (now - before for now, before in zip(_clocks(), self.began, strict=True))
         got = f"this process got {own / wall:.1f} processors for its {threads} threads"
         if threads == 1:
             return f"The machine may be slower, or shared: {got}"
         return (
-            f"Where other processes use the machine, threads wait for each other ({got}): "
-            "interrupt, and go on from the last checkpoint with --threads 1"
+            f"Where other processes use the machine, threads wait for each other ({got}): from "
+            "now on there are as many as others leave processors"
         )
 
 

@@ -3,6 +3,7 @@
 from muse_adapter.ops.byte_vectors import byte_products
 from muse_adapter.ops.choice import BackendStatus, backend_for, backends, use_backend
 from muse_adapter.ops.convolution import causal_conv1d_silu, conv3x3
+from muse_adapter.ops.free_threads import FreeThreads
 from muse_adapter.ops.inputs import Direction
 from muse_adapter.ops.linear_map import linear
 from muse_adapter.ops.mixer import mamba_mixer, mamba_mixer_chunk
@@ -15,6 +16,7 @@ from muse_adapter.ops.top_vectors import top_products
 __all__ = [
     "BackendStatus",
     "Direction",
+    "FreeThreads",
     "MambaDirection",
     "MixerState",
     "backend_for",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from muse_adapter.ops import backends
+from muse_adapter.ops import FreeThreads, backends
 
 if not backends("cpu")["numba"].available:
     pytest.skip("needs the numba backend", allow_module_level=True)
@@ -48,7 +48,8 @@ def test_rows_of_all_settings_are_kept_and_written(
     assert f"| 1 thread | {half} | {half} |" in table
     assert f"| 2 threads, `GOMP_SPINCOUNT=0` | {half} | {half} |" in table
     assert f"| 2 threads, torch on 1 | {less} | {less} |" in table
-    assert table.count("\n| ") == 1 + len(shared_machine.SETTINGS) + 2
+    assert f"| 2 threads, `FreeThreads` | {less} | {less} |" in table
+    assert table.count("\n| ") == 1 + len(shared_machine.SETTINGS) + 3
 
 
 @pytest.mark.slow(seconds=5)
@@ -67,6 +68,15 @@ def test_a_worker_times_every_step_of_a_checked_head(
         assert ours.recv() > 0
     ours.close()
     thread.join()
+
+
+def test_threads_are_given_up_after_a_step_and_come_back(threads, monkeypatch) -> None:
+    threads(2)
+    seen = []
+    monkeypatch.setattr(FreeThreads, "adjust", lambda _: torch.set_num_threads(1))
+    with shared_machine.free_threads(lambda: seen.append(torch.get_num_threads())):
+        seen.append(torch.get_num_threads())
+    assert [*seen, torch.get_num_threads()] == [2, 1, 2]
 
 
 def test_torch_alone_has_one_thread(threads) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("av", reason="the quickstart reads videos with PyAV")
 pytest.importorskip("matplotlib", reason="the quickstart draws with matplotlib")
 pytest.importorskip("tqdm", reason="the quickstart shows progress with tqdm")
 
+from examples.quickstart import pace
 from examples.quickstart.frozen import TokenRows, encode_once
 from examples.quickstart.material import Material
 from examples.quickstart.model import build_model, build_tokenizer
@@ -21,20 +23,36 @@ from examples.quickstart.settings import Settings
 from muse_adapter.encoders import embed_videos
 
 
-def test_slow_steps_are_told_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    pace = Pace(expected=2.0)
-    assert [pace.step(5.0) for _ in range(10)] == [None] * 10
-    warnings = [pace.step(24.0) for _ in range(10)]
-    told = [warning for warning in warnings if warning is not None]
-    assert len(told) == 1 and "steps take 24.0 s, 2.0 s were expected" in told[0]
-    assert told[0].endswith("go on from the last checkpoint with --threads 1")
+class FakeThreads:
+    """Counts how often the threads were looked at."""
+
+    looks = 0
+
+    def adjust(self) -> None:
+        FakeThreads.looks += 1
+
+
+def test_slow_steps_are_told_once_and_get_the_threads_that_are_free(
+    monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    threads(2)
+    monkeypatch.setattr(pace, "FreeThreads", FakeThreads)
+    monkeypatch.setattr(FakeThreads, "looks", 0)
+    steps = Pace(expected=2.0)
+    assert [steps.step(5.0) for _ in range(10)] == [None] * 10
+    assert FakeThreads.looks == 0
+    # Three slow ones are the median of five.
+    *before, told = [steps.step(24.0) for _ in range(3)]
+    assert before == [None] * 2 and "steps take 24.0 s, 2.0 s were expected" in told
+    assert told.endswith("from now on there are as many as others leave processors")
+    assert [steps.step(24.0) for _ in range(7)] == [None] * 7
+    assert FakeThreads.looks == 7
 
 
 def test_without_a_measurement_the_fastest_step_is_expected() -> None:
-    pace = Pace(expected=None)
-    assert not any(pace.step(1.0) for _ in range(5))
-    assert any(pace.step(4.0) for _ in range(5))
+    steps = Pace(expected=None)
+    assert not any(steps.step(1.0) for _ in range(5))
+    assert any(steps.step(4.0) for _ in range(5))
 
 
 def test_only_the_default_run_has_a_measured_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
