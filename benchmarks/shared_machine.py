@@ -214,8 +214,8 @@ def _cells(row: Row | None) -> str:
     if row is None:
         return " | | "
     low, high = row["head_range_s"]
-    head = f"{row['head_s']:.1f} ({low:.1f} to {high:.1f})"
-    return f"{head} | {row['floor_s']:.1f} | {row['ratio']:.2f}"
+    head = f"{row['head_s']:.2f} ({low:.2f} to {high:.2f})"
+    return f"{head} | {row['floor_s']:.2f} | {row['ratio']:.2f}"
 
 
 if __name__ == "__main__":

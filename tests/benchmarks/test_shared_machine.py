@@ -43,8 +43,8 @@ def test_rows_of_all_settings_are_kept_and_written(
         given = ["--machine", load, "--repeats", "2", "--json", str(target)]
         shared_machine.main(given)
     table = shared_machine.markdown_table(json.loads(target.read_text()))
-    half = "2.0 (2.0 to 2.0) | 1.0 | 2.00"
-    less = "3.0 (3.0 to 3.0) | 1.0 | 3.00"
+    half = "2.00 (2.00 to 2.00) | 1.00 | 2.00"
+    less = "3.00 (3.00 to 3.00) | 1.00 | 3.00"
     assert f"| 1 thread | {half} | {half} |" in table
     assert f"| 2 threads, `GOMP_SPINCOUNT=0` | {half} | {half} |" in table
     assert f"| 2 threads, torch on 1 | {less} | {less} |" in table
