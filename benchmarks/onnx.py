@@ -34,8 +34,8 @@ from muse_adapter.ops import use_backend
 FRAMES, TOKENS, DIM = 12, 50, 512  # a class token and 7x7 patches
 BACKENDS = "numba", "torch"
 RUNTIME = "onnxruntime"
-VIDEO_A_THREAD = "onnxruntime, a video a thread"
-RUNTIMES = RUNTIME, VIDEO_A_THREAD
+PER_THREAD = "onnxruntime, one thread per video"
+RUNTIMES = RUNTIME, PER_THREAD
 
 Feeds = dict[str, Any]  # arrays by the names of inputs
 Run = Callable[[Feeds], Any]  # to the embeddings of the videos
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ThreadPoolExecutor(threads) as pool:
             runs = {
                 RUNTIME: together(open_session(file, threads)),
-                VIDEO_A_THREAD: one_by_one(open_session(file, threads=1), pool),
+                PER_THREAD: one_per_thread(open_session(file, threads=1), pool),
             }
             figures["rows"] = [
                 measure(head, runs, batch, options.frames, options.repeats)
@@ -125,7 +125,7 @@ def together(session: Any) -> Run:
     return lambda feeds: session.run(None, feeds)[0]
 
 
-def one_by_one(session: Any, pool: ThreadPoolExecutor) -> Run:
+def one_per_thread(session: Any, pool: ThreadPoolExecutor) -> Run:
     """Embed each video in a call of its own, as many at once as the pool has threads."""
 
     def run(feeds: Feeds) -> Any:
@@ -187,7 +187,7 @@ def markdown_table(figures: dict[str, Any]) -> str:
         f"{figures['frames']} frames of 7x7 patches, the default scales, inference; medians of "
         "alternatives in turn.",
         "",
-        f"| videos | {' | '.join(f'{way}, ms' for way in ways)} | the faster of both / numba |",
+        f"| videos | {' | '.join(f'{way}, ms' for way in ways)} | faster onnxruntime / numba |",
         "|---" * (len(ways) + 2) + "|",
     ]
     for row in figures["rows"]:

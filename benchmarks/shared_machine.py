@@ -15,6 +15,7 @@ import contextlib
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
@@ -35,11 +36,12 @@ SETTINGS: dict[str, dict[str, str]] = {
     f"{THREADS} threads": {},
     f"{THREADS} threads, `GOMP_SPINCOUNT=0`": {"GOMP_SPINCOUNT": "0"},
 }
+LOOK_S = 1.0
 DIVIDED = f"{THREADS} threads"  # the setting whose threads are also taken away one by one
 LOADS = "quiet", "busy"
 # What a process is asked for: a step of the head, torch's time for its products, and a step of the
-# head with fewer threads for the kernels or for torch's operators, or with `FreeThreads` behind
-# another step.
+# head with fewer threads for the kernels or for torch's operators, or with the threads that were
+# free in the second before.
 STEPS = "head", "floor", "head, kernels on 1", "head, torch on 1", "head, `FreeThreads`"
 
 Row = dict[str, Any]
@@ -59,10 +61,12 @@ def torch_on_one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def free_threads(step: Callable[[], Any]) -> Iterator[None]:
-    """Leave torch the threads that are free while a step runs."""
+    """Run steps for a second, then leave torch the threads that were free during them."""
     threads = torch.get_num_threads()
     free = FreeThreads()
-    step()
+    end = time.perf_counter() + LOOK_S
+    while time.perf_counter() < end:
+        step()
     free.adjust()
     try:
         yield
@@ -93,7 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
             with beside[load]():
                 rows = measure(workers, load, options.repeats)
             for row in rows:
-                print(f"{load:<6} {row['what']:<34} {row['head_s']:.2f} s, {row['ratio']:.2f}")
+                ratio = f", {row['ratio']:.2f} of its floor" if "ratio" in row else ""
+                print(f"{load:<6} {row['what']:<34} {row['head_s']:.2f} s{ratio}")
             if options.json:
                 keep(options.json, rows)
     finally:
@@ -176,21 +181,25 @@ def measure(workers: dict[str, Worker], load: str, repeats: int) -> list[Row]:
     for setting, step in steps:
         if step != "floor":
             what = setting + step.removeprefix("head")
-            rows.append(_row(load, what, seconds[setting, step], seconds[setting, "floor"]))
+            # A floor of all threads is none for a head on fewer.
+            floor = seconds[setting, "floor"] if step == "head" else None
+            rows.append(_row(load, what, seconds[setting, step], floor))
     return rows
 
 
-def _row(load: str, what: str, head: list[float], floor: list[float]) -> Row:
-    return {
+def _row(load: str, what: str, head: list[float], floor: list[float] | None) -> Row:
+    row = {
         "cell": load,
         "what": what,
-        "ratio": statistics.median(a / b for a, b in zip(head, floor, strict=True)),
         "head_s": statistics.median(head),
         "head_range_s": (min(head), max(head)),
-        "floor_s": statistics.median(floor),
         "rounds": len(head),
         "machine": where(machine()),
     }
+    if floor is not None:
+        row["floor_s"] = statistics.median(floor)
+        row["ratio"] = statistics.median(a / b for a, b in zip(head, floor, strict=True))
+    return row
 
 
 def markdown_table(figures: dict[str, Any]) -> str:
@@ -215,7 +224,9 @@ def _cells(row: Row | None) -> str:
         return " | | "
     low, high = row["head_range_s"]
     head = f"{row['head_s']:.2f} ({low:.2f} to {high:.2f})"
-    return f"{head} | {row['floor_s']:.2f} | {row['ratio']:.2f}"
+    return (
+        f"{head} | {row['floor_s']:.2f} | {row['ratio']:.2f}" if "ratio" in row else f"{head} | |"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ exclude_patterns = ["_build"]
 default_role = "code"
 
 myst_heading_anchors = 3
-autodoc_mock_imports = ["mteb"]  # an extra that the environment of CI leaves out
+autodoc_mock_imports = ["mteb"]  # not there for Python 3.10
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"

@@ -14,7 +14,7 @@ from muse_adapter.ops import FreeThreads, backend_for
 # Seconds of a step of the default run on 2 quiet cores of an AMD EPYC, 2026-11-28.
 MEASURED_S = {"muse": 0.38, "mean_pool": 0.07}
 RECENT = 5  # steps that are looked at together
-FAR = 3.0  # times the expectation
+FAR = 2.0  # times the expectation
 
 
 def expected_seconds(settings: Settings, device: str) -> float | None:
@@ -32,7 +32,8 @@ class Pace:
     number of threads the last digits differ, and a quiet run is to be repeatable bit for bit.
 
     Args:
-        expected: Seconds of a step; None: the fastest step so far is what is expected.
+        expected: Seconds of a step (None: not known). The fastest step so far, if it took less, is
+            what is expected.
     """
 
     def __init__(self, expected: float | None) -> None:
@@ -49,7 +50,7 @@ class Pace:
             return None
         self.recent = [*self.recent[1 - RECENT :], seconds]
         self.fastest = min(self.fastest, seconds)
-        expected = self.fastest if self.expected is None else self.expected
+        expected = min(self.fastest, self.expected or self.fastest)
         median = statistics.median(self.recent)
         if len(self.recent) < RECENT or median <= FAR * expected:
             return None
@@ -62,9 +63,14 @@ class Pace:
         got = f"this process got {own / wall:.1f} processors for its {threads} threads"
         if threads == 1:
             return f"The machine may be slower, or shared: {got}"
+        assert self.free is not None
+        remedy = (
+            "from now on there are as many as others leave processors"
+            if self.free.sees_others
+            else "interrupt, and go on from the last checkpoint with --threads 1"
+        )
         return (
-            f"Where other processes use the machine, threads wait for each other ({got}): from "
-            "now on there are as many as others leave processors"
+            f"Where other processes use the machine, threads wait for each other ({got}): {remedy}"
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,6 +55,16 @@ def build_optimizer(model: QuickstartModel, settings: Settings) -> torch.optim.O
     return optimizer
 
 
+@contextlib.contextmanager
+def kept_threads() -> Iterator[None]:
+    """Give torch back the number of threads that it had before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     settings: Settings,
     training: Split,
@@ -96,7 +108,7 @@ def train(
         unit="step",
         disable=not progress,
     )
-    with bar:
+    with bar, kept_threads():
         for step in range(len(run.losses), settings.steps):
             began = time.perf_counter()
             loss = train_step(model, optimizer, settings, step, clips)

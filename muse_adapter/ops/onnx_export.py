@@ -21,7 +21,7 @@ from muse_adapter.ops.torch_private import scan_operator
 
 # Steps in a turn of the loop.
 CHUNK = 8
-# exp of it is finite in float32, and softplus of more is the number itself; exp of the least is 0.
+# In float32: exp of the one is 0, of the other finite, and softplus of more is the number itself.
 MIN_EXPONENT, MAX_EXPONENT = -110.0, 80.0
 
 
@@ -105,9 +105,9 @@ def _convolve_and_scan(
         sizes = weights.dt_proj.shape[1], states, states
         low_rank, B, C = F.linear(x, weights.x_proj).split(sizes, dim=-1)
         dt = F.linear(low_rank, weights.dt_proj).to(dtype) + weights.dt_bias.to(dtype)
-        # Nothing enters the state at a token that is not valid. That it decays there is seen by no
-        # valid token: the state is 0 ahead of them in one direction, and unused behind them in the
-        # other.
+        # Nothing enters the state at a token that is not valid. That it decays there (A is
+        # negative) is seen by no valid token: the state is 0 ahead of them in one direction, and
+        # unused behind them in the other.
         B = B * (valid.flip(0) if reverse else valid)
         x, dt = x.to(dtype), _softplus(dt)
         convolved.append(x)
@@ -197,7 +197,10 @@ def _turn(
 
 
 def _padded(tensor: Tensor, dim: int) -> Tensor:
-    """Append zeros, up to a multiple of `CHUNK`: steps of size zero change no state."""
+    """Append zeros, up to a multiple of `CHUNK`.
+
+    They are steps of size zero in a scan, and tokens that are not valid in a mixer.
+    """
     behind = tensor.dim() - 1 - dim
     return F.pad(tensor, (0, 0) * behind + (0, -tensor.shape[dim] % CHUNK))
 
@@ -209,7 +212,7 @@ def _softplus(x: Tensor) -> Tensor:
     this. The rounding of 1 + exp(x) would lose the last digits of a small result; they are put
     back.
     """
-    # With one bound alone it would be a Min, which onnxruntime does on one thread.
+    # With one bound alone it is exported as a Min, which takes onnxruntime three times as long.
     exponential = x.clamp(MIN_EXPONENT, MAX_EXPONENT).exp()
     rounded = exponential + 1
     lost = exponential - (rounded - 1)

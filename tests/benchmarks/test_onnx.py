@@ -32,7 +32,7 @@ def test_all_ways_are_measured(
         for row in figures["rows"]
         for way in (*onnx.BACKENDS, *onnx.RUNTIMES)
     )
-    assert "| videos | numba, ms | torch, ms | onnxruntime, ms | onnxruntime, a video" in printed
+    assert "| videos | numba, ms | torch, ms | onnxruntime, ms | onnxruntime, one thr" in printed
 
 
 def test_a_file_that_differs_is_not_timed() -> None:

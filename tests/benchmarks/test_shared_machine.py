@@ -44,7 +44,7 @@ def test_rows_of_all_settings_are_kept_and_written(
         shared_machine.main(given)
     table = shared_machine.markdown_table(json.loads(target.read_text()))
     half = "2.00 (2.00 to 2.00) | 1.00 | 2.00"
-    less = "3.00 (3.00 to 3.00) | 1.00 | 3.00"
+    less = "3.00 (3.00 to 3.00) | |"
     assert f"| 1 thread | {half} | {half} |" in table
     assert f"| 2 threads, `GOMP_SPINCOUNT=0` | {half} | {half} |" in table
     assert f"| 2 threads, torch on 1 | {less} | {less} |" in table
@@ -59,6 +59,7 @@ def test_a_worker_times_every_step_of_a_checked_head(
     monkeypatch.setattr(ablation, "SIDES", {shared_machine.TOKENS: 4})
     monkeypatch.setattr(ablation, "FRAMES", 2)
     monkeypatch.setattr(ablation, "DIM", 64)
+    monkeypatch.setattr(shared_machine, "LOOK_S", 0.1)
     ours, theirs = Pipe()
     thread = threading.Thread(target=shared_machine._serve, args=(theirs,))
     thread.start()
@@ -72,11 +73,12 @@ def test_a_worker_times_every_step_of_a_checked_head(
 
 def test_threads_are_given_up_after_a_step_and_come_back(threads, monkeypatch) -> None:
     threads(2)
-    seen = []
+    seen: list[int] = []
+    monkeypatch.setattr(shared_machine, "LOOK_S", 0.05)
     monkeypatch.setattr(FreeThreads, "adjust", lambda _: torch.set_num_threads(1))
     with shared_machine.free_threads(lambda: seen.append(torch.get_num_threads())):
-        seen.append(torch.get_num_threads())
-    assert [*seen, torch.get_num_threads()] == [2, 1, 2]
+        inside = torch.get_num_threads()
+    assert set(seen) == {2} and inside == 1 and torch.get_num_threads() == 2
 
 
 def test_torch_alone_has_one_thread(threads) -> None:

@@ -27,30 +27,43 @@ class FakeThreads:
     """Counts how often the threads were looked at."""
 
     looks = 0
+    sees_others = True
 
     def adjust(self) -> None:
         FakeThreads.looks += 1
 
 
+@pytest.mark.parametrize(
+    ("sees_others", "remedy"),
+    [
+        (True, "from now on there are as many as others leave processors"),
+        (False, "interrupt, and go on from the last checkpoint with --threads 1"),
+    ],
+)
 def test_slow_steps_are_told_once_and_get_the_threads_that_are_free(
-    monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+    monkeypatch: pytest.MonkeyPatch,
+    threads: Callable[[int], None],
+    sees_others: bool,
+    remedy: str,
 ) -> None:
     threads(2)
     monkeypatch.setattr(pace, "FreeThreads", FakeThreads)
     monkeypatch.setattr(FakeThreads, "looks", 0)
+    monkeypatch.setattr(FakeThreads, "sees_others", sees_others)
     steps = Pace(expected=2.0)
-    assert [steps.step(5.0) for _ in range(10)] == [None] * 10
+    assert [steps.step(3.9) for _ in range(10)] == [None] * 10
     assert FakeThreads.looks == 0
     # Three slow ones are the median of five.
     *before, told = [steps.step(24.0) for _ in range(3)]
     assert before == [None] * 2 and "steps take 24.0 s, 2.0 s were expected" in told
-    assert told.endswith("from now on there are as many as others leave processors")
+    assert told.endswith(remedy)
     assert [steps.step(24.0) for _ in range(7)] == [None] * 7
     assert FakeThreads.looks == 7
 
 
-def test_without_a_measurement_the_fastest_step_is_expected() -> None:
-    steps = Pace(expected=None)
+@pytest.mark.parametrize("expected", [None, 5.0])
+def test_the_fastest_step_is_expected_where_it_took_less(expected: float | None) -> None:
+    steps = Pace(expected)
     assert not any(steps.step(1.0) for _ in range(5))
     assert any(steps.step(4.0) for _ in range(5))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +29,13 @@ from tests.support.quickstart import TINY, interrupt_in_step, split_of
 
 @pytest.mark.parametrize("head", ["muse", "mean_pool", "temporal_transformer"])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    head: str, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: str,
+    material: Material,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: Callable[[int], None],
 ) -> None:
+    threads(1)  # beside other tests there may be fewer of several
     settings = replace(TINY, head=head)
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     monkeypatch.setattr(train, "VALIDATE_EVERY", 3)
@@ -49,6 +55,28 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert [name for name in wanted if not torch.equal(wanted[name], state[name])] == []
     initial = build_model(settings, straight.tokenizer).state_dict()
     assert any(not torch.equal(initial[name], state[name]) for name in state)
+
+
+def test_threads_that_were_given_up_come_back_after_the_training(
+    material: Material,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: Callable[[int], None],
+) -> None:
+    threads(2)
+    original = train.train_step
+    seen = []
+
+    def step(*arguments: object) -> float:
+        seen.append(torch.get_num_threads())
+        torch.set_num_threads(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "train_step", step)
+    splits = material.splits["train"], material.splits["validation"]
+    settings = replace(TINY, head="mean_pool", steps=2)
+    train.train(settings, *splits, tmp_path / "done.pt", progress=False)
+    assert seen == [2, 1] and torch.get_num_threads() == 2
 
 
 @pytest.mark.slow(seconds=15)
