@@ -21,8 +21,8 @@ from muse_adapter.ops.torch_private import scan_operator
 
 # Steps in a turn of the loop.
 CHUNK = 8
-# In float32: exp of the one is 0, of the other finite, and softplus of more is the number itself.
-MIN_EXPONENT, MAX_EXPONENT = -110.0, 80.0
+# exp of the one is 0, of the other finite in float32; softplus of more is the number itself.
+MIN_EXPONENT, MAX_EXPONENT = -800.0, 80.0
 
 
 class OnnxBackend(Backend):
