@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from muse_adapter.ops.load import look, usable_processors
+
 MAX_SPREAD = 0.1  # quartile distance over median of a quiet machine
 MIN_ROUNDS = 3  # rounds that a spread can be told from
 # Processors that others may use beyond the idle ones; for less, /proc/stat is too coarse.
@@ -163,31 +165,22 @@ class _Load:
     """What the machine and this process did meanwhile, of which a `Timing` tells."""
 
     def __init__(self) -> None:
-        self.start = self._now()
+        self.processors = usable_processors()
+        self.start = look(self.processors)
 
     def found(self, device: str) -> dict[str, Any]:
         """Return the load, as `Timing` names it."""
-        wall, machine, own = (
-            after - before for after, before in zip(self._now(), self.start, strict=True)
-        )
-        idle = (os.cpu_count() or 1) - torch.get_num_threads()  # torch's threads leave them so
-        others = max(0.0, (machine - own) / wall - max(0, idle)) if wall >= MIN_LOAD_S else 0.0
+        now = look(self.processors)
+        wall, own = now.wall - self.start.wall, now.own - self.start.own
+        idle = len(self.processors) - torch.get_num_threads()  # torch's threads leave them so
+        others = 0.0
+        if wall >= MIN_LOAD_S:
+            others = max(0.0, now.others_since(self.start) - max(0, idle))
         return {
             "other_load": others,
             "own_processors": 1.0 if device == "cuda" else own / wall,
             "waiting": _waiting(),
         }
-
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        """Return seconds by the clock, of all processors in use, and of this process."""
-        stat = Path("/proc/stat")
-        machine = 0.0
-        if stat.exists():
-            # user, nice, system, idle, waiting for disks, interrupts (2), stolen by the host
-            ticks = [int(value) for value in stat.read_text().split("\n", 1)[0].split()[1:9]]
-            machine = (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), machine, time.process_time()
 
 
 class MemoryMeter:

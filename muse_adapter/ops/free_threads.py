@@ -7,25 +7,13 @@ two processors (`benchmarks/shared_machine.py`, docs/head.md).
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import time
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-_PROC = Path("/proc")
+from muse_adapter.ops.load import look, usable_processors
+
 MIN_S = 0.5  # shortest time over which the system's ticks, of 10 ms, say enough
-
-
-class _Look(NamedTuple):
-    """Seconds: by the clock, of work on each processor, and of this process."""
-
-    wall: float
-    processors: dict[str, float]
-    own: float
 
 
 class FreeThreads:
@@ -53,9 +41,9 @@ class FreeThreads:
         if most is not None and most < 1:
             raise ValueError(f"most must be at least 1, got {most}")
         self.most = torch.get_num_threads() if most is None else most
-        self._processors = _processors()
-        self._then = _look(self._processors)
-        self.sees_others = self._then is not None and len(self._processors) >= self.most
+        self._processors = usable_processors()
+        self._then = look(self._processors)
+        self.sees_others = len(self._then.processors) >= self.most
 
     def adjust(self) -> int:
         """Set torch's number of threads for what comes next.
@@ -66,14 +54,11 @@ class FreeThreads:
         Returns:
             The number of threads.
         """
-        now = _look(self._processors)
-        then = self._then
-        if not self.sees_others or now is None or then is None or now.wall - then.wall < MIN_S:
+        now, then = look(self._processors), self._then
+        if not self.sees_others or now.wall - then.wall < MIN_S:
             return torch.get_num_threads()
         self._then = now
-        both = now.processors.keys() & then.processors.keys()  # a processor may come or go
-        used = sum(now.processors[name] - then.processors[name] for name in both)
-        threads = self._threads_beside((used - (now.own - then.own)) / (now.wall - then.wall))
+        threads = self._threads_beside(now.others_since(then))
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
         return threads
@@ -86,32 +71,3 @@ class FreeThreads:
         """
         given_up = math.ceil(max(0.0, others - 1 / self.most))
         return max(1, min(self.most, len(self._processors) - given_up))
-
-
-def _processors() -> set[str]:
-    """Return the processors that this process may use, as the system names them.
-
-    Those of all its threads: OpenMP may have bound the calling one to a single processor.
-    """
-    numbers: set[int] = set()
-    if hasattr(os, "sched_getaffinity"):
-        with contextlib.suppress(OSError):
-            for thread in (_PROC / "self" / "task").iterdir():
-                with contextlib.suppress(ProcessLookupError):  # it has ended
-                    numbers |= os.sched_getaffinity(int(thread.name))
-    return {f"cpu{number}" for number in numbers}
-
-
-def _look(processors: set[str]) -> _Look | None:
-    """Look at the clocks; None where the system does not say what its processors do."""
-    try:
-        lines = (_PROC / "stat").read_text(encoding="ascii").splitlines()
-        seconds = {}
-        for name, *values in filter(None, map(str.split, lines)):
-            if name in processors:
-                # user, nice, system, idle, waiting for disks, interrupts (2), stolen by the host
-                ticks = [int(value) for value in values[:8]]
-                seconds[name] = (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return None
-    return _Look(time.perf_counter(), seconds, time.process_time()) if seconds else None

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import measure
 from benchmarks.measure import MIN_BLOCK_S, Timing, in_turn, quartiles, timed
+from muse_adapter.ops.load import Look
 
 
 def test_alternatives_run_in_turn() -> None:
@@ -100,7 +101,7 @@ def test_when_a_machine_counts_as_busy(
         (2, 2, 10.0, 20.0, 15.0, 0.5),
         (2, 1, 10.0, 20.0, 10.0, 0.0),  # the other one was idle
         (4, 2, 10.0, 40.0, 15.0, 0.5),
-        (2, 2, 10.0, 0.0, 15.0, 0.0),  # the system does not say
+        (0, 2, 10.0, 0.0, 15.0, 0.0),  # the system does not say
         (2, 2, 0.1, 0.2, 0.0, 0.0),  # too short to tell
     ],
     ids=["alone", "busy", "idle processor", "four", "unknown", "short"],
@@ -109,10 +110,13 @@ def test_load_of_other_processes(
     processors: int, threads: int, wall: float, machine: float, own: float, expected: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(measure.os, "cpu_count", lambda: processors)
+    names = [f"cpu{number}" for number in range(processors)]
+    monkeypatch.setattr(measure, "usable_processors", lambda: set(names))
     monkeypatch.setattr(measure.torch, "get_num_threads", lambda: threads)
-    readings = iter([(1.0, 1.0, 1.0), (1.0 + wall, 1.0 + machine, 1.0 + own)])
-    monkeypatch.setattr(measure._Load, "_now", lambda self: next(readings))
+    before = Look(1.0, 1.0, dict.fromkeys(names, 1.0))
+    after = Look(1.0 + wall, 1.0 + own, {name: 1.0 + machine / processors for name in names})
+    looks = iter([before, after])
+    monkeypatch.setattr(measure, "look", lambda _: next(looks))
     timing = measure.once(lambda: None)
     assert timing.other_load == pytest.approx(expected)
     assert timing.own_processors == pytest.approx(own / wall)

@@ -12,7 +12,7 @@ OPS = Path(__file__).resolve().parents[2] / "muse_adapter" / "ops"
 # What the public functions stand on; each may import those before it.
 FOUNDATION = [
     "torch_private", "autograd", "autocast", "checks", "library", "inputs", "processor",
-    "free_threads",
+    "load", "free_threads",
     "linear_map", "mixer_inputs", "short_convolution", "unit", "rows", "text_gate_inputs",
     "top_vectors_inputs", "backend", "operator",
 ]  # fmt: skip
