@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from muse_adapter.ops.load import look, usable_processors
+from muse_adapter.ops.load import look
 
 MAX_SPREAD = 0.1  # quartile distance over median of a quiet machine
 MIN_ROUNDS = 3  # rounds that a spread can be told from
@@ -165,14 +165,13 @@ class _Load:
     """What the machine and this process did meanwhile, of which a `Timing` tells."""
 
     def __init__(self) -> None:
-        self.processors = usable_processors()
-        self.start = look(self.processors)
+        self.start = look()
 
     def found(self, device: str) -> dict[str, Any]:
         """Return the load, as `Timing` names it."""
-        now = look(self.processors)
+        now = look()
         wall, own = now.wall - self.start.wall, now.own - self.start.own
-        idle = len(self.processors) - torch.get_num_threads()  # torch's threads leave them so
+        idle = len(now.processors) - torch.get_num_threads()  # torch's threads leave them so
         others = 0.0
         if wall >= MIN_LOAD_S:
             others = max(0.0, now.others_since(self.start) - max(0, idle))

@@ -8,10 +8,11 @@ two processors (`benchmarks/shared_machine.py`, docs/head.md).
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 
-from muse_adapter.ops.load import look, usable_processors
+from muse_adapter.ops.load import look
 
 MIN_S = 0.5  # shortest time over which the system's ticks, of 10 ms, say enough
 
@@ -28,11 +29,6 @@ class FreeThreads:
     Args:
         most: Threads where nothing else runs (None: torch's present number).
 
-    Attributes:
-        sees_others: Whether the load is known. It is not on other systems, and not where fewer
-            processors than `most` are seen that this process may use, as where OpenMP binds its
-            threads. The number of threads stays as it is there.
-
     Raises:
         ValueError: `most` is less than 1.
     """
@@ -41,9 +37,16 @@ class FreeThreads:
         if most is not None and most < 1:
             raise ValueError(f"most must be at least 1, got {most}")
         self.most = torch.get_num_threads() if most is None else most
-        self._processors = usable_processors()
-        self._then = look(self._processors)
-        self.sees_others = len(self._then.processors) >= self.most
+        self._then = look()
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether the load is known; where it is not, the number of threads stays as it is.
+
+        It is not on other systems, and not where fewer processors than `most` are seen that this
+        process may use, as where OpenMP binds its threads.
+        """
+        return len(self._then.processors) >= self.most
 
     def adjust(self) -> int:
         """Set torch's number of threads for what comes next.
@@ -54,14 +57,13 @@ class FreeThreads:
         Returns:
             The number of threads.
         """
-        now, then = look(self._processors), self._then
-        if not self.sees_others or now.wall - then.wall < MIN_S:
-            return torch.get_num_threads()
-        self._then = now
-        threads = self._threads_beside(now.others_since(then))
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
-        return threads
+        then = self._then
+        # First, since a look takes longer, and a step may be short.
+        if time.perf_counter() - then.wall >= MIN_S:
+            self._then = look()
+            if self.sees_others:
+                torch.set_num_threads(self._threads_beside(self._then.others_since(then)))
+        return torch.get_num_threads()
 
     def _threads_beside(self, others: float) -> int:
         """Return the threads to have beside others that used so many processors.
@@ -70,4 +72,4 @@ class FreeThreads:
         as long, and T - 1 threads T / (T - 1) times: the part is left to them from o = 1 / T on.
         """
         given_up = math.ceil(max(0.0, others - 1 / self.most))
-        return max(1, min(self.most, len(self._processors) - given_up))
+        return max(1, min(self.most, len(self._then.processors) - given_up))

@@ -17,8 +17,8 @@ class Look(NamedTuple):
     Attributes:
         wall: Time.
         own: Work of this process.
-        processors: Work on each processor that this process may use; empty where the system does
-            not say.
+        processors: Work on each processor that this process may use, by the system's name; empty
+            where the system does not say.
     """
 
     wall: float
@@ -34,11 +34,13 @@ class Look(NamedTuple):
         return max(0.0, (used - (self.own - then.own)) / (self.wall - then.wall))
 
 
-def usable_processors() -> set[str]:
-    """Return the processors that this process may use, as the system names them.
+def look() -> Look:
+    """Look at the clocks."""
+    return Look(time.perf_counter(), time.process_time(), _work(_usable_processors()))
 
-    Those of all its threads: OpenMP may have bound the calling one to a single processor.
-    """
+
+def _usable_processors() -> set[str]:
+    """Return those of all threads: OpenMP may have bound the calling one to a single processor."""
     numbers: set[int] = set()
     if hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):
@@ -46,11 +48,6 @@ def usable_processors() -> set[str]:
                 with contextlib.suppress(ProcessLookupError):  # it has ended
                     numbers |= os.sched_getaffinity(int(thread.name))
     return {f"cpu{number}" for number in numbers}
-
-
-def look(processors: set[str]) -> Look:
-    """Look at the clocks."""
-    return Look(time.perf_counter(), time.process_time(), _work(processors))
 
 
 def _work(processors: set[str]) -> dict[str, float]:

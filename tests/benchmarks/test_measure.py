@@ -111,12 +111,11 @@ def test_load_of_other_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     names = [f"cpu{number}" for number in range(processors)]
-    monkeypatch.setattr(measure, "usable_processors", lambda: set(names))
     monkeypatch.setattr(measure.torch, "get_num_threads", lambda: threads)
     before = Look(1.0, 1.0, dict.fromkeys(names, 1.0))
     after = Look(1.0 + wall, 1.0 + own, {name: 1.0 + machine / processors for name in names})
     looks = iter([before, after])
-    monkeypatch.setattr(measure, "look", lambda _: next(looks))
+    monkeypatch.setattr(measure, "look", lambda: next(looks))
     timing = measure.once(lambda: None)
     assert timing.other_load == pytest.approx(expected)
     assert timing.own_processors == pytest.approx(own / wall)
